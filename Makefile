@@ -1,0 +1,37 @@
+# make demo   install, then train, test and show SPNet on the built-in shapes dataset
+# make test   install, then run the tests
+PYTHON ?= python3
+VENV := .venv
+RUN := $(VENV)/bin/python
+SOURCES := setup.py requirements.txt pyproject.toml
+
+.PHONY: demo test lint install clean
+
+demo: $(VENV)/.installed
+	$(RUN) -m stripseg.tool.prepare shapes dataset/shapes/data
+	PYTHON=$(RUN) sh tool/train.sh shapes spnet18 $(OPTIONS)
+	PYTHON=$(RUN) sh tool/test.sh shapes spnet18 $(OPTIONS)
+
+test: $(VENV)/.installed-test
+	$(RUN) -m pytest $(OPTIONS)
+
+lint: $(VENV)/.installed-test
+	$(RUN) -m ruff check .
+	$(RUN) -m ruff format --check .
+
+install: $(VENV)/.installed
+
+$(VENV)/bin/python:
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10) and "stripseg needs Python 3.10 or newer; name one: make PYTHON=python3.11")'
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/.installed: $(VENV)/bin/python $(SOURCES)
+	$(RUN) -m pip install --disable-pip-version-check --quiet -e .
+	touch $@
+
+$(VENV)/.installed-test: $(VENV)/bin/python $(SOURCES)
+	$(RUN) -m pip install --disable-pip-version-check --quiet -e '.[test]'
+	touch $@ $(VENV)/.installed
+
+clean:
+	rm -rf $(VENV) build *.egg-info

@@ -1,0 +1,162 @@
+"""What options mean for each other: defaults that follow, and combinations that cannot work."""
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from .complaints import Key
+from .schema import DEPTHS, Config, DataSection, TestSection, TrainSection
+
+Problem = tuple[tuple[Key, ...], str]  # the options it is about, and the sentence
+
+
+def backbone_depth(name: Any) -> int | None:
+    """The depth that a backbone's name ends with; None for networks of other families."""
+    match = re.fullmatch(r"(?:resnet|pyconvresnet|pyconvhgresnet)(\d{1,4})", str(name))
+    return int(match[1]) if match else None
+
+
+def fill_in(config: Config, dataset: str) -> Config:
+    """Replace every derived option that was left empty; `dataset` is what the file's name says."""
+    data = config.DATA.model_copy(update={"dataset": config.DATA.dataset or dataset})
+    results = Path("exp", data.dataset, config.experiment)
+    train = config.TRAIN
+    depth = backbone_depth(train.backbone)
+    layers = train.layers or (depth if depth in DEPTHS else 50)
+    train = train.model_copy(
+        update={
+            "layers": layers,
+            "backbone": train.backbone or f"resnet{layers}",
+            "stem": _stem(train),
+            "save_path": train.save_path or str(results / "model"),
+        }
+    )
+    test = config.TEST
+    kind = "ms" if len(test.scales) > 1 else "ss"
+    test = test.model_copy(
+        update={
+            "test_h": test.test_h or train.train_h,
+            "test_w": test.test_w or train.train_w,
+            "model_path": test.model_path or str(Path(train.save_path, "last.pth")),
+            "save_folder": test.save_folder or str(results / "result" / test.split / kind),
+        }
+    )
+    return config.model_copy(update={"DATA": data, "TRAIN": train, "TEST": test})
+
+
+def _stem(train: TrainSection) -> str:
+    if str(train.stem) != "auto":
+        return train.stem
+    return "classic" if train.arch == "pyconvsegnet" else "deep"
+
+
+def problems(config: Config) -> Iterator[Problem]:
+    """Everything in a filled-in config that cannot work together."""
+    yield from _backbone(config.TRAIN)
+    yield from _psa(config.TRAIN)
+    yield from _labels(config.DATA, config.TRAIN)
+    yield from _ranges(config.TRAIN)
+    yield from _crops(config.TRAIN, config.TEST)
+    yield from _processes(config)
+
+
+def _of(section: str, *keys: str) -> tuple[Key, ...]:
+    return tuple((section, key) for key in keys)
+
+
+def _backbone(train: TrainSection) -> Iterator[Problem]:
+    depth = backbone_depth(train.backbone)
+    if depth is not None and depth not in DEPTHS:
+        yield (
+            _of("TRAIN", "backbone"),
+            f"TRAIN.backbone {train.backbone} does not exist; its depth must be one of "
+            f"{', '.join(map(str, DEPTHS))}",
+        )
+    elif depth is not None and depth != train.layers:
+        yield (
+            _of("TRAIN", "backbone", "layers"),
+            f"TRAIN.backbone {train.backbone} contradicts TRAIN.layers {train.layers}; "
+            "leave one of them out",
+        )
+    blocks = 2 if depth == 18 else 3  # in the last stage of every ResNet we have
+    if depth and isinstance(train.multi_grid, list) and len(train.multi_grid) != blocks:
+        yield (
+            _of("TRAIN", "multi_grid"),
+            f"TRAIN.multi_grid must have {blocks} dilations, one for each block of the last "
+            f"stage of {train.backbone}, not {len(train.multi_grid)}",
+        )
+
+
+def _psa(train: TrainSection) -> Iterator[Problem]:
+    both = _of("TRAIN", "mask_h", "mask_w")
+    if (train.mask_h is None) != (train.mask_w is None):
+        yield both, "TRAIN.mask_h and TRAIN.mask_w must be given together, or both left empty"
+    for key, size in (("mask_h", train.mask_h), ("mask_w", train.mask_w)):
+        if size is not None and size % 2 == 0:
+            yield _of("TRAIN", key), f"TRAIN.{key} must be odd, not {size}"
+
+
+def _labels(data: DataSection, train: TrainSection) -> Iterator[Problem]:
+    if train.ignore_label < data.classes:
+        yield (
+            (("TRAIN", "ignore_label"), ("DATA", "classes")),
+            f"TRAIN.ignore_label {train.ignore_label} is the id of a class; with DATA.classes "
+            f"{data.classes} it must be {data.classes} or more, usually 255",
+        )
+    weights = train.class_weights
+    if isinstance(weights, list) and len(weights) != data.classes:
+        yield (
+            (("TRAIN", "class_weights"), ("DATA", "classes")),
+            f"TRAIN.class_weights must have one entry for each of the {data.classes} "
+            f"DATA.classes, not {len(weights)}",
+        )
+
+
+def _ranges(train: TrainSection) -> Iterator[Problem]:
+    for low, high in (("scale_min", "scale_max"), ("rotate_min", "rotate_max")):
+        least, most = getattr(train, low), getattr(train, high)
+        if least > most:
+            yield (
+                _of("TRAIN", low, high),
+                f"TRAIN.{low} {least:g} must not be above TRAIN.{high} {most:g}",
+            )
+    if train.start_epoch >= train.epochs:
+        yield (
+            _of("TRAIN", "start_epoch", "epochs"),
+            f"TRAIN.start_epoch {train.start_epoch} leaves nothing of TRAIN.epochs {train.epochs}",
+        )
+
+
+def _crops(train: TrainSection, test: TestSection) -> Iterator[Problem]:
+    stride = train.output_stride
+    for section, key, side in (
+        ("TRAIN", "train_h", train.train_h),
+        ("TRAIN", "train_w", train.train_w),
+        ("TEST", "test_h", test.test_h),
+        ("TEST", "test_w", test.test_w),
+    ):
+        follows = section == "TEST" and side == getattr(train, key.replace("test", "train"))
+        if side < stride and not follows:  # one complaint is enough
+            yield (
+                ((section, key), ("TRAIN", "output_stride")),
+                f"{section}.{key} {side} must not be smaller than TRAIN.output_stride {stride}",
+            )
+
+
+def _processes(config: Config) -> Iterator[Problem]:
+    options, train = config.Distributed, config.TRAIN
+    if options.rank >= options.world_size:
+        yield (
+            _of("Distributed", "rank", "world_size"),
+            f"Distributed.rank {options.rank} must be below Distributed.world_size "
+            f"{options.world_size}: machines are numbered from 0",
+        )
+    gpus = len(train.train_gpu or [0]) if options.multiprocessing_distributed else 1
+    processes = options.world_size * (options.processes or gpus)
+    if train.batch_size < processes:
+        yield (
+            (("TRAIN", "batch_size"), ("TRAIN", "train_gpu"), ("Distributed", "processes")),
+            f"TRAIN.batch_size {train.batch_size} leaves nothing for some of the {processes} "
+            "processes; it counts the images of all of them together",
+        )

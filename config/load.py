@@ -1,0 +1,220 @@
+"""From YAML files and the command line to one checked Config.
+
+    config = load_config("config/ade20k/ade20k_spnet50.yaml", ["TRAIN.base_lr", "0.02"])
+
+Defaults < the YAML named by `base:` < the YAML itself < overrides; sections are merged key by key,
+lists are replaced.
+"""
+
+import os
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import ValidationError
+
+from .checks import backbone_depth, fill_in, problems
+from .complaints import (
+    COMMAND_LINE,
+    Origins,
+    explain,
+    options_named,
+    suggestion,
+    unknown_section,
+)
+from .errors import ConfigError
+from .files import check_files, resolve_list
+from .legacy import OLD_KEYS, Tree, retire, translate
+from .schema import SECTIONS, Config
+from .values import nearest, shown
+from .yaml_file import parse_yaml, read_yaml
+
+__all__ = ["check_files", "find_config", "load_config", "resolve_list", "save_effective"]
+
+
+@dataclass
+class Layer:
+    """What one file, or the command line, says."""
+
+    where: str
+    tree: Tree = field(default_factory=dict)
+    top: dict[str, Any] = field(default_factory=dict)  # what stands outside the sections
+
+
+@dataclass
+class Merged(Layer):
+    """All layers as one, with each key's origin, and notices about older keys."""
+
+    origins: Origins = field(default_factory=dict)
+    notices: list[str] = field(default_factory=list)
+
+
+def load_config(path: str | Path, overrides: Sequence[Any] = ()) -> Config:
+    """Read a YAML file, apply overrides such as `["TRAIN.base_lr", "0.02"]`, check everything.
+
+    Raises ConfigError with one line for each mistake.
+    """
+    path = Path(path)
+    merged = _merge([*_read_layers(path, []), _override_layer(overrides)])
+    merged.notices += retire(merged.tree)
+    dataset, experiment = _names_from(path)
+    values = {"experiment": experiment, "source": str(path), "notices": merged.notices}
+    try:
+        config = Config.model_validate({**values, **merged.top, **merged.tree})
+    except ValidationError as error:
+        raise ConfigError(explain(error, str(path), merged.origins)) from None
+    config = fill_in(config, dataset)
+    complaints = []
+    for keys, sentence in problems(config):
+        given_by = [merged.origins[key] for key in keys if key in merged.origins]
+        where = COMMAND_LINE if COMMAND_LINE in given_by else (*given_by, str(path))[0]
+        complaints.append(f"{where}: {sentence}")
+    if complaints:
+        raise ConfigError("\n".join(complaints))
+    return config
+
+
+def find_config(dataset: str, experiment: str) -> Path:
+    """`config/<dataset>/<dataset>_<experiment>.yaml`, here or among those that came with us."""
+    folders = [Path("config"), Path(__file__).parent]
+    for folder in folders:
+        path = folder / dataset / f"{dataset}_{experiment}.yaml"
+        if os.path.isfile(path):  # unlike Path.is_file, False for an impossible name
+            return path
+    found = sorted({file for folder in folders for file in folder.glob("*/*_*.yaml")})
+    datasets = sorted({file.parent.name for file in found})
+    if dataset not in datasets:
+        raise ConfigError(_not_found(f"no configs for the dataset {dataset}", dataset, datasets))
+    experiments = {f.stem.removeprefix(f"{dataset}_") for f in found if f.parent.name == dataset}
+    what = f"config/{dataset}/ has no experiment {experiment}"
+    raise ConfigError(_not_found(what, experiment, sorted(experiments)))
+
+
+def save_effective(config: Config, path: str | Path) -> None:
+    """Write every option with its value; load_config reads an equal config back.
+
+    The file appears complete or not at all, whenever the process is stopped.
+    """
+    path = Path(path)
+    text = yaml.safe_dump(config.model_dump(), sort_keys=False, allow_unicode=True)
+    partial = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        partial.write_text(f"# every option of {shown(config.source)}\n{text}", encoding="utf-8")
+        partial.replace(path)
+    except OSError as error:
+        partial.unlink(missing_ok=True)
+        raise ConfigError(f"{path}: cannot be written: {error.strerror}") from None
+
+
+def _not_found(what: str, name: str, known: list[str]) -> str:
+    likely = nearest(name, known)
+    there = f"there are {', '.join(known)}" if known else "there are none"
+    return f"{what}; " + (f"did you mean {likely}? " if likely else "") + there
+
+
+def _read_layers(path: Path, above: list[Path]) -> list[Layer]:
+    """The layers of a file and of those it is based on, the lowest first."""
+    content = read_yaml(path)
+    if path.resolve() in above:
+        raise ConfigError(f"{above[-1]}: base leads back to {path}")
+    base, experiment = content.pop("base", None), content.pop("experiment", None)
+    layer = Layer(str(path), _sections(content, str(path)))
+    if experiment is not None:
+        layer.top["experiment"] = experiment
+    if base is None:
+        return [layer]
+    if not isinstance(base, str):
+        raise ConfigError(f"{path}: base must be the path of a YAML file, not {shown(base)}")
+    base_path = Path(os.path.normpath(path.parent / os.path.expanduser(base)))
+    if not os.path.isfile(base_path):
+        raise ConfigError(f"{path}: base {base} does not exist (looked for {base_path})")
+    return [*_read_layers(base_path, [*above, path.resolve()]), layer]
+
+
+def _sections(content: dict[Any, Any], where: str) -> Tree:
+    """The sections of a YAML file, an empty one (`DATA:`) being a section without keys."""
+    complaints = [unknown_section(name) for name in content if name not in SECTIONS]
+    tree: Tree = {}
+    for name in filter(content.__contains__, SECTIONS):
+        tree[name] = {} if content[name] is None else content[name]
+        if not isinstance(tree[name], dict):
+            complaints.append(f"{name} must be a section of options, not {shown(content[name])}")
+        else:
+            tree[name] = {str(key): value for key, value in tree[name].items()}
+    if complaints:
+        raise ConfigError("\n".join(f"{where}: {complaint}" for complaint in complaints))
+    return tree
+
+
+def _override_layer(overrides: Sequence[Any]) -> Layer:
+    layer = Layer(COMMAND_LINE)
+    if len(overrides) % 2:
+        raise ConfigError(f"{COMMAND_LINE}: {overrides[-1]} has no value; give options in pairs")
+    for key, value in zip(overrides[::2], overrides[1::2], strict=True):
+        if isinstance(value, str):
+            value = parse_yaml(value, f"{COMMAND_LINE}: {key} {shown(value)}", lines=False)
+        if key == "experiment":
+            layer.top[key] = value
+            continue
+        section, option = _split_key(str(key))
+        layer.tree.setdefault(section, {})[option] = value
+    return layer
+
+
+def _split_key(key: str) -> tuple[str, str]:
+    """("TRAIN", "base_lr") for `TRAIN.base_lr`, and for `base_lr`, which only TRAIN has."""
+    section, dot, option = key.partition(".")
+    if dot:
+        if section not in SECTIONS:
+            raise ConfigError(f"{COMMAND_LINE}: {key}: {unknown_section(section)}")
+        return section, option
+    names = options_named(key) or [f"{name}.{old}" for name, old in OLD_KEYS if old == key]
+    if not names:
+        raise ConfigError(f"{COMMAND_LINE}: {key} is not an option{suggestion(key)}")
+    if len(names) > 1:
+        raise ConfigError(f"{COMMAND_LINE}: {key} may be {' or '.join(names)}; say which")
+    return _split_key(names[0])
+
+
+def _merge(layers: list[Layer]) -> Merged:
+    merged = Merged("", {name: {} for name in SECTIONS})
+    for layer in layers:
+        notices = translate(layer.tree, merged.tree)
+        merged.notices += [f"{layer.where}: {notice}" for notice in notices]
+        _yield_to(layer.tree.get("TRAIN", {}), merged.tree["TRAIN"])
+        merged.top.update(layer.top)
+        merged.origins.update({(key,): layer.where for key in layer.top})
+        for section, options in layer.tree.items():
+            merged.tree[section].update(options)
+            merged.origins.update({(section, key): layer.where for key in options})
+    return merged
+
+
+def _yield_to(later: dict[str, Any], earlier: dict[str, Any]) -> None:
+    """`TRAIN.layers 101` over a file's `backbone: resnet50` asks for resnet101, it is no error."""
+    name, layers = str(earlier.get("backbone")), later.get("layers")
+    depth = backbone_depth(name)
+    if later.get("backbone") is not None:
+        earlier.pop("layers", None)
+    elif layers is not None and depth is not None:
+        earlier["backbone"] = name.removesuffix(str(depth)) + str(layers)
+
+
+def _names_from(path: Path) -> tuple[str, str]:
+    """Dataset and experiment of `<dataset>/<dataset>_<experiment>.yaml`, as far as they show."""
+    stem, folder = path.stem, path.absolute().parent.name
+    if stem.startswith(f"{folder}_"):
+        dataset, experiment = folder, stem.removeprefix(f"{folder}_")
+    elif "_" in stem.strip("_"):
+        dataset, _, experiment = stem.strip("_").partition("_")
+    else:
+        dataset, experiment = folder, stem
+    return _safe(dataset).lower() or "data", _safe(experiment) or "run"
+
+
+def _safe(name: str) -> str:
+    return re.sub(r"[^\w.-]+", "-", name).lstrip("-.")

@@ -1,0 +1,249 @@
+"""What a value may be: every kind turns what YAML hands over into a plain value, or says in words
+what it expects. The words serve the error messages and the tables of docs/config.md alike.
+
+Pydantic's own types are not used for this: they take `true` for the number 1, and answer a wrong
+value of a union with one complaint per member.
+"""
+
+import difflib
+import math
+import os
+import re
+from collections.abc import Callable, Iterable
+from typing import Any
+
+from pydantic import GetCoreSchemaHandler
+from pydantic_core import CoreSchema, core_schema
+
+LARGEST = 2**31 - 1  # no count of ours is larger; keeps absurd integers out of files and kernels
+
+
+def nearest(name: str, names: Iterable[str]) -> str | None:
+    """The name that a misspelt one most likely means, whatever its case, or None."""
+    by_lower = {known.lower(): known for known in names}
+    match = difflib.get_close_matches(name.lower(), by_lower, n=1, cutoff=0.6)
+    return by_lower[match[0]] if match else None
+
+
+def shown(value: Any) -> str:
+    """A value for an error message: on one line, and short."""
+    if value is None:
+        return "empty"
+    try:
+        text = repr(value)
+    except ValueError:  # Python refuses to print integers of thousands of digits
+        return "a number of thousands of digits"
+    return text if len(text) <= 60 else text[:57] + "..."
+
+
+class Kind:
+    """One kind of value. Stands in `Annotated[int, Whole(1)]`, where pydantic finds it."""
+
+    phrase: str  # completes the sentence "the value must be ..."
+
+    def parse(self, value: Any) -> Any:
+        """The plain value; ValueError, TypeError or OverflowError when it is not of this kind."""
+        raise NotImplementedError
+
+    def hint(self, value: Any) -> str:
+        """What to add to the complaint about a value."""
+        return ""
+
+    def complain(self, value: Any) -> str:
+        return f"must be {self.phrase}, not {shown(value)}{self.hint(value)}"
+
+    def validate(self, value: Any) -> Any:
+        try:
+            return self.parse(value)
+        except (ValueError, TypeError, OverflowError):
+            raise ValueError(self.complain(value)) from None
+
+    def __get_pydantic_core_schema__(self, _: Any, __: GetCoreSchemaHandler) -> CoreSchema:
+        return core_schema.no_info_plain_validator_function(self.validate)
+
+
+def _number(value: Any) -> float:
+    if isinstance(value, bool) or not isinstance(value, int | float | str):
+        raise ValueError("not a number")
+    number = float(value)  # also the text "1e-4", which YAML 1.1 does not know for a number
+    if not math.isfinite(number):
+        raise ValueError("not finite")
+    return number
+
+
+class Whole(Kind):
+    """A whole number; 16.0 and "16" are taken for 16, True and 16.5 are not."""
+
+    def __init__(self, least: int | None = None, most: int | None = None) -> None:
+        self.least = -LARGEST if least is None else least
+        self.most = LARGEST if most is None else most
+        self.phrase = "a whole number"
+        if most is not None:
+            self.phrase += f" from {least} to {most}"
+        elif least is not None:
+            self.phrase += f", {least} or more"
+
+    def parse(self, value: Any) -> int:
+        number = _number(value)
+        if not number.is_integer() or not self.least <= number <= self.most:
+            raise ValueError("out of range")
+        return int(number)
+
+
+class Real(Kind):
+    """A finite number: `least` and `most` belong to its range, `above` does not."""
+
+    def __init__(
+        self, least: float = -math.inf, most: float = math.inf, *, above: float = -math.inf
+    ) -> None:
+        self.least, self.most, self.above = least, most, above
+        self.phrase = "a number"
+        if above > -math.inf:
+            self.phrase += f" above {above:g}"
+        elif most < math.inf:
+            self.phrase += f" from {least:g} to {most:g}"
+        elif least > -math.inf:
+            self.phrase += f", {least:g} or more"
+
+    def parse(self, value: Any) -> float:
+        number = _number(value)
+        if not self.least <= number <= self.most or number <= self.above:
+            raise ValueError("out of range")
+        return number
+
+
+class Flag(Kind):
+    """True or False; semseg's YAMLs also write 1 and 0."""
+
+    phrase = "True or False"
+
+    def parse(self, value: Any) -> bool:
+        if isinstance(value, bool) or (isinstance(value, int) and value in (0, 1)):
+            return bool(value)
+        raise ValueError("not a flag")
+
+
+class Text(Kind):
+    phrase = "text"
+
+    def parse(self, value: Any) -> str:
+        if not isinstance(value, str) or not value.strip() or not value.isprintable():
+            raise ValueError("not text")
+        return value.strip()
+
+
+class FilePath(Text):
+    """A path as text; `~` is expanded here, so that nobody after us has to think of it."""
+
+    phrase = "a path"
+
+    def parse(self, value: Any) -> str:
+        return os.path.expanduser(super().parse(value))
+
+
+class Name(Kind):
+    """A name that is safe as a part of a path."""
+
+    phrase = "a name made of letters, digits, '_', '-' and '.'"
+
+    def parse(self, value: Any) -> str:
+        text = str(value) if isinstance(value, int) and not isinstance(value, bool) else value
+        if not re.fullmatch(r"\w[\w.-]*", text):
+            raise ValueError("not a name")
+        return str(text)
+
+
+class LowerName(Name):
+    def parse(self, value: Any) -> str:
+        return super().parse(value).lower()
+
+
+class Choice(Kind):
+    """One of a few words or numbers; case does not matter, `also` adds accepted spellings."""
+
+    def __init__(self, *options: str | int, also: dict[str, str] | None = None) -> None:
+        self.options, self.also = options, also or {}
+        self.phrase = "one of " + ", ".join(map(str, options))
+
+    def parse(self, value: Any) -> str | int:
+        if isinstance(value, bool) or not isinstance(value, int | str):
+            raise ValueError("not a word or number")
+        word = str(value).strip().lower()
+        for option in self.options:
+            if str(option).lower() == self.also.get(word, word):
+                return option
+        raise ValueError("not among the choices")
+
+    def hint(self, value: Any) -> str:
+        likely = nearest(value, map(str, self.options)) if isinstance(value, str) else None
+        return f"; did you mean {likely}?" if likely else ""
+
+
+class ListOf(Kind):
+    """A list; `one_alone` takes a single value for a list of one."""
+
+    def __init__(
+        self,
+        item: Kind,
+        *,
+        length: int | None = None,
+        filled: bool = False,
+        one_alone: bool = False,
+    ) -> None:
+        self.item, self.length, self.filled, self.one_alone = item, length, filled, one_alone
+        size = "a list" if length is None else f"a list of {length}"
+        self.phrase = f"{size}, each {item.phrase}"
+        if one_alone:
+            self.phrase = f"{item.phrase}, or {self.phrase}"
+
+    def parse(self, value: Any) -> list[Any]:
+        if self.one_alone and not isinstance(value, list | tuple):
+            value = [value]
+        if not isinstance(value, list | tuple) or (self.filled and not value):
+            raise ValueError("not a list")
+        if self.length is not None and len(value) != self.length:
+            raise ValueError("wrong length")
+        return [self.item.parse(entry) for entry in value]
+
+
+class Either(Kind):
+    """The first kind that accepts the value wins."""
+
+    def __init__(self, *kinds: Kind) -> None:
+        self.kinds = kinds
+        self.phrase = ", or ".join(kind.phrase for kind in kinds)
+
+    def parse(self, value: Any) -> Any:
+        for kind in self.kinds:
+            try:
+                return kind.parse(value)
+            except (ValueError, TypeError, OverflowError):
+                continue
+        raise ValueError("none of the kinds")
+
+
+class Maybe(Kind):
+    """The kind, or nothing: an empty value in YAML (`weight:`), which may stand for something."""
+
+    def __init__(self, kind: Kind, empty: Any = None) -> None:
+        self.kind, self.empty = kind, empty
+        self.phrase = f"{kind.phrase}, or empty"
+
+    def parse(self, value: Any) -> Any:
+        return self.empty if value is None else self.kind.parse(value)
+
+    def hint(self, value: Any) -> str:
+        return self.kind.hint(value)
+
+
+class Checked(Kind):
+    """A kind with one more condition, which `phrase` puts in words."""
+
+    def __init__(self, kind: Kind, phrase: str, holds: Callable[[Any], bool]) -> None:
+        self.kind, self.phrase, self.holds = kind, phrase, holds
+
+    def parse(self, value: Any) -> Any:
+        parsed = self.kind.parse(value)
+        if not self.holds(parsed):
+            raise ValueError("condition not met")
+        return parsed

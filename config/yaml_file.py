@@ -1,0 +1,74 @@
+"""Strict YAML: what is wrong is said with file and line, and nothing is silently dropped.
+
+Repeated keys are errors (plain YAML keeps the last one). Aliases (`*name`) are refused: `base:`
+does their work, and nested aliases let a file of a few lines fill the memory. For the same reason
+a file may not be larger than 1 MB.
+"""
+
+from pathlib import Path
+from typing import Any
+
+import yaml
+from yaml.nodes import MappingNode, Node, ScalarNode
+
+from .errors import ConfigError
+
+LARGEST_FILE = 1_000_000  # bytes; our longest YAML has 3,000
+
+
+class StrictLoader(yaml.SafeLoader):
+    def compose_node(self, parent: Node | None, index: int) -> Node | None:
+        if self.check_event(yaml.AliasEvent):
+            mark = self.peek_event().start_mark
+            raise yaml.constructor.ConstructorError(
+                problem="aliases (*name) are not allowed; use base: to share options",
+                problem_mark=mark,
+            )
+        return super().compose_node(parent, index)
+
+    def construct_mapping(self, node: MappingNode, deep: bool = False) -> dict[Any, Any]:
+        seen: set[str] = set()
+        for key in (key for key, _ in node.value if isinstance(key, ScalarNode)):
+            if key.value in seen:
+                raise yaml.constructor.ConstructorError(
+                    problem=f"{key.value} is given twice", problem_mark=key.start_mark
+                )
+            seen.add(key.value)
+        return super().construct_mapping(node, deep)
+
+
+def parse_yaml(text: str, where: str, *, lines: bool = True) -> Any:
+    """The content of a YAML text; ConfigError begins with `where` and the number of the line."""
+    try:
+        return yaml.load(text, StrictLoader)  # a SafeLoader: builds plain values only
+    except yaml.MarkedYAMLError as error:
+        line = f":{error.problem_mark.line + 1}" if lines and error.problem_mark else ""
+        raise ConfigError(f"{where}{line}: {error.problem or error.context}") from None
+    except RecursionError:
+        raise ConfigError(f"{where}: too many brackets inside each other") from None
+    except (yaml.YAMLError, ValueError) as error:  # odd characters; a date such as 2020-13-45
+        first_line = str(error).partition("\n")[0]
+        raise ConfigError(f"{where}: not valid YAML: {first_line}") from None
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """The mapping that a YAML file holds; an empty file is an empty mapping."""
+    try:
+        if path.stat().st_size > LARGEST_FILE:
+            raise ConfigError(f"{path}: larger than 1 MB; this is not a config file")
+        text = path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        raise ConfigError(f"{path}: no such file") from None
+    except UnicodeDecodeError:
+        raise ConfigError(f"{path}: not a text file in UTF-8") from None
+    except (OSError, ValueError) as error:  # ValueError: a NUL character in the path
+        reason = getattr(error, "strerror", None) or error
+        raise ConfigError(f"{path}: cannot be read: {reason}") from None
+    content = parse_yaml(text, str(path))
+    if content is None:
+        return {}
+    if not isinstance(content, dict):
+        raise ConfigError(
+            f"{path}: must hold sections such as TRAIN:, not {type(content).__name__}"
+        )
+    return content

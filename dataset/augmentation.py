@@ -1,0 +1,103 @@
+"""Random scale, rotation, blur, flip and crop, in one warp over the pixels that survive."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import cv2
+import numpy as np
+
+
+@dataclass(frozen=True)
+class Augmentation:
+    """The training augmentation of the family (PSPNet, SPNet), as a pure function of a generator.
+
+    Args:
+        crop: output (height, width) in pixels; smaller pictures are padded.
+        scale: smallest and largest factor of a uniform random scale.
+        rotation: smallest and largest angle in degrees, drawn with `rotate_probability`.
+        blur_probability: of a 5x5 Gaussian blur.
+        flip_probability: of mirroring left and right.
+        fill: colour of padding and of corners that rotate in.
+        ignore_label: label of the same pixels.
+    """
+
+    crop: tuple[int, int]
+    scale: tuple[float, float] = (0.5, 2.0)
+    rotation: tuple[float, float] = (-10.0, 10.0)
+    rotate_probability: float = 0.5
+    blur_probability: float = 0.5
+    flip_probability: float = 0.5
+    fill: Sequence[float] = (123.675, 116.28, 103.53)
+    ignore_label: int = 255
+
+    def __call__(
+        self, image: np.ndarray, label: np.ndarray, generator: np.random.Generator
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """(H, W, 3) uint8 and (H, W) uint8 -> the same, of the crop's size."""
+        to_source = self.sample_map(image.shape[:2], generator)
+        height, width = self.crop
+        # explicit inverse map: the matrix leads from the crop's pixels to the source's
+        options = {"dsize": (width, height), "borderMode": cv2.BORDER_CONSTANT}
+        image = cv2.warpAffine(
+            image,
+            to_source,
+            flags=cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP,
+            borderValue=tuple(round(value) for value in self.fill),
+            **options,
+        )
+        label = cv2.warpAffine(
+            label,
+            to_source,
+            flags=cv2.INTER_NEAREST | cv2.WARP_INVERSE_MAP,
+            borderValue=self.ignore_label,
+            **options,
+        )
+        if generator.random() < self.blur_probability:
+            image = cv2.GaussianBlur(image, (5, 5), 0)
+        return image, label
+
+    def sample_map(self, size: tuple[int, int], generator: np.random.Generator) -> np.ndarray:
+        """(2, 3) affine map from pixel (x, y) of the crop to pixel (x, y) of the picture.
+
+        Drawn as the family draws it: scale the picture, rotate it about its centre, mirror it,
+        pad it evenly up to the crop, and cut the crop anywhere.
+        """
+        height, width = size
+        scale = generator.uniform(*self.scale)
+        angle = 0.0
+        if generator.random() < self.rotate_probability:
+            angle = generator.uniform(*self.rotation)
+        mirror = generator.random() < self.flip_probability
+        scaled_height, scaled_width = max(1, round(height * scale)), max(1, round(width * scale))
+        top = crop_start(scaled_height, self.crop[0], generator)
+        left = crop_start(scaled_width, self.crop[1], generator)
+        crop_to_scaled = translation(left, top)
+        if mirror:
+            crop_to_scaled = scaling(-1, 1, scaled_width - 1, 0) @ crop_to_scaled
+        unrotate = rotation(angle, (scaled_width - 1) / 2, (scaled_height - 1) / 2)
+        # between pixel centres: x_source + 1/2 = (x_scaled + 1/2) * width / scaled_width
+        ratio_x, ratio_y = width / scaled_width, height / scaled_height
+        unscale = scaling(ratio_x, ratio_y, (ratio_x - 1) / 2, (ratio_y - 1) / 2)
+        return (unscale @ unrotate @ crop_to_scaled)[:2]
+
+
+def crop_start(side: int, crop: int, generator: np.random.Generator) -> int:
+    """First pixel of the crop along one side of the scaled picture; negative where it is padded."""
+    padding = max(crop - side, 0)
+    return int(generator.integers(0, max(side, crop) - crop + 1)) - padding // 2
+
+
+def translation(x: float, y: float) -> np.ndarray:
+    return np.array([[1.0, 0.0, x], [0.0, 1.0, y], [0.0, 0.0, 1.0]])
+
+
+def scaling(x: float, y: float, shift_x: float, shift_y: float) -> np.ndarray:
+    return np.array([[x, 0.0, shift_x], [0.0, y, shift_y], [0.0, 0.0, 1.0]])
+
+
+def rotation(degrees: float, x: float, y: float) -> np.ndarray:
+    """Rotation about (x, y)."""
+    radians = np.deg2rad(degrees)
+    cosine, sine = np.cos(radians), np.sin(radians)
+    turn = np.array([[cosine, -sine, 0.0], [sine, cosine, 0.0], [0.0, 0.0, 1.0]])
+    return translation(x, y) @ turn @ translation(-x, -y)

@@ -1,0 +1,136 @@
+"""The one place where a config becomes data: lists, labels, names, loaders."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from ..config.errors import ConfigError
+from ..config.load import resolve_list
+from ..config.schema import Config
+from .augmentation import Augmentation
+from .catalogue import (
+    DatasetDescription,
+    available,
+    default_colors,
+    describe,
+    read_colors,
+    read_names,
+)
+from .labels import choose_encoding
+from .lists import Pair, read_list
+from .loader import TrainingLoader
+from .segmentation import EvaluationSet, TrainingSet
+
+
+@dataclass(frozen=True)
+class Classes:
+    """Names and (K, 3) uint8 colours in index order."""
+
+    names: Sequence[str]
+    colors: np.ndarray
+
+
+def description_of(config: Config) -> DatasetDescription | None:
+    """The catalog's entry of the config's dataset; None for a dataset of the user's own."""
+    return describe(config.dataset) if config.dataset in available() else None
+
+
+def build_classes(config: Config) -> Classes:
+    """Names and colours: the files of `TEST`, else those beside the data, else the catalog's.
+
+    Raises:
+        ConfigError: the catalog's class count disagrees with `DATA.classes`.
+        DataError: a names or colours file is malformed or of another length.
+    """
+    count = config.DATA.classes
+    description = description_of(config)
+    names_file = first_file(config.TEST.names_path, Path(config.DATA.data_root) / "names.txt")
+    colors_file = first_file(config.TEST.colors_path, Path(config.DATA.data_root) / "colors.txt")
+    if names_file:
+        names = read_names(names_file)
+    elif description:
+        names = list(description.names)
+    else:
+        names = [f"class {index}" for index in range(count)]
+    if len(names) != count:
+        origin = names_file or f"the catalog's {config.dataset}"
+        raise ConfigError(
+            f"{config.source}: DATA.classes is {count}, and {origin} names {len(names)} classes"
+        )
+    colors = default_colors(count)
+    if colors_file:
+        colors = read_colors(colors_file)
+    elif description:
+        colors = list(description.colors)
+    if len(colors) < count:
+        raise ConfigError(
+            f"{config.source}: DATA.classes is {count}, and {colors_file} has {len(colors)} colours"
+        )
+    return Classes(names, np.array(colors[:count], np.uint8))
+
+
+def first_file(*candidates: str | Path | None) -> Path | None:
+    """The first of the paths that is a file."""
+    for candidate in candidates:
+        if candidate is not None and Path(candidate).expanduser().is_file():
+            return Path(candidate).expanduser()
+    return None
+
+
+def build_pairs(config: Config, list_path: str, *, split: str) -> list[Pair]:
+    """The pairs of a list of the config, all files present."""
+    root = Path(config.DATA.data_root).expanduser()
+    return read_list(resolve_list(config, list_path), root, split=split)
+
+
+def build_training_set(config: Config) -> TrainingSet:
+    """The training images with the augmentation that `TRAIN` describes."""
+    train = config.TRAIN
+    pairs = build_pairs(config, config.DATA.train_list, split="train")
+    augmentation = Augmentation(
+        crop=(train.train_h, train.train_w),
+        scale=(train.scale_min, train.scale_max),
+        rotation=(train.rotate_min, train.rotate_max),
+        rotate_probability=train.rotate_probability,
+        blur_probability=train.blur_probability,
+        flip_probability=train.flip_probability,
+        fill=config.DATA.mean,
+        ignore_label=train.ignore_label,
+    )
+    encoding = label_encoding(config, pairs)
+    return TrainingSet(pairs, encoding, augmentation, seed=train.manual_seed or 0)
+
+
+def build_training_loader(
+    config: Config, dataset: TrainingSet, *, rank: int, world_size: int, processes_here: int
+) -> TrainingLoader:
+    """`TRAIN.workers` are shared between the processes of this machine."""
+    train = config.TRAIN
+    workers = train.workers and max(1, train.workers // processes_here)
+    return TrainingLoader(
+        dataset,
+        batch_size=train.batch_size,
+        seed=train.manual_seed or 0,
+        workers=workers,
+        rank=rank,
+        world_size=world_size,
+    )
+
+
+def build_evaluation_set(config: Config, list_path: str, *, split: str) -> EvaluationSet:
+    """Whole images, with labels unless the split is "test"."""
+    pairs = build_pairs(config, list_path, split=split)
+    return EvaluationSet(pairs, None if split == "test" else label_encoding(config, pairs))
+
+
+def label_encoding(config: Config, pairs: Sequence[Pair]):
+    """How this config's label files are read."""
+    return choose_encoding(
+        pairs,
+        description_of(config),
+        declared=config.DATA.labels,
+        classes=config.DATA.classes,
+        ignore_label=config.TRAIN.ignore_label,
+    )

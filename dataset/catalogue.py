@@ -1,0 +1,190 @@
+"""The datasets described in catalog/*.yaml, and the plain text files of names and colours.
+
+>>> describe("camvid").names[0]
+'Sky'
+>>> raw_to_train_table(describe("ade20k"))[[0, 1, 150, 151]].tolist()
+[255, 0, 149, -1]
+"""
+
+from collections.abc import Iterator
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Annotated, Literal
+
+import numpy as np
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from ..config.errors import ConfigError, DataError
+
+CATALOG = Path(__file__).resolve().parent / "catalog"
+FORBIDDEN = -1  # in a lookup table: a raw value that must not occur
+
+Byte = Annotated[int, Field(ge=0, le=255)]
+Colour = tuple[Byte, Byte, Byte]
+
+
+class _Described(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class ShiftedLabels(_Described):
+    """Raw value v is train id v + offset; values that fall before class 0 are unlabelled."""
+
+    kind: Literal["shift"]
+    offset: int = Field(lt=0)
+
+
+class TabulatedLabels(_Described):
+    """Raw ids are the closed range `known`; those outside the map are unlabelled."""
+
+    kind: Literal["table"]
+    known: tuple[int, int]
+    map: dict[int, Byte]
+
+    @model_validator(mode="after")
+    def _map_is_known(self) -> "TabulatedLabels":
+        unknown = [raw for raw in self.map if not self.known[0] <= raw <= self.known[1]]
+        if unknown:
+            raise ValueError(f"raw_labels.map names ids {unknown} outside `known` {self.known}")
+        return self
+
+
+class Evidence(_Described):
+    """How to recognise raw labels from converted ones: file names first, then values seen."""
+
+    raw_suffixes: tuple[str, ...] = ()
+    train_suffixes: tuple[str, ...] = ()
+    raw_values: tuple[Byte, ...] = ()
+    train_values: tuple[Byte, ...] = ()
+    otherwise: Literal["raw", "train"]
+
+
+class DatasetDescription(_Described):
+    """Everything the tools know about a dataset: one file of catalog/."""
+
+    name: str
+    homepage: str
+    licence: str
+    classes: int = Field(ge=1, le=255)
+    names: tuple[str, ...]
+    colors: tuple[Colour, ...]
+    ignore: Byte = 255
+    splits: dict[str, int]
+    raw_labels: Annotated[ShiftedLabels | TabulatedLabels, Field(discriminator="kind")] | None = (
+        None
+    )
+    evidence: Evidence | None = None
+
+    @model_validator(mode="after")
+    def _parts_agree(self) -> "DatasetDescription":
+        for key, entries in (("names", self.names), ("colors", self.colors)):
+            if len(entries) != self.classes:
+                raise ValueError(f"{len(entries)} {key} for {self.classes} classes")
+        if self.ignore < self.classes:
+            raise ValueError(f"ignore: {self.ignore} is one of the {self.classes} classes")
+        if (self.raw_labels is None) != (self.evidence is None):
+            raise ValueError("raw_labels and evidence belong together: give both or neither")
+        if isinstance(self.raw_labels, TabulatedLabels):
+            wrong = set(self.raw_labels.map.values()) - set(range(self.classes)) - {self.ignore}
+            if wrong:
+                raise ValueError(f"raw_labels.map leads to {sorted(wrong)}, which are no classes")
+        return self
+
+
+def available() -> list[str]:
+    """Names that `describe` knows."""
+    return sorted(path.stem for path in CATALOG.glob("*.yaml"))
+
+
+def describe(name: str) -> DatasetDescription:
+    """The description of a dataset by its name; ConfigError with the nearest names otherwise."""
+    known = available()
+    if name not in known:
+        near = get_close_matches(name.lower(), known) or known
+        raise ConfigError(f"unknown dataset {name!r}: did you mean {' or '.join(near)}?")
+    path = CATALOG / f"{name}.yaml"
+    try:
+        description = DatasetDescription(**yaml.safe_load(path.read_text(encoding="utf-8")))
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"])
+        raise ConfigError(f"{path}: {where + ': ' if where else ''}{first['msg']}") from error
+    except (yaml.YAMLError, TypeError) as error:
+        raise ConfigError(f"{path}: not a YAML mapping: {error}") from error
+    if description.name != name:
+        raise ConfigError(f"{path}: name is {description.name!r}, but the file says {name!r}")
+    return description
+
+
+def raw_to_train_table(description: DatasetDescription) -> np.ndarray:
+    """Lookup (256,) int16 from the official 8-bit value to train id, ignore, or FORBIDDEN."""
+    table = np.full(256, FORBIDDEN, np.int16)
+    raw = description.raw_labels
+    if raw is None:  # official files hold train ids already
+        table[: description.classes] = np.arange(description.classes)
+        table[description.ignore] = description.ignore
+    elif raw.kind == "shift":
+        table[: -raw.offset] = description.ignore
+        last = min(description.classes - raw.offset, 256)
+        table[-raw.offset : last] = np.arange(last + raw.offset)
+    else:
+        table[max(raw.known[0], 0) : raw.known[1] + 1] = description.ignore
+        for value, train_id in raw.map.items():
+            if value >= 0:  # Cityscapes' -1 does not occur in an 8-bit file
+                table[value] = train_id
+    return table
+
+
+def read_names(path: Path) -> list[str]:
+    """Class names, one a line in index order. Blank lines and CRLF are tolerated."""
+    names = [line for _, line in _filled_lines(Path(path))]
+    if not names:
+        raise DataError(f"{path}: no class names; expected one a line")
+    return names
+
+
+def read_colors(path: Path) -> list[Colour]:
+    """Class colours, one "R G B" a line in index order. Blank lines and CRLF are tolerated."""
+    colors = [
+        _parse_colour(line, f"{path}, line {number}") for number, line in _filled_lines(Path(path))
+    ]
+    if not colors:
+        raise DataError(f'{path}: no colours; expected one "R G B" a line')
+    return colors
+
+
+def _parse_colour(line: str, where: str) -> Colour:
+    parts = line.split()
+    if len(parts) != 3 or not all(part.isascii() and part.isdigit() for part in parts):
+        raise DataError(f'{where}: {line!r} is no colour; expected "R G B", as in "128 64 0"')
+    red, green, blue = (int(part) for part in parts)
+    if max(red, green, blue) > 255:
+        raise DataError(f"{where}: {line!r} holds a value above 255")
+    return red, green, blue
+
+
+def _filled_lines(path: Path) -> Iterator[tuple[int, str]]:
+    """Line numbers (from 1) and stripped texts of the lines that are not blank."""
+    try:
+        lines = path.read_text(encoding="utf-8-sig").splitlines()
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read ({error.strerror or error})") from error
+    except UnicodeDecodeError as error:
+        raise DataError(f"{path}: not a UTF-8 text file") from error
+    return ((number, line.strip()) for number, line in enumerate(lines, 1) if line.strip())
+
+
+def default_colors(count: int) -> list[Colour]:
+    """`count` distinct colours for datasets that bring none: PASCAL VOC's palette from entry 1,
+    which spreads the bits of the index over the high bits of red, green and blue."""
+    if not 0 <= count <= 255:
+        raise DataError(f"{count} colours asked for; an 8-bit label has at most 255 classes")
+    return [
+        (_spread(index), _spread(index >> 1), _spread(index >> 2)) for index in range(1, count + 1)
+    ]
+
+
+def _spread(bits: int) -> int:
+    """Bits 0, 3 and 6 become 128, 64 and 32."""
+    return sum((bits >> 3 * place & 1) << 7 - place for place in range(3))

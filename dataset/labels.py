@@ -1,0 +1,130 @@
+"""Label values: official encodings to train ids, exactly once, and refusal of what is neither."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from ..config.errors import ConfigError, DataError
+from ..util.images import read_label
+from .catalogue import FORBIDDEN, DatasetDescription, raw_to_train_table
+from .lists import Pair
+
+FILES_EXAMINED = 32
+
+
+@dataclass(frozen=True)
+class LabelEncoding:
+    """How label files are read: `table` (256,) maps stored values to train ids or FORBIDDEN."""
+
+    table: np.ndarray
+    classes: int
+    ignore_label: int
+    kind: str  # "raw" or "train_id"
+    hint: str = ""
+
+    def read(self, path: Path) -> np.ndarray:
+        """(H, W) uint8 train ids of a label file.
+
+        Raises:
+            DataError: the file is damaged or holds a value that is neither class nor ignored.
+        """
+        stored = read_label(path)
+        if stored.dtype != np.uint8 and (stored.min() < 0 or stored.max() > 255):
+            raise DataError(
+                f"{path}: label values {stored.min()} to {stored.max()} do not fit 8 bits; a label "
+                "file holds one class index a pixel"
+            )
+        train_id = self.table[stored]
+        if train_id.min() == FORBIDDEN:
+            self._refuse(path, np.unique(stored[train_id == FORBIDDEN]))
+        return train_id.astype(np.uint8)
+
+    def _refuse(self, path: Path, values: np.ndarray) -> None:
+        shown = ", ".join(str(value) for value in values[:5])
+        allowed = f"0 to {self.classes - 1} and {self.ignore_label} (ignored)"
+        if self.kind == "raw":
+            allowed = "those of the official encoding"
+        raise DataError(
+            f"{path}: label value{'s' if len(values) > 1 else ''} {shown} "
+            f"{'are' if len(values) > 1 else 'is'} outside the classes; expected {allowed}."
+            f"{' ' + self.hint if self.hint else ''}"
+        )
+
+
+def choose_encoding(
+    pairs: Sequence[Pair],
+    description: DatasetDescription | None,
+    *,
+    declared: str = "auto",
+    classes: int,
+    ignore_label: int = 255,
+) -> LabelEncoding:
+    """The encoding of these label files, declared (`DATA.labels`) or recognised from them.
+
+    Raises:
+        ConfigError: raw labels are declared and the catalog knows no official encoding, or the
+            class count disagrees with it.
+    """
+    raw_exists = description is not None and description.raw_labels is not None
+    if declared == "raw" and not raw_exists:
+        name = description.name if description else "this dataset"
+        raise ConfigError(
+            f"DATA.labels raw: {name} has no official encoding in the catalog; "
+            "set DATA.labels to train_id"
+        )
+    kind = declared
+    if declared == "auto":
+        kind = recognise(pairs, description) if raw_exists else "train_id"
+    if kind == "raw":
+        return raw_encoding(description, classes, ignore_label, declared)
+    table = np.full(256, FORBIDDEN, np.int16)
+    table[:classes] = np.arange(classes)
+    table[ignore_label] = ignore_label
+    hint = "Check DATA.classes."
+    if raw_exists:
+        hint = (
+            f"If these are {description.name}'s official label files, set DATA.labels to raw "
+            f"(now: train_id, {'declared' if declared != 'auto' else 'recognised'})."
+        )
+    return LabelEncoding(table, classes, ignore_label, "train_id", hint)
+
+
+def raw_encoding(
+    description: DatasetDescription, classes: int, ignore_label: int, declared: str
+) -> LabelEncoding:
+    """The official encoding of a dataset of the catalog."""
+    if classes != description.classes:
+        raise ConfigError(
+            f"DATA.classes is {classes}, and {description.name}'s official labels map to "
+            f"{description.classes} classes; mend DATA.classes, or set DATA.labels to train_id"
+        )
+    table = raw_to_train_table(description)
+    table = np.where(table == description.ignore, ignore_label, table).astype(np.int16)
+    hint = (
+        f"If these files hold train ids already (0 to {classes - 1}), set DATA.labels to train_id "
+        f"(now: raw, {'declared' if declared == 'raw' else 'recognised'})."
+    )
+    return LabelEncoding(table, classes, ignore_label, "raw", hint)
+
+
+def recognise(pairs: Sequence[Pair], description: DatasetDescription) -> str:
+    """ "raw" or "train_id", from file names first and the values of some files second."""
+    evidence = description.evidence
+    files = [pair.label for pair in pairs if pair.label is not None]
+    if not files:
+        return "train_id"
+    if evidence.train_suffixes and all(f.name.endswith(evidence.train_suffixes) for f in files):
+        return "train_id"
+    if evidence.raw_suffixes and all(f.name.endswith(evidence.raw_suffixes) for f in files):
+        return "raw"
+    chosen = np.unique(np.linspace(0, len(files) - 1, FILES_EXAMINED).round().astype(int))
+    seen: set[int] = set()
+    for index in chosen:
+        seen.update(np.unique(read_label(files[index])).tolist())
+    if seen & set(evidence.train_values):
+        return "train_id"
+    if seen & set(evidence.raw_values):
+        return "raw"
+    return "raw" if evidence.otherwise == "raw" else "train_id"

@@ -1,0 +1,78 @@
+"""List files: one image, or one image and its label, a line."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from ..config.errors import DataError
+
+
+@dataclass(frozen=True)
+class Pair:
+    """An image and its label file; `name` is the image's path as the list gives it."""
+
+    name: str
+    image: Path
+    label: Path | None
+
+
+def read_list(path: Path, root: Path, *, split: str, check_files: bool = True) -> list[Pair]:
+    """The pairs of a list, paths relative to `root`.
+
+    Fields are separated by tabs or blanks; CRLF, a byte order mark, trailing blanks and a missing
+    last newline are fine, and so are blanks inside paths where the files tell the fields apart.
+    `split` "test" needs no labels and passes over those there are.
+
+    Raises:
+        DataError: the list is missing or empty, or a line is malformed or names a missing file.
+    """
+    try:
+        lines = path.read_text(encoding="utf-8-sig").split("\n")
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(f"{path}: the list cannot be read ({error})") from error
+    while lines and not lines[-1].strip():
+        lines.pop()
+    if not lines:
+        raise DataError(f"{path}: the list is empty; expected one 'image label' pair a line")
+    pairs = [
+        parse_line(line, root, split=split, where=f"{path}, line {number}")
+        for number, line in enumerate(lines, 1)
+    ]
+    if check_files:
+        for number, pair in enumerate(pairs, 1):
+            for file in (pair.image, pair.label):
+                if file is not None and not file.is_file():
+                    raise DataError(
+                        f"{path}, line {number}: {file} does not exist; check DATA.data_root "
+                        f"({root}) and the list"
+                    )
+    return pairs
+
+
+def parse_line(line: str, root: Path, *, split: str, where: str) -> Pair:
+    """One line of a list as a `Pair`."""
+    fields = [f.strip() for f in line.split("\t")] if "\t" in line.strip() else line.split()
+    fields = [field for field in fields if field]
+    if not fields:
+        raise DataError(f"{where}: the line is empty; remove it or name an image and its label")
+    if len(fields) > 2:
+        fields = join_blanks(fields, root)
+    if split == "test":
+        if len(fields) > 2:
+            raise DataError(f"{where}: {line.strip()!r} names more than an image and its label")
+        return Pair(fields[0], root / fields[0], None)
+    if len(fields) != 2:
+        raise DataError(
+            f"{where}: expected 'image label' with paths relative to DATA.data_root, got "
+            f"{line.strip()!r}; a split without labels is tested with TEST.split test"
+        )
+    return Pair(fields[0], root / fields[0], root / fields[1])
+
+
+def join_blanks(fields: list[str], root: Path) -> list[str]:
+    """Fields of a line whose paths hold blanks: the cut at which both files exist, if any."""
+    for cut in range(1, len(fields)):
+        image, label = " ".join(fields[:cut]), " ".join(fields[cut:])
+        if (root / image).is_file() and (root / label).is_file():
+            return [image, label]
+    whole = " ".join(fields)
+    return [whole] if (root / whole).is_file() else fields

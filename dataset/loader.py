@@ -1,0 +1,185 @@
+"""Batches in an order that depends on the seed alone, for any number of processes and workers."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from ..config.errors import DataError
+from .labels import LabelEncoding
+from .lists import Pair
+from .segmentation import EvaluationSet, Sample, TrainingSet
+
+
+@dataclass
+class Batch:
+    """`image` (N, 3, H, W) uint8 in channels-last memory, `label` (N, H, W) uint8."""
+
+    image: Tensor
+    label: Tensor
+    names: list[str]
+
+    def pin_memory(self) -> "Batch":
+        return Batch(self.image.pin_memory(), self.label.pin_memory(), self.names)
+
+
+class TrainingLoader:
+    """This process's share of every global batch, from any step on.
+
+    The images of an epoch are permuted by (seed, epoch); global batch b takes the next
+    `batch_size` of them and process r every `world_size`-th of those from the r-th on. Images that
+    do not fill a batch wait for another epoch's permutation.
+
+    Raises:
+        DataError: fewer images than the batch, or a batch smaller than the number of processes.
+    """
+
+    def __init__(
+        self,
+        dataset: TrainingSet,
+        *,
+        batch_size: int,
+        seed: int,
+        workers: int = 0,
+        rank: int = 0,
+        world_size: int = 1,
+        pin_memory: bool = False,
+    ) -> None:
+        if len(dataset) < batch_size:
+            raise DataError(
+                f"the training list has {len(dataset)} images, fewer than one batch of "
+                f"{batch_size}; lower TRAIN.batch_size"
+            )
+        if batch_size < world_size:
+            raise DataError(
+                f"TRAIN.batch_size {batch_size} is smaller than the {world_size} processes that "
+                "share it; raise it, or use fewer GPUs (TRAIN.train_gpu, Distributed.processes)"
+            )
+        self.dataset = dataset
+        self.batch_size = batch_size
+        self.seed = seed
+        self.workers = workers
+        self.rank = rank
+        self.world_size = world_size
+        self.pin_memory = pin_memory
+        self.steps_per_epoch = len(dataset) // batch_size
+
+    def batches(self, first_step: int, last_step: int) -> Iterator[Batch]:
+        """The batches of global steps first_step .. last_step - 1.
+
+        Raises:
+            DataError: a file cannot be used.
+        """
+        loader = DataLoader(
+            self.dataset,
+            batch_sampler=_Steps(self, first_step, last_step),
+            num_workers=self.workers,
+            collate_fn=collate,
+            pin_memory=self.pin_memory,
+        )
+        for batch in loader:
+            if isinstance(batch, DataError):
+                raise batch
+            yield batch
+
+    def keys(self, step: int, order: np.ndarray | None = None) -> list[tuple[int, int]]:
+        """(epoch, index) of this process's samples of one step."""
+        epoch, position = divmod(step, self.steps_per_epoch)
+        order = self.order(epoch) if order is None else order
+        start = position * self.batch_size
+        share = order[start : start + self.batch_size][self.rank :: self.world_size]
+        return [(epoch, int(index)) for index in share]
+
+    def order(self, epoch: int) -> np.ndarray:
+        """The permutation of an epoch."""
+        return np.random.Generator(np.random.PCG64([self.seed, epoch])).permutation(
+            len(self.dataset)
+        )
+
+
+class _Steps:
+    """The keys of a range of steps, one list a step; each epoch's permutation is drawn once."""
+
+    def __init__(self, loader: TrainingLoader, first: int, last: int) -> None:
+        self.loader, self.first, self.last = loader, first, last
+
+    def __len__(self) -> int:
+        return max(self.last - self.first, 0)
+
+    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
+        epoch, order = -1, None
+        for step in range(self.first, self.last):
+            if step // self.loader.steps_per_epoch != epoch:
+                epoch = step // self.loader.steps_per_epoch
+                order = self.loader.order(epoch)
+            yield self.loader.keys(step, order)
+
+
+def collate(samples: Sequence[Sample | DataError]) -> Batch | DataError:
+    """Stack samples of one size; an error among them stands for the batch."""
+    for sample in samples:
+        if isinstance(sample, DataError):
+            return sample
+    image = torch.from_numpy(np.stack([sample.image for sample in samples])).permute(0, 3, 1, 2)
+    label = torch.from_numpy(np.stack([sample.label for sample in samples]))
+    return Batch(image, label, [sample.name for sample in samples])
+
+
+def untouched(item: object) -> object:
+    """Collation for items that travel one by one, as they are."""
+    return item
+
+
+def evaluation_samples(
+    dataset: EvaluationSet, *, rank: int = 0, world_size: int = 1, workers: int = 0
+) -> Iterator[Sample]:
+    """This process's share of the images, each image in exactly one process, in list order.
+
+    Raises:
+        DataError: a file cannot be used.
+    """
+    loader = DataLoader(
+        dataset,
+        batch_size=None,
+        sampler=range(rank, len(dataset), world_size),
+        num_workers=workers,
+        collate_fn=untouched,
+    )
+    for sample in loader:
+        if isinstance(sample, DataError):
+            raise sample
+        yield sample
+
+
+class _LabelPixels(Dataset):
+    """Pixels of each class in one label file."""
+
+    def __init__(self, files: Sequence, encoding: LabelEncoding) -> None:
+        self.files, self.encoding = files, encoding
+
+    def __len__(self) -> int:
+        return len(self.files)
+
+    def __getitem__(self, index: int) -> np.ndarray | DataError:
+        try:
+            label = self.encoding.read(self.files[index])
+        except DataError as error:
+            return error
+        return np.bincount(label.ravel(), minlength=256)[: self.encoding.classes]
+
+
+def class_pixels(
+    pairs: Sequence[Pair], encoding: LabelEncoding, *, workers: int = 0, most: int = 2000
+) -> Tensor:
+    """(K,) pixels of each class over at most `most` label files, evenly spaced in the list."""
+    chosen = np.unique(np.linspace(0, len(pairs) - 1, min(most, len(pairs))).round().astype(int))
+    counter = _LabelPixels([pairs[index].label for index in chosen], encoding)
+    total = torch.zeros(encoding.classes, dtype=torch.int64)
+    for counts in DataLoader(counter, batch_size=None, num_workers=workers, collate_fn=untouched):
+        if isinstance(counts, DataError):
+            raise counts
+        total += torch.as_tensor(counts)
+    return total

@@ -1,0 +1,89 @@
+"""Image and label pairs as training and as test samples."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from torch.utils.data import Dataset
+
+from ..config.errors import DataError
+from ..util.images import read_image
+from .augmentation import Augmentation
+from .labels import LabelEncoding
+from .lists import Pair
+
+
+@dataclass
+class Sample:
+    """`image` (H, W, 3) uint8 RGB; `label` (H, W) uint8 train ids, or None without ground truth."""
+
+    image: np.ndarray
+    label: np.ndarray | None
+    name: str
+    index: int
+
+
+def read_pair(pair: Pair, encoding: LabelEncoding | None, index: int) -> Sample:
+    """Read and check one pair.
+
+    Raises:
+        DataError: a file is damaged, or the two differ in size.
+    """
+    image = read_image(pair.image)
+    if pair.label is None or encoding is None:
+        return Sample(image, None, pair.name, index)
+    label = encoding.read(pair.label)
+    if label.shape != image.shape[:2]:
+        raise DataError(
+            f"{pair.image} is {image.shape[1]}x{image.shape[0]} and its label {pair.label} "
+            f"{label.shape[1]}x{label.shape[0]} pixels (width x height); they must agree"
+        )
+    return Sample(image, label, pair.name, index)
+
+
+class EvaluationSet(Dataset):
+    """Whole images, as stored. Errors come back as values, for the main process to raise."""
+
+    def __init__(self, pairs: Sequence[Pair], encoding: LabelEncoding | None) -> None:
+        self.pairs = pairs
+        self.encoding = encoding
+
+    def __len__(self) -> int:
+        return len(self.pairs)
+
+    def __getitem__(self, index: int) -> Sample | DataError:
+        try:
+            return read_pair(self.pairs[index], self.encoding, index)
+        except DataError as error:
+            return error
+
+
+class TrainingSet(Dataset):
+    """Augmented crops; every random choice is a function of (seed, epoch, index) alone."""
+
+    def __init__(
+        self,
+        pairs: Sequence[Pair],
+        encoding: LabelEncoding,
+        augmentation: Augmentation,
+        *,
+        seed: int,
+    ) -> None:
+        self.pairs = pairs
+        self.encoding = encoding
+        self.augmentation = augmentation
+        self.seed = seed
+
+    def __len__(self) -> int:
+        return len(self.pairs)
+
+    def __getitem__(self, key: tuple[int, int]) -> Sample | DataError:
+        """The sample of (epoch, index)."""
+        epoch, index = key
+        try:
+            sample = read_pair(self.pairs[index], self.encoding, index)
+        except DataError as error:
+            return error
+        generator = np.random.Generator(np.random.PCG64([self.seed, epoch, index]))
+        image, label = self.augmentation(sample.image, sample.label, generator)
+        return Sample(image, label, sample.name, index)

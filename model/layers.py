@@ -1,0 +1,73 @@
+"""Small parts that several networks share."""
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+NormLayer = Callable[[int], nn.Module]
+
+
+def group_norm(channels: int) -> nn.GroupNorm:
+    """Group norm for batches too small for batch norm: at most 32 groups that divide `channels`."""
+    groups = next(count for count in range(min(32, channels), 0, -1) if channels % count == 0)
+    return nn.GroupNorm(groups, channels)
+
+
+def conv_norm(
+    in_channels: int,
+    out_channels: int,
+    kernel_size: int | tuple[int, int],
+    norm_layer: NormLayer,
+    *,
+    stride: int = 1,
+    dilation: int = 1,
+    relu: bool = True,
+) -> nn.Sequential:
+    """Convolution without bias that keeps the size at stride 1, norm and, unless told not, ReLU."""
+    height, width = (kernel_size,) * 2 if isinstance(kernel_size, int) else kernel_size
+    convolution = nn.Conv2d(
+        in_channels,
+        out_channels,
+        (height, width),
+        stride=stride,
+        padding=(height // 2 * dilation, width // 2 * dilation),
+        dilation=dilation,
+        bias=False,
+    )
+    layers: list[nn.Module] = [convolution, norm_layer(out_channels)]
+    if relu:
+        layers.append(nn.ReLU(inplace=True))
+    return nn.Sequential(*layers)
+
+
+def resize(x: Tensor, size: Sequence[int]) -> Tensor:
+    """Bilinear with aligned corners, as every network of the family does: (N,C,h,w) -> (N,C,*size).
+
+    One row or one column becomes a plain repetition, which is what a strip needs.
+    """
+    if tuple(x.shape[-2:]) == tuple(size):
+        return x
+    return F.interpolate(x, size=tuple(size), mode="bilinear", align_corners=True)
+
+
+def averaging_matrix(size: int, bins: int, like: Tensor) -> Tensor:
+    """(bins, size): row i averages the elements of bin i, with adaptive pooling's bin borders."""
+    index = torch.arange(bins, device=like.device)
+    element = torch.arange(size, device=like.device)
+    start = torch.div(index * size, bins, rounding_mode="floor")
+    end = torch.div((index + 1) * size + bins - 1, bins, rounding_mode="floor")
+    inside = (element >= start[:, None]) & (element < end[:, None])
+    return inside.to(like.dtype) / (end - start)[:, None].to(like.dtype)
+
+
+def grid_average_pool(x: Tensor, bins: int) -> Tensor:
+    """Adaptive average pooling to bins x bins as two matrix products: (N,C,H,W) -> (N,C,bins,bins).
+
+    Equals `F.adaptive_avg_pool2d`, and is besides deterministic in its CUDA backward pass and
+    exportable at dynamic sizes. Maps smaller than the grid are repeated, as adaptive pooling does.
+    """
+    rows = averaging_matrix(x.shape[-2], bins, x)
+    columns = averaging_matrix(x.shape[-1], bins, x)
+    return rows @ x @ columns.T

@@ -1,0 +1,84 @@
+"""The two modules of SPNet: strip pooling module (SPM) and mixed pooling module (MPM).
+
+Hou, Zhang, Cheng, Feng: "Strip Pooling: Rethinking Spatial Pooling for Scene Parsing", CVPR 2020.
+"""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from .layers import NormLayer, conv_norm, grid_average_pool, resize
+
+
+class StripPoolingModule(nn.Module):
+    """SPM (Sec. 3.1, Fig. 2): every position is weighted by what its row and its column hold.
+
+    (N, C, H, W) -> (N, C, H, W). 7 C^2 + 5 C parameters with batch norm.
+    """
+
+    def __init__(self, channels: int, *, norm_layer: NormLayer = nn.BatchNorm2d) -> None:
+        super().__init__()
+        self.rows = conv_norm(channels, channels, (3, 1), norm_layer, relu=False)
+        self.columns = conv_norm(channels, channels, (1, 3), norm_layer, relu=False)
+        self.fuse = nn.Conv2d(channels, channels, 1)
+
+    def attention(self, x: Tensor) -> Tensor:
+        """The weights in (0, 1), shape (N, C, H, W), that `forward` multiplies by."""
+        rows = self.rows(x.mean(dim=3, keepdim=True))  # y^h, eq. 2: (N, C, H, 1)
+        columns = self.columns(x.mean(dim=2, keepdim=True))  # y^v, eq. 3: (N, C, 1, W)
+        return torch.sigmoid(self.fuse(F.relu(rows + columns)))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x * self.attention(x)
+
+
+class MixedPoolingModule(nn.Module):
+    """MPM (Sec. 3.2, Fig. 3): short-range pyramid pooling beside long-range strip pooling.
+
+    (N, C, H, W) -> (N, C, H, W), C a multiple of 4. `pool_sizes` are the grids of the pyramid.
+    """
+
+    def __init__(
+        self,
+        channels: int,
+        pool_sizes: Sequence[int] = (20, 12),
+        *,
+        norm_layer: NormLayer = nn.BatchNorm2d,
+    ) -> None:
+        super().__init__()
+        if channels % 4:
+            raise ValueError(f"channels must be a multiple of 4, not {channels}")
+        inner = channels // 4
+        self.pool_sizes = tuple(pool_sizes)
+        self.reduce_short = conv_norm(channels, inner, 1, norm_layer)
+        self.reduce_long = conv_norm(channels, inner, 1, norm_layer)
+        self.full = conv_norm(inner, inner, 3, norm_layer, relu=False)
+        self.pooled = nn.ModuleList(
+            conv_norm(inner, inner, 3, norm_layer, relu=False) for _ in self.pool_sizes
+        )
+        self.columns = conv_norm(inner, inner, (1, 3), norm_layer, relu=False)
+        self.rows = conv_norm(inner, inner, (3, 1), norm_layer, relu=False)
+        self.fuse_short = conv_norm(inner, inner, 3, norm_layer)
+        self.fuse_long = conv_norm(inner, inner, 3, norm_layer)
+        self.expand = conv_norm(2 * inner, channels, 1, norm_layer, relu=False)
+
+    def short_range(self, x: Tensor) -> Tensor:
+        """Fig. 3b, left: a 3x3 convolution at full size and on each pooled grid."""
+        x = self.reduce_short(x)
+        total = self.full(x)
+        for size, convolution in zip(self.pool_sizes, self.pooled, strict=True):
+            total = total + resize(convolution(grid_average_pool(x, size)), x.shape[-2:])
+        return self.fuse_short(F.relu(total))
+
+    def long_range(self, x: Tensor) -> Tensor:
+        """Fig. 3b, right: means over whole columns and whole rows, expanded by broadcasting."""
+        x = self.reduce_long(x)
+        columns = self.columns(x.mean(dim=2, keepdim=True))  # (N, C/4, 1, W)
+        rows = self.rows(x.mean(dim=3, keepdim=True))  # (N, C/4, H, 1)
+        return self.fuse_long(F.relu(columns + rows))
+
+    def forward(self, x: Tensor) -> Tensor:
+        mixed = self.expand(torch.cat([self.short_range(x), self.long_range(x)], dim=1))
+        return F.relu(x + mixed)

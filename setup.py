@@ -1,0 +1,28 @@
+"""One import name: the five code folders of the checkout install as `stripseg.<folder>`."""
+
+from pathlib import Path
+
+from setuptools import setup
+
+FOLDERS = ["config", "model", "util", "dataset", "tool"]
+version = next(
+    line.split('"')[1]
+    for line in Path("stripseg/__init__.py").read_text(encoding="utf-8").splitlines()
+    if line.startswith("__version__")
+)
+
+setup(
+    name="stripseg",
+    version=version,
+    description="Train and test semantic segmentation networks (SPNet first) from one YAML file",
+    long_description=Path("README.md").read_text(encoding="utf-8"),
+    long_description_content_type="text/markdown",
+    license="MIT",
+    python_requires=">=3.10",
+    packages=["stripseg", *(f"stripseg.{folder}" for folder in FOLDERS)],
+    package_dir={"stripseg": "stripseg", **{f"stripseg.{folder}": folder for folder in FOLDERS}},
+    # narrow on purpose: users' own data lies below dataset/
+    package_data={"stripseg.config": ["*/*.yaml"], "stripseg.dataset": ["catalog/*.yaml"]},
+    install_requires=Path("requirements.txt").read_text(encoding="utf-8").split("\n"),
+    extras_require={"test": ["pytest>=7", "hypothesis>=6", "ruff>=0.6", "tensorboard>=2.10"]},
+)

@@ -1,0 +1,153 @@
+"""What the commands share: the command line, clean errors, launching, building from a config."""
+
+import argparse
+import os
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from urllib.parse import urlparse
+
+import torch
+from stripseg.config.errors import DeviceError, StripsegError
+from stripseg.config.load import find_config, load_config
+from stripseg.config.schema import Config
+from stripseg.util import distributed
+from stripseg.util.inference import InferenceSettings, SlidingWindow
+from torch import nn
+
+import stripseg
+
+USER_ERROR = 2
+INTERRUPTED = 130
+
+
+def run_command(main: Callable[[Sequence[str]], int | None]) -> None:
+    """Run a command's `main`; a user's mistake becomes one message and exit code 2."""
+    try:
+        code = main(sys.argv[1:]) or 0
+    except StripsegError as error:
+        print(f"error: {error}", file=sys.stderr, flush=True)
+        code = USER_ERROR
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        code = INTERRUPTED
+    finally:
+        distributed.stop()
+    sys.exit(code)
+
+
+def argument_parser(command: str, description: str) -> argparse.ArgumentParser:
+    """Every command names its config alike: DATASET EXPERIMENT, or --config, then overrides."""
+    parser = argparse.ArgumentParser(
+        prog=command,
+        description=description,
+        usage=f"{command} DATASET EXPERIMENT [options] [KEY VALUE ...]\n"
+        f"       {command} --config FILE [options] [KEY VALUE ...]",
+    )
+    parser.add_argument(
+        "words",
+        nargs="*",
+        metavar="DATASET EXPERIMENT KEY VALUE",
+        help="config/DATASET/DATASET_EXPERIMENT.yaml, then options to override (TRAIN.base_lr 0.02)",
+    )
+    parser.add_argument("--config", help="path of a YAML file, instead of DATASET EXPERIMENT")
+    return parser
+
+
+def parse_config(parser: argparse.ArgumentParser, argv: Sequence[str]):
+    """(parsed options, the config with its overrides)."""
+    options = parser.parse_intermixed_args(list(argv))
+    words = options.words
+    if options.config:
+        return options, load_config(options.config, words)
+    if len(words) < 2:
+        parser.error("name a dataset and an experiment, such as: ade20k spnet50")
+    return options, load_config(find_config(words[0], words[1]), words[2:])
+
+
+def process_count(config: Config, devices: Sequence[torch.device]) -> int:
+    """Processes on this machine: one a GPU, one on the CPU, or as `Distributed.processes` says.
+
+    Raises:
+        DeviceError: more processes than GPUs.
+    """
+    if not config.Distributed.multiprocessing_distributed and config.Distributed.world_size == 1:
+        return 1
+    count = config.Distributed.processes or len(devices)
+    if devices[0].type == "cuda" and count > len(devices):
+        raise DeviceError(
+            f"Distributed.processes is {count} and only {len(devices)} GPUs are in use; each "
+            "process needs a GPU of its own"
+        )
+    return count
+
+
+def must_launch(config: Config, processes: int) -> bool:
+    """Are several processes wanted, and not started yet?"""
+    return not distributed.under_torchrun() and (processes > 1 or config.Distributed.world_size > 1)
+
+
+def launch(module: str, argv: Sequence[str], config: Config, processes: int) -> int:
+    """Start `module` in several processes through torchrun, and return their exit code.
+
+    On one machine torchrun finds a free port by itself; several machines meet at
+    `Distributed.dist_url`.
+    """
+    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+    from torch.distributed.run import get_args_parser, run
+
+    place = config.Distributed
+    arguments = ["--nproc-per-node", str(processes)]
+    if place.world_size == 1:
+        arguments += ["--standalone"]
+    else:
+        url = urlparse(place.dist_url)
+        if place.rank == 0 and not distributed.port_is_free("", url.port):
+            raise DeviceError(
+                f"Distributed.dist_url: port {url.port} of this machine is in use; port "
+                f"{distributed.free_port()} is free, set it on every machine"
+            )
+        arguments += ["--nnodes", str(place.world_size), "--node-rank", str(place.rank)]
+        arguments += ["--master-addr", url.hostname, "--master-port", str(url.port)]
+    checkout = str(Path(stripseg.__file__).resolve().parent.parent)
+    os.environ["PYTHONPATH"] = os.pathsep.join(
+        [checkout, *filter(None, [os.environ.get("PYTHONPATH")])]
+    )
+    threads = max(1, (os.cpu_count() or 1) // processes)
+    os.environ.setdefault("OMP_NUM_THREADS", str(threads))
+    try:
+        run(get_args_parser().parse_args([*arguments, "-m", module, *argv]))
+    except ChildFailedError as error:
+        codes = [failure.exitcode for failure in error.failures.values()]
+        return next((code for code in codes if code > 0), 1)
+    return 0
+
+
+def own_device(devices: Sequence[torch.device]) -> torch.device:
+    """The device of this process."""
+    return devices[int(os.environ.get("LOCAL_RANK", 0)) % len(devices)]
+
+
+def build_engine(
+    config: Config,
+    network: nn.Module,
+    *,
+    device: torch.device,
+    dtype: torch.dtype,
+    batch_size: int,
+) -> SlidingWindow:
+    """The inference engine that `TEST` describes."""
+    test = config.TEST
+    settings = InferenceSettings(
+        classes=config.DATA.classes,
+        crop=(test.test_h, test.test_w),
+        base_size=test.base_size,
+        scales=tuple(test.scales),
+        flip=test.flip,
+        mean=tuple(config.DATA.mean),
+        std=tuple(config.DATA.std),
+        batch_size=batch_size,
+    )
+    return SlidingWindow(
+        network, settings, device=device, dtype=dtype, channels_last=test.channels_last
+    )

@@ -1,0 +1,56 @@
+"""Predict pictures: `python tool/demo.py DATASET EXPERIMENT --image FILE_OR_FOLDER`."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from stripseg.config.errors import DataError
+from stripseg.dataset.build import build_classes
+from stripseg.tool import common
+from stripseg.tool.test import load_engine
+from stripseg.util import distributed
+from stripseg.util.images import IMAGE_SUFFIXES, colorize, overlay, read_image, write_png
+from stripseg.util.logging import progress, run_logger
+
+
+def main(argv: Sequence[str]) -> int | None:
+    """Write gray, color and overlay pictures of an image or of a folder of images."""
+    parser = common.argument_parser("demo.py", __doc__)
+    parser.add_argument("--image", required=True, help="an image, or a folder of images")
+    parser.add_argument("--output", default=None, help="folder of the results (default: exp/demo)")
+    options, config = common.parse_config(parser, argv)
+    images = find_images(Path(options.image))
+    output = Path(options.output or "exp/demo")
+    log = run_logger()
+    colors = build_classes(config).colors
+    device = distributed.choose_devices(config.TEST.test_gpu, key="TEST.test_gpu")[0]
+    engine = load_engine(config, device)
+    root = Path(options.image) if Path(options.image).is_dir() else Path(options.image).parent
+    for path in progress(images, total=len(images), unit="image", what="predicting"):
+        image = read_image(path)
+        prediction = engine.predict(image).byte().cpu().numpy()
+        name = path.relative_to(root).with_suffix("")
+        write_png(output / f"{name}_gray.png", prediction)
+        write_png(output / f"{name}_color.png", colorize(prediction, colors))
+        write_png(output / f"{name}_overlay.png", overlay(image, prediction, colors))
+    log.info(f"{len(images)} image(s): {output}/*_overlay.png, *_color.png and *_gray.png")
+    return None
+
+
+def find_images(path: Path) -> list[Path]:
+    """The image itself, or the images below a folder, sorted.
+
+    Raises:
+        DataError: there is none.
+    """
+    if path.is_file():
+        return [path]
+    if not path.is_dir():
+        raise DataError(f"--image {path}: no such file or folder")
+    found = sorted(p for p in path.rglob("*") if p.suffix.lower() in IMAGE_SUFFIXES)
+    if not found:
+        raise DataError(f"--image {path}: no image below it ({', '.join(IMAGE_SUFFIXES)})")
+    return found
+
+
+if __name__ == "__main__":
+    common.run_command(main)

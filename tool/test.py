@@ -1,0 +1,173 @@
+"""Test a network: `python tool/test.py DATASET EXPERIMENT [KEY VALUE ...]`."""
+
+import json
+import os
+from collections.abc import Iterator, Sequence
+from pathlib import Path, PurePosixPath
+
+import numpy as np
+import torch
+from stripseg.config.errors import DataError
+from stripseg.config.load import check_files
+from stripseg.config.schema import Config
+from stripseg.dataset.build import Classes, build_classes, build_evaluation_set
+from stripseg.dataset.loader import evaluation_samples
+from stripseg.dataset.segmentation import EvaluationSet, Sample
+from stripseg.model.build import build_segmenter
+from stripseg.model.weights import load_weights
+from stripseg.tool import common
+from stripseg.util import distributed
+from stripseg.util.checkpoint import read_checkpoint
+from stripseg.util.evaluation import Evaluator
+from stripseg.util.images import colorize, read_label, write_png
+from stripseg.util.inference import SlidingWindow
+from stripseg.util.logging import progress, run_logger
+from stripseg.util.metrics import ConfusionMatrix, Scores, check_prediction, class_table
+from stripseg.util.optimization import choose_precision
+
+
+def main(argv: Sequence[str]) -> int | None:
+    """Predict, save, count, report."""
+    parser = common.argument_parser("test.py", __doc__)
+    _, config = common.parse_config(parser, argv)
+    check_files(config, "test")
+    devices = distributed.choose_devices(config.TEST.test_gpu, key="TEST.test_gpu")
+    processes = common.process_count(config, devices)
+    if common.must_launch(config, processes) and not config.TEST.has_prediction:
+        return common.launch("stripseg.tool.test", argv, config, processes)
+    device = common.own_device(devices)
+    distributed.start(device, timeout_minutes=config.Distributed.timeout_minutes)
+    folder = Path(config.TEST.save_folder)
+    log = run_logger(folder / "test.log")
+    for notice in config.notices:
+        log.info(f"note: {notice}")
+    classes = build_classes(config)
+    dataset = chosen_images(config)
+    files = PredictionFiles(folder, [pair.name for pair in dataset.pairs], classes)
+    log.info(f"{len(dataset)} images of {config.TEST.test_list} ({config.TEST.split})")
+    if config.TEST.has_prediction:
+        scores = score_saved(config, dataset, files)
+    else:
+        engine = load_engine(config, device)
+        log.info(f"weights: {config.TEST.model_path}")
+        scores = predict(config, engine, dataset, files)
+        log.info(f"predictions: {files.gray} and {files.color}")
+    if config.TEST.split != "test" and distributed.is_main():
+        log.info("\n" + class_table(scores, classes.names))
+        write_metrics(config, scores, classes, len(dataset), folder / "metrics.json")
+        log.info(f"figures: {folder / 'metrics.json'}")
+    return None
+
+
+def chosen_images(config: Config) -> EvaluationSet:
+    """The images from `index_start` on, `index_step` of them (0: to the end), as in semseg."""
+    test = config.TEST
+    dataset = build_evaluation_set(config, test.test_list, split=test.split)
+    end = test.index_start + test.index_step if test.index_step else len(dataset)
+    pairs = dataset.pairs[test.index_start : end]
+    if not pairs:
+        raise DataError(
+            f"TEST.index_start {test.index_start}: {test.test_list} has only {len(dataset)} images"
+        )
+    return EvaluationSet(pairs, dataset.encoding)
+
+
+def load_engine(config: Config, device: torch.device) -> SlidingWindow:
+    """The engine with the weights of `TEST.model_path`, strictly loaded."""
+    path = config.TEST.model_path
+    content = read_checkpoint(path)
+    network = build_segmenter(config)
+    load_weights(network, content, origin=str(path), exact=True)
+    network.to(device).eval()
+    if config.TEST.channels_last:
+        network.to(memory_format=torch.channels_last)
+    dtype = choose_precision(config.TEST.precision, device, key="TEST.precision")
+    return common.build_engine(
+        config, network, device=device, dtype=dtype, batch_size=config.TEST.batch_size
+    )
+
+
+class PredictionFiles:
+    """Where predictions lie: `gray/` (class indices) and `color/` below the result folder.
+
+    Files are named like the images. Where two images of different folders share a name, the
+    folders are kept.
+    """
+
+    def __init__(self, folder: Path, names: Sequence[str], classes: Classes) -> None:
+        self.gray, self.color = folder / "gray", folder / "color"
+        self.colors = classes.colors
+        stems = [PurePosixPath(name.replace(os.sep, "/")).with_suffix("") for name in names]
+        flat = len({stem.name for stem in stems}) == len(stems)
+        self.relative = {
+            name: f"{stem.name if flat else str(stem).lstrip('/')}.png"
+            for name, stem in zip(names, stems, strict=True)
+        }
+
+    def save(self, sample: Sample, prediction: np.ndarray) -> None:
+        write_png(self.gray / self.relative[sample.name], prediction)
+        write_png(self.color / self.relative[sample.name], colorize(prediction, self.colors))
+
+    def read(self, name: str) -> np.ndarray:
+        return read_label(self.gray / self.relative[name])
+
+
+def predict(
+    config: Config, engine: SlidingWindow, dataset: EvaluationSet, files: PredictionFiles
+) -> Scores:
+    """Predict this process's share, save it, and gather the figures of all."""
+    rank, size = distributed.rank(), distributed.world_size()
+    samples = evaluation_samples(dataset, rank=rank, world_size=size, workers=config.TEST.workers)
+    share = len(range(rank, len(dataset), size))
+    save = files.save if config.TEST.save_predictions else None
+    evaluator = Evaluator(engine, config.TRAIN.ignore_label, save)
+    return evaluator.run(progress(samples, total=share, unit="image", what="testing"))
+
+
+def score_saved(config: Config, dataset: EvaluationSet, files: PredictionFiles) -> Scores:
+    """The figures of predictions that an earlier test saved (`TEST.has_prediction`)."""
+    confusion = ConfusionMatrix(config.DATA.classes, ignore_label=config.TRAIN.ignore_label)
+    for sample, prediction in saved_predictions(dataset, files, config.TEST.workers):
+        origin = str(files.gray / files.relative[sample.name])
+        if prediction.shape != sample.image.shape[:2]:
+            raise DataError(f"{origin}: size differs from its image's {sample.image.shape[:2]}")
+        check_prediction(torch.from_numpy(prediction), config.DATA.classes, origin=origin)
+        if sample.label is not None:
+            confusion.update(torch.from_numpy(prediction), torch.from_numpy(sample.label))
+    return confusion.scores()
+
+
+def saved_predictions(
+    dataset: EvaluationSet, files: PredictionFiles, workers: int
+) -> Iterator[tuple[Sample, np.ndarray]]:
+    for sample in evaluation_samples(dataset, workers=workers):
+        yield sample, files.read(sample.name)
+
+
+def write_metrics(
+    config: Config, scores: Scores, classes: Classes, images: int, path: Path
+) -> None:
+    """`metrics.json`: the figures, and what they were measured on."""
+    test = config.TEST
+    content = {
+        **scores.as_dict(classes.names),
+        "images": images,
+        "dataset": config.dataset,
+        "experiment": config.experiment,
+        "list": test.test_list,
+        "split": test.split,
+        "checkpoint": test.model_path,
+        "scales": list(test.scales),
+        "flip": test.flip,
+        "base_size": test.base_size,
+        "crop": [test.test_h, test.test_w],
+        "precision": test.precision,
+        "torch": torch.__version__,
+    }
+    temporary = path.with_suffix(".json.tmp")
+    temporary.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+    os.replace(temporary, path)
+
+
+if __name__ == "__main__":
+    common.run_command(main)

@@ -1,0 +1,329 @@
+"""Train a network: `python tool/train.py DATASET EXPERIMENT [KEY VALUE ...]`."""
+
+import logging
+import time
+import warnings
+from collections.abc import Callable, Sequence
+from copy import deepcopy
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from stripseg.config.errors import CheckpointError, TrainingError
+from stripseg.config.load import check_files, save_effective
+from stripseg.config.schema import Config
+from stripseg.dataset.build import (
+    build_classes,
+    build_evaluation_set,
+    build_training_loader,
+    build_training_set,
+)
+from stripseg.dataset.loader import TrainingLoader, class_pixels, evaluation_samples
+from stripseg.dataset.segmentation import TrainingSet
+from stripseg.model.build import build_segmenter
+from stripseg.model.segmenter import Segmenter
+from stripseg.model.weights import load_weights
+from stripseg.tool import common
+from stripseg.util import distributed, sync_batch_norm
+from stripseg.util.checkpoint import CheckpointFolder, read_checkpoint
+from stripseg.util.evaluation import Evaluator
+from stripseg.util.images import colorize, overlay
+from stripseg.util.logging import progress, run_logger
+from stripseg.util.losses import SegmentationLoss, balanced_class_weights
+from stripseg.util.metrics import Scores
+from stripseg.util.optimization import build_optimizer, choose_precision
+from stripseg.util.trainer import Trainer, TrainerSettings
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+
+
+def main(argv: Sequence[str]) -> int | None:
+    """Parse, decide on processes, train."""
+    parser = common.argument_parser("train.py", __doc__)
+    _, config = common.parse_config(parser, argv)
+    check_files(config, "train")
+    devices = distributed.choose_devices(config.TRAIN.train_gpu, key="TRAIN.train_gpu")
+    processes = common.process_count(config, devices)
+    if common.must_launch(config, processes):
+        return common.launch("stripseg.tool.train", argv, config, processes)
+    device = common.own_device(devices)
+    place = config.Distributed
+    distributed.start(device, backend=place.dist_backend, timeout_minutes=place.timeout_minutes)
+    trainer = build_trainer(config, device, processes)
+    if trainer.step >= trainer.total_steps:
+        trainer.log.info(
+            f"{trainer.checkpoints.last} has all {trainer.settings.epochs} epochs already: "
+            "nothing to do. Raise TRAIN.epochs, or set TRAIN.resume none and another "
+            "TRAIN.save_path to train anew"
+        )
+        return None
+    trainer.fit()
+    trainer.log.info(f"done: {trainer.checkpoints.last}")
+    return None
+
+
+def build_trainer(config: Config, device: torch.device, processes: int = 1) -> Trainer:
+    """Everything a run needs, resumed where its folder says; same on every process."""
+    train = config.TRAIN
+    folder = Path(train.save_path)
+    log = start_log(config, folder)
+    dtype = choose_precision(train.precision, device, key="TRAIN.precision")
+    seed = train.manual_seed or 0
+    torch.manual_seed(seed)
+    segmenter = build_segmenter(config)
+    training_set = build_training_set(config)
+    loader = build_training_loader(
+        config,
+        training_set,
+        rank=distributed.rank(),
+        world_size=distributed.world_size(),
+        processes_here=processes,
+    )
+    loader.pin_memory = device.type == "cuda"
+    check_batch_norm(config, segmenter)
+    checkpoints = CheckpointFolder(folder, keep=train.keep_last)
+    resumed = find_resume(config, checkpoints, log)
+    if resumed is None:
+        initialise_weights(config, segmenter, log)
+    else:
+        origin, content = resumed
+        load_weights(segmenter, content, origin=str(origin), exact=True)
+    network = place_network(config, segmenter, device)
+    trainer = Trainer(
+        network=network,
+        segmenter=segmenter,
+        optimizer=optimizer_of(config, segmenter),
+        loss=loss_of(config, training_set, log),
+        loader=loader,
+        settings=trainer_settings(config, device, dtype),
+        checkpoints=checkpoints,
+        log=log,
+        config=config.model_dump(mode="json"),
+    )
+    if resumed is not None:
+        trainer.resume(content, origin=str(origin))
+        log.info(f"resuming from {origin} at step {trainer.step} of {trainer.total_steps}")
+    trainer.board = open_board(config, folder, trainer.step)
+    if train.evaluate:
+        trainer.validate = validator(config, segmenter, device, dtype, trainer)
+    describe_run(config, segmenter, loader, device, dtype, log)
+    return trainer
+
+
+def start_log(config: Config, folder: Path) -> logging.Logger:
+    """The run's logger and its record: a log file and the effective config."""
+    log = run_logger(folder / f"train-{time.strftime('%Y%m%d_%H%M%S')}.log")
+    if distributed.is_main():
+        save_effective(config, folder / "config.yaml")
+    for notice in config.notices:
+        log.info(f"note: {notice}")
+    return log
+
+
+def describe_run(
+    config: Config,
+    segmenter: Segmenter,
+    loader: TrainingLoader,
+    device: torch.device,
+    dtype: torch.dtype,
+    log: logging.Logger,
+) -> None:
+    train = config.TRAIN
+    millions = sum(p.numel() for p in segmenter.parameters()) / 1e6
+    log.info(
+        f"{train.arch} on {train.backbone}, {millions:.2f}M parameters, {config.DATA.classes} "
+        f"classes; {len(loader.dataset)} images, {loader.steps_per_epoch} steps an epoch of batch "
+        f"{train.batch_size}, {train.epochs} epochs; {distributed.world_size()} process(es) on "
+        f"{device.type}, {str(dtype).removeprefix('torch.')}"
+    )
+
+
+def check_batch_norm(config: Config, segmenter: Segmenter) -> None:
+    """Find out before training whether a batch leaves batch norm a single value a channel.
+
+    A pass without data (meta tensors) over the batch that batch norm will see.
+    """
+    train = config.TRAIN
+    share = train.batch_size
+    if not train.sync_bn:
+        share //= distributed.world_size()
+    hollow = deepcopy(segmenter).to("meta").train()
+    image = torch.empty(share, 3, train.train_h, train.train_w, device="meta")
+    try:
+        with torch.no_grad():
+            hollow(image)
+    except ValueError as error:
+        if "more than 1 value per channel" not in str(error):
+            raise
+        raise TrainingError(
+            f"TRAIN.batch_size {train.batch_size} with crop {train.train_h}x{train.train_w} leaves "
+            f"batch norm one value per channel ({share} image a process); raise TRAIN.batch_size "
+            "or the crop, or set TRAIN.norm group"
+        ) from error
+
+
+def find_resume(
+    config: Config, checkpoints: CheckpointFolder, log: logging.Logger
+) -> tuple[Path, dict[str, Any]] | None:
+    """(path, content) of the checkpoint that `TRAIN.resume` means, or None to start anew."""
+    wanted = config.TRAIN.resume
+    if wanted == "none":
+        return None
+    if wanted != "auto":
+        return Path(wanted), read_checkpoint(wanted)
+    found = checkpoints.newest_good()
+    if found is None:
+        return None
+    path, content, warnings_ = found
+    for warning in warnings_:
+        log.warning(f"warning: {warning}")
+    return path, content
+
+
+def initialise_weights(config: Config, segmenter: Segmenter, log: logging.Logger) -> None:
+    """Load `TRAIN.pretrained` and `TRAIN.weight`, in this order, or say that there are none."""
+    train = config.TRAIN
+    loaded = False
+    for key in ("pretrained", "weight"):
+        path = getattr(train, key)
+        if path is None:
+            continue
+        if not Path(path).expanduser().is_file():
+            if not train.pretrained_optional:
+                raise CheckpointError(
+                    f"TRAIN.{key}: {path} does not exist; put the weights there, or set "
+                    "TRAIN.pretrained_optional true to train from scratch"
+                )
+            log.info(f"TRAIN.{key}: {path} is not there (TRAIN.pretrained_optional allows that)")
+            continue
+        report = load_weights(segmenter, read_checkpoint(path), origin=str(path), exact=False)
+        log.info(f"TRAIN.{key}: {path}: {report}")
+        loaded = True
+    if not loaded:
+        log.info("no pretrained weights: training from scratch")
+
+
+def place_network(config: Config, segmenter: Segmenter, device: torch.device) -> nn.Module:
+    """Move the network to its device and make it one of several processes where there are."""
+    train = config.TRAIN
+    segmenter.to(device)
+    if train.channels_last:
+        segmenter.to(memory_format=torch.channels_last)
+    if device.type == "cuda":
+        torch.backends.cudnn.benchmark = True
+    synchronized = train.sync_bn and train.norm == "batch"
+    if distributed.world_size() == 1:
+        return segmenter
+    if synchronized:
+        with warnings.catch_warnings():
+            if not distributed.is_main():
+                warnings.simplefilter("ignore")
+            sync_batch_norm.convert(segmenter, device=device, use_apex=config.Distributed.use_apex)
+    return DistributedDataParallel(
+        segmenter,
+        device_ids=[device.index] if device.type == "cuda" else None,
+        broadcast_buffers=not synchronized,
+        gradient_as_bucket_view=True,
+    )
+
+
+def optimizer_of(config: Config, segmenter: Segmenter) -> torch.optim.SGD:
+    train = config.TRAIN
+    return build_optimizer(
+        segmenter,
+        segmenter.new_layers(),
+        base_rate=train.base_lr,
+        new_layer_factor=train.head_lr_factor,
+        momentum=train.momentum,
+        weight_decay=train.weight_decay,
+    )
+
+
+def loss_of(config: Config, dataset: TrainingSet, log: logging.Logger) -> SegmentationLoss:
+    train = config.TRAIN
+    weights = None
+    if train.class_weights == "auto":
+        pixels = class_pixels(dataset.pairs, dataset.encoding, workers=train.workers)
+        weights = balanced_class_weights(pixels)
+        log.info("class weights from the data: " + " ".join(f"{w:.3f}" for w in weights.tolist()))
+    elif train.class_weights != "none":
+        weights = torch.tensor(train.class_weights)
+    return SegmentationLoss(
+        ignore_label=train.ignore_label,
+        auxiliary_weight=train.aux_weight,
+        class_weights=weights,
+        ohem_threshold=train.ohem_threshold if train.loss == "ohem" else None,
+        ohem_min_kept=train.ohem_min_kept,
+    )
+
+
+def trainer_settings(config: Config, device: torch.device, dtype: torch.dtype) -> TrainerSettings:
+    train = config.TRAIN
+    scale = config.Distributed.loss_scale
+    return TrainerSettings(
+        classes=config.DATA.classes,
+        epochs=train.epochs,
+        base_rate=train.base_lr,
+        power=train.power,
+        ignore_label=train.ignore_label,
+        seed=train.manual_seed or 0,
+        mean=tuple(config.DATA.mean),
+        std=tuple(config.DATA.std),
+        device=device,
+        dtype=dtype,
+        channels_last=train.channels_last,
+        loss_scale=scale if isinstance(scale, float) else None,
+        print_every=train.print_freq,
+        save_every_epochs=train.save_freq,
+        save_every_minutes=train.save_minutes,
+        evaluate_every_epochs=train.evaluate_freq,
+    )
+
+
+def open_board(config: Config, folder: Path, step: int):
+    """A TensorBoard writer in the run's folder; a resumed run overwrites what came after it."""
+    if not (config.TRAIN.tensorboard and distributed.is_main()):
+        return None
+    from tensorboardX import SummaryWriter
+
+    return SummaryWriter(str(folder), purge_step=step + 1 if step else None)
+
+
+def validator(
+    config: Config,
+    segmenter: Segmenter,
+    device: torch.device,
+    dtype: torch.dtype,
+    trainer: Trainer,
+) -> Callable[[], Scores]:
+    """Validation as the test does it: the same engine, metric and whole images."""
+    train = config.TRAIN
+    dataset = build_evaluation_set(config, config.DATA.val_list, split="val")
+    engine = common.build_engine(
+        config, segmenter, device=device, dtype=dtype, batch_size=train.batch_size_val
+    )
+    colors = build_classes(config).colors
+
+    def draw(sample, prediction: np.ndarray) -> None:
+        if trainer.board is None or sample.index >= train.sample_predictions:
+            return
+        truth = colorize(sample.label, colors)
+        picture = np.concatenate(
+            [sample.image, truth, overlay(sample.image, prediction, colors)], axis=1
+        )
+        trainer.board.add_image(f"val/{sample.index}", picture, trainer.step, dataformats="HWC")
+
+    def validate() -> Scores:
+        workers = train.workers and max(1, train.workers // distributed.world_size())
+        rank, size = distributed.rank(), distributed.world_size()
+        samples = evaluation_samples(dataset, rank=rank, world_size=size, workers=workers)
+        share = len(range(rank, len(dataset), size))
+        evaluator = Evaluator(engine, train.ignore_label, draw)
+        return evaluator.run(progress(samples, total=share, unit="image", what="validating"))
+
+    return validate
+
+
+if __name__ == "__main__":
+    common.run_command(main)

@@ -1,0 +1,95 @@
+"""Processes, devices and the few collectives we need. With one process every call is local."""
+
+import os
+import socket
+from collections.abc import Sequence
+from datetime import timedelta
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from ..config.errors import DeviceError
+
+
+def rank() -> int:
+    return dist.get_rank() if dist.is_initialized() else 0
+
+
+def world_size() -> int:
+    return dist.get_world_size() if dist.is_initialized() else 1
+
+
+def is_main() -> bool:
+    return rank() == 0
+
+
+def under_torchrun() -> bool:
+    """Has a launcher (torchrun, or Slurm through it) started this process?"""
+    return "RANK" in os.environ and "WORLD_SIZE" in os.environ
+
+
+def all_reduce_sum(tensor: Tensor) -> Tensor:
+    """The sum over all processes, in place; the tensor itself with one process."""
+    if world_size() > 1:
+        dist.all_reduce(tensor)
+    return tensor
+
+
+def barrier() -> None:
+    if world_size() > 1:
+        dist.barrier()
+
+
+def choose_devices(wanted: Sequence[int] | None, *, key: str) -> list[torch.device]:
+    """The GPUs that `train_gpu` or `test_gpu` asks for; `[cpu]` for an empty list.
+
+    None means every visible GPU, or the CPU where there is none.
+
+    Raises:
+        DeviceError: a GPU was asked for by number and this machine does not have it.
+    """
+    available = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if wanted is None:
+        wanted = range(available)
+    absent = [index for index in wanted if index >= available]
+    if absent:
+        have = f"{available} GPU{'s' * (available != 1)}" if available else "no usable GPU"
+        raise DeviceError(
+            f"{key} asks for GPU {', '.join(map(str, absent))}, and this machine has {have}; "
+            f'set {key} "[]" to run on the CPU, or leave it empty to take what there is'
+        )
+    return [torch.device("cuda", index) for index in wanted] or [torch.device("cpu")]
+
+
+def start(device: torch.device, *, backend: str = "auto", timeout_minutes: float = 30) -> None:
+    """Join the process group that torchrun described in the environment; nothing without one."""
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+    if not under_torchrun() or int(os.environ["WORLD_SIZE"]) == 1 or dist.is_initialized():
+        return
+    if backend == "auto" or (backend == "nccl" and device.type == "cpu"):
+        backend = "nccl" if device.type == "cuda" else "gloo"
+    dist.init_process_group(backend, timeout=timedelta(minutes=timeout_minutes))
+
+
+def stop() -> None:
+    if dist.is_initialized():
+        dist.destroy_process_group()
+
+
+def free_port() -> int:
+    """A TCP port of this machine that nothing listens on."""
+    with socket.socket() as probe:
+        probe.bind(("", 0))
+        return probe.getsockname()[1]
+
+
+def port_is_free(host: str, port: int) -> bool:
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((host, port))
+        except OSError:
+            return False
+    return True

@@ -1,0 +1,122 @@
+"""Losses over the labelled pixels of the global batch.
+
+Every loss here is a sum over local pixels divided by a total over all processes, times the number
+of processes, so that the gradient that DistributedDataParallel averages is the gradient of the
+mean over the global batch: one process and many give the same step.
+"""
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+from torch.nn import functional as F
+
+from . import distributed
+
+
+class SegmentationLoss:
+    """Cross entropy or OHEM of the main and the auxiliary logits.
+
+    Args:
+        ignore_label: label value that does not count.
+        auxiliary_weight: weight of the auxiliary loss (0.4 in the papers).
+        class_weights: (K,) weights, or None. The mean is then the weighted mean, as PyTorch's.
+        ohem_threshold: with a number, only hard pixels count: those whose probability of the true
+            class is at most max(threshold, the `ohem_min_kept`-th smallest of the global batch).
+        ohem_min_kept: how many pixels of the global batch are kept at least.
+    """
+
+    def __init__(
+        self,
+        *,
+        ignore_label: int = 255,
+        auxiliary_weight: float = 0.4,
+        class_weights: Tensor | None = None,
+        ohem_threshold: float | None = None,
+        ohem_min_kept: int = 100_000,
+    ) -> None:
+        self.ignore_label = ignore_label
+        self.auxiliary_weight = auxiliary_weight
+        self.class_weights = class_weights
+        self.ohem_threshold = ohem_threshold
+        self.ohem_min_kept = ohem_min_kept
+
+    def __call__(
+        self, logits: Tensor, auxiliary: Tensor | None, label: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """(N,K,h,w), the same or None, (N,H,W) -> total, main and auxiliary loss (scalars).
+
+        Labels larger than the logits are subsampled at aligned corners, never blended.
+        A batch without any labelled pixel gives zero, and zero gradients.
+        """
+        label = subsample_label(label, logits.shape[-2:]).long()
+        main = self.single(logits, label)
+        if auxiliary is None:
+            return main, main, torch.zeros_like(main)
+        second = self.single(auxiliary, label)
+        return main + self.auxiliary_weight * second, main, second
+
+    def single(self, logits: Tensor, label: Tensor) -> Tensor:
+        """The loss of one set of logits: (N,K,H,W) against (N,H,W), a scalar."""
+        logits = logits.float()
+        if self.ohem_threshold is not None:
+            label = self._keep_hard(logits.detach(), label)
+        weights = self.class_weights
+        if weights is not None:
+            weights = weights.to(logits.device, logits.dtype)
+        total = F.cross_entropy(
+            logits, label, weights, ignore_index=self.ignore_label, reduction="sum"
+        )
+        labelled = label != self.ignore_label
+        if weights is None:
+            count = labelled.sum().to(logits.dtype)
+        else:
+            count = weights[label.clamp(max=len(weights) - 1)][labelled].sum()
+        count = distributed.all_reduce_sum(count)
+        return total / count.clamp(min=1e-12) * distributed.world_size()
+
+    def _keep_hard(self, logits: Tensor, label: Tensor) -> Tensor:
+        """`label` with the easy pixels set to the ignore label."""
+        valid = label != self.ignore_label
+        true_class = label.clamp(max=logits.shape[1] - 1).unsqueeze(1)
+        probability = logits.softmax(1).gather(1, true_class).squeeze(1)
+        candidates = probability[valid]
+        limit = global_kth_smallest(candidates, self.ohem_min_kept)
+        limit = limit.clamp(min=self.ohem_threshold)
+        return torch.where(valid & (probability <= limit), label, self.ignore_label)
+
+
+def global_kth_smallest(values: Tensor, k: int) -> Tensor:
+    """The k-th smallest value over all processes; infinity when there are not more than k."""
+    size = min(k, values.numel())
+    smallest = values.new_full((k,), float("inf"))
+    smallest[:size] = torch.topk(values, size, largest=False, sorted=False).values
+    total = distributed.all_reduce_sum(torch.tensor([values.numel()], device=values.device))
+    if distributed.world_size() > 1:
+        gathered = [torch.empty_like(smallest) for _ in range(distributed.world_size())]
+        dist.all_gather(gathered, smallest)
+        smallest = torch.cat(gathered)
+    kth = torch.kthvalue(smallest, k).values
+    return torch.where(total[0] > k, kth, torch.full_like(kth, float("inf")))
+
+
+def subsample_label(label: Tensor, size: torch.Size) -> Tensor:
+    """Nearest labels on a smaller grid whose corners meet: (N,H,W) -> (N,*size)."""
+    if tuple(label.shape[-2:]) == tuple(size):
+        return label
+    rows, columns = (
+        torch.linspace(0, old - 1, new, device=label.device).round().long()
+        for old, new in zip(label.shape[-2:], size, strict=True)
+    )
+    return label[:, rows][:, :, columns]
+
+
+def balanced_class_weights(pixels: Tensor) -> Tensor:
+    """Class weights from class frequencies: 1 / log(1.02 + frequency), scaled to mean 1.
+
+    The bounded inverse frequency of ENet (Paszke et al., 2016, Sec. 5.2); absent classes weigh 1.
+    """
+    frequency = pixels.double() / pixels.sum().clamp(min=1)
+    weights = 1.0 / torch.log(1.02 + frequency)
+    present = pixels > 0
+    weights = weights / weights[present].mean() if present.any() else torch.ones_like(weights)
+    return torch.where(present, weights, torch.ones_like(weights)).float()

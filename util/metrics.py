@@ -1,0 +1,112 @@
+"""The confusion matrix and the figures that follow from it."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ..config.errors import DataError
+from . import distributed
+
+
+@dataclass(frozen=True)
+class Scores:
+    """Figures of a test. Class lists are in index order; shares are in [0, 1].
+
+    `mean_iou` is the semseg family's: the plain mean over all classes, a class that occurs neither
+    in label nor prediction counting 0. `mean_iou_present` leaves such classes out.
+    """
+
+    mean_iou: float
+    mean_accuracy: float
+    pixel_accuracy: float
+    mean_iou_present: float
+    iou: tuple[float, ...]
+    accuracy: tuple[float, ...]
+    pixels: tuple[int, ...]
+
+    def as_dict(self, names: Sequence[str]) -> dict:
+        """For `metrics.json`, under the family's names mIoU, mAcc and allAcc."""
+        return {
+            "mIoU": self.mean_iou,
+            "mAcc": self.mean_accuracy,
+            "allAcc": self.pixel_accuracy,
+            "mIoU_present": self.mean_iou_present,
+            "classes": [
+                {"index": i, "name": names[i], "iou": iou, "accuracy": accuracy, "pixels": pixels}
+                for i, (iou, accuracy, pixels) in enumerate(
+                    zip(self.iou, self.accuracy, self.pixels, strict=True)
+                )
+            ],
+        }
+
+
+class ConfusionMatrix:
+    """Counts of (label, prediction) pairs, kept on the device; one bincount an update."""
+
+    def __init__(
+        self, classes: int, *, ignore_label: int = 255, device: torch.device | str = "cpu"
+    ):
+        self.classes = classes
+        self.ignore_label = ignore_label
+        self.counts = torch.zeros(classes, classes, dtype=torch.int64, device=device)
+
+    def update(self, prediction: Tensor, label: Tensor) -> None:
+        """Add predictions and labels of equal shape; integer values, no host synchronisation.
+
+        Values outside the classes other than `ignore_label` are caught where files are read.
+        """
+        label, prediction = label.flatten().long(), prediction.flatten().long()
+        bins = self.classes**2
+        pair = torch.where(label == self.ignore_label, bins, label * self.classes + prediction)
+        counted = torch.bincount(pair, minlength=bins + 1)[:bins]
+        self.counts += counted.view(self.classes, self.classes)
+
+    def reduce(self) -> None:
+        """Sum over all processes, once, at the end."""
+        distributed.all_reduce_sum(self.counts)
+
+    def scores(self) -> Scores:
+        """The figures of everything counted so far (I / (U + 1e-10), as the family has it)."""
+        counts = self.counts.cpu().double()
+        hits, labelled, predicted = counts.diag(), counts.sum(1), counts.sum(0)
+        union = labelled + predicted - hits
+        iou = hits / (union + 1e-10)
+        accuracy = hits / (labelled + 1e-10)
+        present = union > 0
+        return Scores(
+            mean_iou=iou.mean().item(),
+            mean_accuracy=accuracy.mean().item(),
+            pixel_accuracy=(hits.sum() / (labelled.sum() + 1e-10)).item(),
+            mean_iou_present=iou[present].mean().item() if present.any() else 0.0,
+            iou=tuple(iou.tolist()),
+            accuracy=tuple(accuracy.tolist()),
+            pixels=tuple(int(v) for v in labelled.tolist()),
+        )
+
+
+def check_prediction(prediction: Tensor, classes: int, *, origin: str) -> None:
+    """Raises DataError when a saved prediction holds a value that is no class."""
+    if prediction.numel() and int(prediction.max()) >= classes:
+        raise DataError(
+            f"{origin}: prediction value {int(prediction.max())} is outside the {classes} classes; "
+            "it was written for another dataset, or in the test server's encoding"
+        )
+
+
+def class_table(scores: Scores, names: Sequence[str]) -> str:
+    """The per-class table and the means, as text."""
+    width = max([len(name) for name in names] + [10])
+    lines = [f"{'class':<{width + 5}}{'IoU':>8}{'accuracy':>10}{'pixels':>14}"]
+    for index, name in enumerate(names):
+        lines.append(
+            f"{index:>3}  {name:<{width}}{scores.iou[index]:>8.4f}{scores.accuracy[index]:>10.4f}"
+            f"{scores.pixels[index]:>14,}"
+        )
+    lines.append(
+        f"mIoU/mAcc/allAcc {scores.mean_iou:.4f}/{scores.mean_accuracy:.4f}/"
+        f"{scores.pixel_accuracy:.4f}  (mIoU of the classes present "
+        f"{scores.mean_iou_present:.4f})"
+    )
+    return "\n".join(lines)

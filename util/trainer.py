@@ -1,0 +1,296 @@
+"""The training loop: one path for CPU, one GPU and many processes."""
+
+import hashlib
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from logging import Logger
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from ..config.errors import CheckpointError, TrainingError
+from . import distributed
+from .checkpoint import CheckpointFolder
+from .logging import progress
+from .losses import SegmentationLoss
+from .metrics import ConfusionMatrix, Scores
+from .optimization import autocast, set_rate
+from .schedule import poly
+
+CPU = torch.device("cpu")
+
+
+class Batch(Protocol):
+    """What the loader yields: this process's share of a global batch."""
+
+    image: Tensor  # (N, 3, H, W) uint8
+    label: Tensor  # (N, H, W) uint8
+    names: list[str]
+
+
+class Loader(Protocol):
+    """Batches of the run from a global step on, epoch after epoch without an end."""
+
+    steps_per_epoch: int
+
+    def batches(self, first_step: int, last_step: int) -> Iterator[Batch]: ...
+
+
+@dataclass(frozen=True)
+class TrainerSettings:
+    """Plain values of the loop; `base_rate` and `power` describe the poly schedule."""
+
+    classes: int
+    epochs: int
+    base_rate: float
+    power: float = 0.9
+    ignore_label: int = 255
+    seed: int = 0
+    mean: tuple[float, ...] = (123.675, 116.28, 103.53)
+    std: tuple[float, ...] = (58.395, 57.12, 57.375)
+    device: torch.device = CPU
+    dtype: torch.dtype = torch.float32
+    channels_last: bool = True
+    loss_scale: float | None = None
+    print_every: int = 10
+    save_every_epochs: int = 1
+    save_every_minutes: float | None = 10
+    evaluate_every_epochs: int = 1
+
+
+class Trainer:
+    """Trains `network` and keeps its checkpoints; `fit` is the whole story.
+
+    Args:
+        network: the segmenter, wrapped for several processes where there are several.
+        segmenter: the same without the wrapper: its tensors are what is saved.
+        validate: () -> Scores, run between epochs; None trains without validation.
+        board: a TensorBoard writer (`add_scalar`), or None.
+        config: stored in every checkpoint.
+    """
+
+    def __init__(
+        self,
+        *,
+        network: nn.Module,
+        segmenter: nn.Module,
+        optimizer: torch.optim.Optimizer,
+        loss: SegmentationLoss,
+        loader: Loader,
+        settings: TrainerSettings,
+        checkpoints: CheckpointFolder,
+        log: Logger,
+        validate: Callable[[], Scores] | None = None,
+        board: Any = None,
+        config: dict | None = None,
+    ) -> None:
+        self.network = network
+        self.segmenter = segmenter
+        self.optimizer = optimizer
+        self.loss = loss
+        self.loader = loader
+        self.settings = settings
+        self.checkpoints = checkpoints
+        self.log = log
+        self.validate = validate
+        self.board = board
+        self.config = config or {}
+        device = settings.device
+        self.step = 0  # optimizer steps done
+        self.best_mean_iou = -1.0
+        self.scaler = torch.amp.GradScaler(
+            device.type,
+            enabled=settings.dtype == torch.float16,
+            init_scale=settings.loss_scale or 2.0**16,
+            growth_interval=2**31 - 1 if settings.loss_scale else 2000,
+        )
+        self.confusion = self._new_confusion()
+        self.loss_sums = torch.zeros(4, device=device)  # total, main, auxiliary, steps
+        self.mean = torch.tensor(settings.mean, device=device).view(1, 3, 1, 1)
+        self.std = torch.tensor(settings.std, device=device).view(1, 3, 1, 1)
+        self.last_save = self.last_print = time.monotonic()
+
+    @property
+    def total_steps(self) -> int:
+        return self.settings.epochs * self.loader.steps_per_epoch
+
+    @property
+    def epoch(self) -> int:
+        """Epochs finished."""
+        return self.step // self.loader.steps_per_epoch
+
+    def fit(self, *, until: int | None = None) -> None:
+        """Train from the current step to the end, or to step `until`."""
+        end = self.total_steps if until is None else min(self.total_steps, until)
+        self.network.train()
+        batches = self.loader.batches(self.step, end)
+        for batch in progress(
+            batches, total=self.total_steps, start=self.step, unit="step", what="training"
+        ):
+            self.train_step(batch)
+            save_is_due = False
+            if self.step % self.settings.print_every == 0 or self.step == end:
+                save_is_due = self._report()
+            if self.step % self.loader.steps_per_epoch == 0:
+                self._finish_epoch()
+            elif save_is_due:
+                self.save()
+        if self.step % self.loader.steps_per_epoch:
+            self.save()
+
+    def train_step(self, batch: Batch) -> None:
+        """One optimizer step on one global batch."""
+        settings = self.settings
+        rate = poly(settings.base_rate, self.step, self.total_steps, settings.power)
+        set_rate(self.optimizer, rate)
+        # dropout is a function of (seed, step, process), so resuming needs no generator state
+        torch.manual_seed(derived_seed(settings.seed, self.step, distributed.rank()))
+        image = batch.image.to(settings.device, non_blocking=True)
+        label = batch.label.to(settings.device, non_blocking=True)
+        image = (image.float() - self.mean) / self.std
+        if settings.channels_last:
+            image = image.contiguous(memory_format=torch.channels_last)
+        with autocast(settings.device, settings.dtype):
+            logits, auxiliary = self.network(image)
+        total, main, second = self.loss(logits, auxiliary, label)
+        self.optimizer.zero_grad(set_to_none=True)
+        self.scaler.scale(total).backward()
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+        self.step += 1
+        with torch.no_grad():
+            self.loss_sums += torch.stack([total, main, second, torch.ones_like(total)])
+            if logits.shape[-2:] == label.shape[-2:]:
+                self.confusion.update(logits.argmax(1), label)
+
+    def _report(self) -> bool:
+        """One line, and the curves, of the steps since the last one; is a checkpoint due?
+
+        Clocks differ between processes, so the main one's word travels with the sums.
+        """
+        due = torch.full_like(self.loss_sums[:1], self._save_is_due() and distributed.is_main())
+        sums = distributed.all_reduce_sum(torch.cat([self.loss_sums, due]))
+        total, main, second = (sums[:3] / sums[3].clamp(min=1)).tolist()
+        steps = int(self.loss_sums[3].item())
+        self.loss_sums.zero_()
+        now = time.monotonic()
+        seconds, self.last_print = (now - self.last_print) / max(steps, 1), now
+        if not total - total == 0:  # NaN or infinite
+            raise TrainingError(
+                f"the loss is {total} after step {self.step}; lower TRAIN.base_lr, or use "
+                f"TRAIN.precision bf16 or fp32. The checkpoints in {self.checkpoints.folder} are "
+                "from before it"
+            )
+        rate = self.optimizer.param_groups[0]["lr"]
+        remaining = time.strftime("%H:%M:%S", time.gmtime(seconds * (self.total_steps - self.step)))
+        per_epoch = self.loader.steps_per_epoch
+        self.log.info(
+            f"epoch {(self.step - 1) // per_epoch + 1}/{self.settings.epochs} "
+            f"step {(self.step - 1) % per_epoch + 1}/{per_epoch} loss {total:.4f} main {main:.4f} "
+            f"auxiliary {second:.4f} lr {rate:.6f} {seconds:.3f} s/step remaining {remaining}"
+        )
+        self._draw("train_step", {"loss": total, "main": main, "auxiliary": second, "lr": rate})
+        return bool(sums[4] > 0)
+
+    def _finish_epoch(self) -> None:
+        """Training figures, validation, checkpoints."""
+        settings, epoch = self.settings, self.epoch
+        self.confusion.reduce()
+        scores = self.confusion.scores()
+        self._tell("train", scores)
+        self.confusion = self._new_confusion()
+        last = epoch == settings.epochs
+        improved = False
+        if self.validate and (epoch % settings.evaluate_every_epochs == 0 or last):
+            scores = self.validate()
+            self._tell("val", scores)
+            improved = scores.mean_iou > self.best_mean_iou
+            self.best_mean_iou = max(self.best_mean_iou, scores.mean_iou)
+        due = epoch % settings.save_every_epochs == 0 or last
+        if not (due or improved):
+            return
+        self.save()
+        if distributed.is_main():
+            if due:
+                self.checkpoints.keep_epoch(epoch)
+            if improved:
+                self.checkpoints.keep_best()
+                self.log.info(f"best so far: {self.checkpoints.best}")
+        self.last_print = time.monotonic()
+
+    def _tell(self, split: str, scores: Scores) -> None:
+        figures = {
+            "mIoU": scores.mean_iou,
+            "mAcc": scores.mean_accuracy,
+            "allAcc": scores.pixel_accuracy,
+        }
+        line = "/".join(f"{value:.4f}" for value in figures.values())
+        self.log.info(f"epoch {self.epoch} {split} mIoU/mAcc/allAcc {line}")
+        self._draw(split, figures)
+
+    def _draw(self, group: str, figures: dict[str, float]) -> None:
+        if self.board is not None:
+            for name, value in figures.items():
+                self.board.add_scalar(f"{group}/{name}", value, self.step)
+
+    def _new_confusion(self) -> ConfusionMatrix:
+        s = self.settings
+        return ConfusionMatrix(s.classes, ignore_label=s.ignore_label, device=s.device)
+
+    def _save_is_due(self) -> bool:
+        minutes = self.settings.save_every_minutes
+        return minutes is not None and time.monotonic() - self.last_save > 60 * minutes
+
+    def save(self) -> None:
+        """Write `last.pth`: everything a run needs to go on as if never stopped."""
+        counts = distributed.all_reduce_sum(self.confusion.counts.clone())
+        sums = distributed.all_reduce_sum(self.loss_sums.clone())
+        if distributed.is_main():
+            self.checkpoints.save_last(
+                {
+                    "state_dict": self.segmenter.state_dict(),
+                    "optimizer": self.optimizer.state_dict(),
+                    "scaler": self.scaler.state_dict(),
+                    "step": self.step,
+                    "epoch": self.epoch,
+                    "steps_per_epoch": self.loader.steps_per_epoch,
+                    "best_mean_iou": self.best_mean_iou,
+                    "confusion": counts,
+                    "loss_sums": sums,
+                    "config": self.config,
+                }
+            )
+        self.last_save = time.monotonic()
+
+    def resume(self, content: dict[str, Any], *, origin: str) -> None:
+        """Go on from what `save` wrote; the weights are loaded by the caller.
+
+        Raises:
+            CheckpointError: the content is of another program, or of another length of epoch.
+        """
+        if "step" not in content or content.get("format") != "stripseg":
+            raise CheckpointError(
+                f"{origin}: has weights but no training state of stripseg; to start from its "
+                "weights set TRAIN.weight to it instead of TRAIN.resume"
+            )
+        if content["steps_per_epoch"] != self.loader.steps_per_epoch:
+            raise CheckpointError(
+                f"{origin}: its epochs have {content['steps_per_epoch']} steps and this run's "
+                f"{self.loader.steps_per_epoch}; the list or TRAIN.batch_size changed. Set "
+                "TRAIN.weight to it to start a new run from its weights"
+            )
+        self.optimizer.load_state_dict(content["optimizer"])
+        self.scaler.load_state_dict(content["scaler"])
+        self.step = content["step"]
+        self.best_mean_iou = content["best_mean_iou"]
+        share = distributed.is_main()  # sums over processes live on in one of them
+        self.confusion.counts.copy_(content["confusion"] * share)
+        self.loss_sums.copy_(content["loss_sums"] * share)
+
+
+def derived_seed(*parts: int) -> int:
+    """A 63-bit seed that depends on every part."""
+    digest = hashlib.sha256(repr(parts).encode()).digest()
+    return int.from_bytes(digest[:8], "little") >> 1
