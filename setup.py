@@ -24,5 +24,7 @@ setup(
     # narrow on purpose: users' own data lies below dataset/
     package_data={"stripseg.config": ["*/*.yaml"], "stripseg.dataset": ["catalog/*.yaml"]},
     install_requires=Path("requirements.txt").read_text(encoding="utf-8").split("\n"),
-    extras_require={"test": ["pytest>=7", "hypothesis>=6", "ruff>=0.6", "tensorboard>=2.10"]},
+    extras_require={
+        "test": ["pytest>=7", "pytest-xdist>=3", "hypothesis>=6", "ruff>=0.6", "tensorboard>=2.10"]
+    },
 )

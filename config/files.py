@@ -14,16 +14,17 @@ def resolve_list(config: Config, path: str) -> Path:
     `train_list: train.txt` thus follows `data_root`, and semseg's own paths keep their meaning.
     """
     as_it_stands = Path(os.path.expanduser(path))
-    if as_it_stands.is_file():
+    if os.path.isfile(as_it_stands):  # unlike Path.is_file, False for an impossible name
         return as_it_stands
     return Path(config.DATA.data_root) / as_it_stands
 
 
 def check_files(config: Config, purpose: Literal["train", "test"]) -> None:
     """ConfigError with one line for each file that the purpose needs and that is not there."""
-    complaints = _data_root(config)
+    no_folder = _data_root(config)
+    complaints = [*no_folder]
     for key, path in _lists(config, purpose):
-        if path is None or not complaints:  # without the folder, its lists are missing anyway
+        if path is None or not no_folder:  # without the folder, its lists are missing anyway
             complaints += _list(config, key, path, purpose)
     complaints += _names(config)
     if complaints:
@@ -39,7 +40,7 @@ def _lists(config: Config, purpose: str) -> list[tuple[str, str | None]]:
 
 def _data_root(config: Config) -> list[str]:
     root = Path(config.DATA.data_root)
-    if root.is_dir():
+    if os.path.isdir(root):
         return []
     return [
         f"DATA.data_root {root} is not a folder (looked for {root.absolute()}); "
@@ -52,7 +53,7 @@ def _list(config: Config, key: str, path: str | None, purpose: str) -> list[str]
         cure = "; or set TRAIN.evaluate False" if key == "DATA.val_list" else ""
         return [f"{key} is not set, and {purpose}ing needs it{cure}"]
     found = resolve_list(config, path)
-    if found.is_file():
+    if os.path.isfile(found):
         return []
     return [
         f"{key} {path} does not exist (looked for {found.absolute()}); "
@@ -62,7 +63,7 @@ def _list(config: Config, key: str, path: str | None, purpose: str) -> list[str]
 
 def _names(config: Config) -> list[str]:
     path, classes = config.TEST.names_path, config.DATA.classes
-    if path is None or not Path(path).is_file():
+    if path is None or not os.path.isfile(path):
         return []
     names = Path(path).read_text(encoding="utf-8", errors="replace").strip().splitlines()
     if len(names) == classes:

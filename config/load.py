@@ -166,7 +166,10 @@ def _override_layer(overrides: Sequence[Any]) -> Layer:
 
 
 def _split_key(key: str) -> tuple[str, str]:
-    """("TRAIN", "base_lr") for `TRAIN.base_lr`, and for `base_lr`, which only TRAIN has."""
+    """("TRAIN", "base_lr") for `TRAIN.base_lr` and for `base_lr`.
+
+    A bare name that TRAIN and TEST share (`batch_size`) is TRAIN's, where semseg has it.
+    """
     section, dot, option = key.partition(".")
     if dot:
         if section not in SECTIONS:
@@ -175,9 +178,7 @@ def _split_key(key: str) -> tuple[str, str]:
     names = options_named(key) or [f"{name}.{old}" for name, old in OLD_KEYS if old == key]
     if not names:
         raise ConfigError(f"{COMMAND_LINE}: {key} is not an option{suggestion(key)}")
-    if len(names) > 1:
-        raise ConfigError(f"{COMMAND_LINE}: {key} may be {' or '.join(names)}; say which")
-    return _split_key(names[0])
+    return _split_key(next((name for name in names if name.startswith("TRAIN.")), names[0]))
 
 
 def _merge(layers: list[Layer]) -> Merged:

@@ -181,6 +181,9 @@ class TrainSection(Section):
     batch_size_val: Annotated[int, Whole(1)] = option(
         8, "windows per forward pass in the validation during training"
     )
+    optimizer: Annotated[Literal["sgd", "adamw"], Choice("sgd", "adamw")] = option(
+        "sgd", "`sgd` as in the papers; `adamw` learns faster from scratch, at a rate near 0.001"
+    )
     base_lr: Annotated[float, Real(above=0)] = option(0.01, "learning rate of the backbone")
     head_lr_factor: Annotated[float, Real(above=0)] = option(
         10.0, "the head's and the auxiliary head's learning rate in units of `base_lr`"

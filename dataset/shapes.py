@@ -191,7 +191,7 @@ def _unlabel_patches(canvas: Canvas) -> None:
 def write_shapes(
     root: Path,
     *,
-    train: int = 240,
+    train: int = 480,
     val: int = 48,
     seed: int = 0,
     height: int = 160,

@@ -12,6 +12,32 @@ from torch.nn import functional as F
 from .layers import NormLayer, conv_norm, grid_average_pool, resize
 
 
+class StripConvolution(nn.Conv2d):
+    """1-D convolution along a pooled strip: (N, C, L, 1) or (N, C, 1, L) -> the same shape.
+
+    Computed as one matrix product over the neighbours of every element. It equals the 3x1 (1x3)
+    convolution whose weights it holds; CPU convolutions on maps one pixel wide are several times
+    slower (`python -m benchmark.strip_convolution`).
+    """
+
+    def __init__(self, channels: int, *, along: str, kernel_size: int = 3) -> None:
+        shape = (kernel_size, 1) if along == "height" else (1, kernel_size)
+        super().__init__(channels, channels, shape, padding="same", bias=False)
+
+    def forward(self, strip: Tensor) -> Tensor:
+        elements = strip.flatten(2).transpose(1, 2)  # (N, L, C)
+        length, reach = elements.shape[1], max(self.kernel_size) // 2
+        padded = F.pad(elements, (0, 0, reach, reach))
+        neighbours = [padded[:, i : i + length] for i in range(2 * reach + 1)]
+        weight = self.weight.flatten(2).transpose(1, 2).flatten(1)  # (C, 3 C)
+        out = F.linear(torch.cat(neighbours, dim=2), weight)
+        return out.transpose(1, 2).reshape(strip.shape)
+
+
+def strip_conv_norm(channels: int, along: str, norm_layer: NormLayer) -> nn.Sequential:
+    return nn.Sequential(StripConvolution(channels, along=along), norm_layer(channels))
+
+
 class StripPoolingModule(nn.Module):
     """SPM (Sec. 3.1, Fig. 2): every position is weighted by what its row and its column hold.
 
@@ -20,8 +46,8 @@ class StripPoolingModule(nn.Module):
 
     def __init__(self, channels: int, *, norm_layer: NormLayer = nn.BatchNorm2d) -> None:
         super().__init__()
-        self.rows = conv_norm(channels, channels, (3, 1), norm_layer, relu=False)
-        self.columns = conv_norm(channels, channels, (1, 3), norm_layer, relu=False)
+        self.rows = strip_conv_norm(channels, "height", norm_layer)
+        self.columns = strip_conv_norm(channels, "width", norm_layer)
         self.fuse = nn.Conv2d(channels, channels, 1)
 
     def attention(self, x: Tensor) -> Tensor:
@@ -58,11 +84,14 @@ class MixedPoolingModule(nn.Module):
         self.pooled = nn.ModuleList(
             conv_norm(inner, inner, 3, norm_layer, relu=False) for _ in self.pool_sizes
         )
-        self.columns = conv_norm(inner, inner, (1, 3), norm_layer, relu=False)
-        self.rows = conv_norm(inner, inner, (3, 1), norm_layer, relu=False)
+        self.columns = strip_conv_norm(inner, "width", norm_layer)
+        self.rows = strip_conv_norm(inner, "height", norm_layer)
         self.fuse_short = conv_norm(inner, inner, 3, norm_layer)
         self.fuse_long = conv_norm(inner, inner, 3, norm_layer)
         self.expand = conv_norm(2 * inner, channels, 1, norm_layer, relu=False)
+        # start near the identity, as residual branches do (Goyal et al., 2017, Sec. 5.1): from
+        # scratch a full-strength branch slows the first epochs. Not zero: all of it learns at once.
+        nn.init.constant_(self.expand[1].weight, 0.1)
 
     def short_range(self, x: Tensor) -> Tensor:
         """Fig. 3b, left: a 3x3 convolution at full size and on each pooled grid."""

@@ -5,6 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from pydantic import ValidationError
+
 from stripseg.config.errors import ConfigError, DataError
 from stripseg.dataset import catalogue
 from stripseg.dataset.catalogue import (

@@ -8,6 +8,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
+
 from stripseg.dataset.catalogue import describe, read_colors, read_names
 from stripseg.dataset.shapes import IGNORE, Shape, render_scene, write_shapes
 

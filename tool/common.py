@@ -8,31 +8,37 @@ from pathlib import Path
 from urllib.parse import urlparse
 
 import torch
+from torch import nn
+
+import stripseg
 from stripseg.config.errors import DeviceError, StripsegError
 from stripseg.config.load import find_config, load_config
 from stripseg.config.schema import Config
 from stripseg.util import distributed
 from stripseg.util.inference import InferenceSettings, SlidingWindow
-from torch import nn
-
-import stripseg
 
 USER_ERROR = 2
 INTERRUPTED = 130
 
 
 def run_command(main: Callable[[Sequence[str]], int | None]) -> None:
-    """Run a command's `main`; a user's mistake becomes one message and exit code 2."""
+    """Run a command's `main`; a user's mistake becomes one message and exit code 2.
+
+    A process that fails leaves at once, without waiting for the others: torchrun ends them.
+    """
     try:
         code = main(sys.argv[1:]) or 0
+        distributed.stop()
     except StripsegError as error:
-        print(f"error: {error}", file=sys.stderr, flush=True)
+        print(f"error: {error}", file=sys.stderr)
         code = USER_ERROR
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         code = INTERRUPTED
-    finally:
-        distributed.stop()
+    if code and distributed.world_size() > 1:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
     sys.exit(code)
 
 
@@ -48,7 +54,7 @@ def argument_parser(command: str, description: str) -> argparse.ArgumentParser:
         "words",
         nargs="*",
         metavar="DATASET EXPERIMENT KEY VALUE",
-        help="config/DATASET/DATASET_EXPERIMENT.yaml, then options to override (TRAIN.base_lr 0.02)",
+        help="config/DATASET/DATASET_EXPERIMENT.yaml, then options that override it",
     )
     parser.add_argument("--config", help="path of a YAML file, instead of DATASET EXPERIMENT")
     return parser

@@ -7,6 +7,7 @@ from pathlib import Path, PurePosixPath
 
 import numpy as np
 import torch
+
 from stripseg.config.errors import DataError
 from stripseg.config.load import check_files
 from stripseg.config.schema import Config

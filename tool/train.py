@@ -1,5 +1,6 @@
 """Train a network: `python tool/train.py DATASET EXPERIMENT [KEY VALUE ...]`."""
 
+import inspect
 import logging
 import time
 import warnings
@@ -10,6 +11,9 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+
 from stripseg.config.errors import CheckpointError, TrainingError
 from stripseg.config.load import check_files, save_effective
 from stripseg.config.schema import Config
@@ -34,8 +38,6 @@ from stripseg.util.losses import SegmentationLoss, balanced_class_weights
 from stripseg.util.metrics import Scores
 from stripseg.util.optimization import build_optimizer, choose_precision
 from stripseg.util.trainer import Trainer, TrainerSettings
-from torch import nn
-from torch.nn.parallel import DistributedDataParallel
 
 
 def main(argv: Sequence[str]) -> int | None:
@@ -220,15 +222,18 @@ def place_network(config: Config, segmenter: Segmenter, device: torch.device) ->
             if not distributed.is_main():
                 warnings.simplefilter("ignore")
             sync_batch_norm.convert(segmenter, device=device, use_apex=config.Distributed.use_apex)
+    # newer releases of PyTorch renamed the switch for synchronizing buffers in every forward pass
+    known = inspect.signature(DistributedDataParallel).parameters
+    switch = "forward_sync_buffers" if "forward_sync_buffers" in known else "broadcast_buffers"
     return DistributedDataParallel(
         segmenter,
         device_ids=[device.index] if device.type == "cuda" else None,
-        broadcast_buffers=not synchronized,
         gradient_as_bucket_view=True,
+        **{switch: not synchronized},
     )
 
 
-def optimizer_of(config: Config, segmenter: Segmenter) -> torch.optim.SGD:
+def optimizer_of(config: Config, segmenter: Segmenter) -> torch.optim.Optimizer:
     train = config.TRAIN
     return build_optimizer(
         segmenter,
@@ -237,6 +242,7 @@ def optimizer_of(config: Config, segmenter: Segmenter) -> torch.optim.SGD:
         new_layer_factor=train.head_lr_factor,
         momentum=train.momentum,
         weight_decay=train.weight_decay,
+        name=train.optimizer,
     )
 
 

@@ -74,7 +74,9 @@ def start(device: torch.device, *, backend: str = "auto", timeout_minutes: float
 
 
 def stop() -> None:
+    """Leave the process group, after all processes have come this far."""
     if dist.is_initialized():
+        barrier()
         dist.destroy_process_group()
 
 

@@ -18,10 +18,12 @@ def build_optimizer(
     new_layer_factor: float,
     momentum: float,
     weight_decay: float,
-) -> torch.optim.SGD:
-    """SGD with two groups: the backbone, and the new layers at `new_layer_factor` times its rate.
+    name: str = "sgd",
+) -> torch.optim.Optimizer:
+    """SGD (or AdamW) with two groups: the backbone, and the new layers at a multiple of its rate.
 
     Each group keeps its factor as `rate_factor`; the trainer multiplies the schedule by it.
+    `momentum` is also AdamW's first beta.
     """
     new = {id(p) for layer in new_layers for p in layer.parameters()}
     parameters = list(network.parameters())
@@ -29,12 +31,11 @@ def build_optimizer(
         {"params": [p for p in parameters if id(p) not in new], "rate_factor": 1.0},
         {"params": [p for p in parameters if id(p) in new], "rate_factor": new_layer_factor},
     ]
-    return torch.optim.SGD(
-        [group for group in groups if group["params"]],
-        lr=base_rate,
-        momentum=momentum,
-        weight_decay=weight_decay,
-    )
+    groups = [group for group in groups if group["params"]]
+    if name == "adamw":
+        betas = (momentum, 0.999)
+        return torch.optim.AdamW(groups, lr=base_rate, betas=betas, weight_decay=weight_decay)
+    return torch.optim.SGD(groups, lr=base_rate, momentum=momentum, weight_decay=weight_decay)
 
 
 def set_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:

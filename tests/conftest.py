@@ -1,0 +1,59 @@
+"""What several test files need: a small generated dataset and a config for it."""
+
+import os
+from pathlib import Path
+
+import pytest
+import yaml
+
+ROOT = Path(__file__).resolve().parent.parent
+
+# the commands under test run as processes of their own, from any folder
+os.environ["PYTHONPATH"] = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
+os.environ.setdefault("CUDA_VISIBLE_DEVICES", "")  # figures to compare are the CPU's
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # the networks are tiny and the test processes many
+
+
+@pytest.fixture(scope="session")
+def small_shapes(tmp_path_factory) -> Path:
+    """Six training and three validation scenes of 72 x 88 pixels."""
+    from stripseg.dataset.shapes import write_shapes
+
+    root = tmp_path_factory.mktemp("shapes")
+    write_shapes(root, train=6, val=3, height=72, width=88)
+    return root
+
+
+@pytest.fixture
+def small_config(small_shapes: Path, tmp_path: Path) -> Path:
+    """A YAML that trains SPNet-18 on `small_shapes` for two epochs of three steps."""
+    content = {
+        "DATA": {
+            "dataset": "shapes",
+            "data_root": str(small_shapes),
+            "train_list": "train.txt",
+            "val_list": "val.txt",
+            "classes": 9,
+        },
+        "TRAIN": {
+            "arch": "spnet",
+            "layers": 18,
+            "train_h": 48,
+            "train_w": 40,
+            "batch_size": 2,
+            "epochs": 2,
+            "workers": 0,
+            "print_freq": 1,
+            "precision": "fp32",
+            "save_path": str(tmp_path / "run" / "model"),
+        },
+        "TEST": {
+            "test_list": "val.txt",
+            "base_size": 0,
+            "workers": 0,
+            "save_folder": str(tmp_path / "run" / "result"),
+        },
+    }
+    path = tmp_path / "shapes_small.yaml"
+    path.write_text(yaml.safe_dump(content), encoding="utf-8")
+    return path

@@ -1,0 +1,281 @@
+"""The commands, as a user types them, on generated data; and what they say to mistakes."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from stripseg.config.errors import CheckpointError, DataError, DeviceError, StripsegError
+from stripseg.tool import demo, prepare, test, train
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+@pytest.fixture
+def trained_config(small_config: Path) -> Path:
+    train.main(["--config", str(small_config), "TRAIN.epochs", "1", "TRAIN.evaluate", "False"])
+    return small_config
+
+
+def run_shell(script: str, *words: str, cwd: Path = ROOT) -> subprocess.CompletedProcess:
+    command = ["sh", str(ROOT / "tool" / script), *words]
+    env = {"PYTHON": sys.executable, "PATH": "/usr/bin:/bin", "CUDA_VISIBLE_DEVICES": ""}
+    return subprocess.run(command, capture_output=True, text=True, cwd=cwd, env=env, timeout=300)
+
+
+def test_shell_commands_train_and_test_by_name(small_config: Path, tmp_path: Path) -> None:
+    """`sh tool/train.sh DATASET EXPERIMENT` from a folder with a config of the user's own."""
+    own = tmp_path / "config" / "mine"
+    own.mkdir(parents=True)
+    (own / "mine_small.yaml").write_text(small_config.read_text())
+    done = run_shell("train.sh", "mine", "small", "TRAIN.epochs", "1", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "training from scratch" in done.stdout
+    assert "epoch 1 val mIoU/mAcc/allAcc" in done.stdout
+    done = run_shell("test.sh", "mine", "small", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "fence" in done.stdout
+    assert str(tmp_path / "run" / "result" / "color") in done.stdout
+    again = run_shell("train.sh", "mine", "small", "TRAIN.epochs", "1", cwd=tmp_path)
+    assert again.returncode == 0
+    assert "nothing to do" in again.stdout
+
+
+def test_test_writes_predictions_and_figures(trained_config: Path, tmp_path: Path) -> None:
+    arguments = ["--config", str(trained_config)]
+    test.main(arguments)
+    result = tmp_path / "run" / "result"
+    figures = json.loads((result / "metrics.json").read_text())
+    assert len(figures["classes"]) == 9
+    assert figures["images"] == 3
+    assert figures["mIoU"] == pytest.approx(np.mean([c["iou"] for c in figures["classes"]]))
+    gray = sorted((result / "gray").iterdir())
+    assert [path.name for path in gray] == [path.name for path in (result / "color").iterdir()] or (
+        {path.name for path in gray} == {path.name for path in (result / "color").iterdir()}
+    )
+    assert np.array(Image.open(gray[0])).shape == (72, 88)
+    # saved predictions give the same figures, to the last digit
+    test.main([*arguments, "TEST.has_prediction", "True"])
+    again = json.loads((result / "metrics.json").read_text())
+    assert again == figures
+
+
+def test_index_start_and_step_choose_images(trained_config: Path, tmp_path: Path) -> None:
+    arguments = ["--config", str(trained_config), "TEST.index_start", "1", "TEST.index_step", "1"]
+    test.main(arguments)
+    names = [path.name for path in (tmp_path / "run" / "result" / "gray").iterdir()]
+    assert len(names) == 1
+    with pytest.raises(DataError, match="index_start 9"):
+        test.main(["--config", str(trained_config), "TEST.index_start", "9"])
+
+
+def test_split_test_needs_no_labels(
+    trained_config: Path, small_shapes: Path, tmp_path: Path
+) -> None:
+    images = [line.split()[0] for line in (small_shapes / "val.txt").read_text().splitlines()]
+    (tmp_path / "images.txt").write_text("\n".join(images))
+    overrides = ["TEST.split", "test", "TEST.test_list", str(tmp_path / "images.txt")]
+    test.main(["--config", str(trained_config), *overrides])
+    result = tmp_path / "run" / "result"
+    assert len(list((result / "gray").iterdir())) == 3
+    assert not (result / "metrics.json").exists()
+
+
+@pytest.mark.slow
+def test_two_processes_test_to_the_same_figures(trained_config: Path, tmp_path: Path) -> None:
+    """Three images over two processes: none lost, none counted twice."""
+    figures = {}
+    for processes in ("1", "2"):
+        folder = tmp_path / processes
+        command = [sys.executable, "-m", "stripseg.tool.test", "--config", str(trained_config)]
+        command += ["Distributed.processes", processes, "TEST.save_folder", str(folder)]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+        assert done.returncode == 0, done.stderr
+        figures[processes] = json.loads((folder / "metrics.json").read_text())
+        assert len(list((folder / "gray").iterdir())) == 3
+    assert figures["1"] == figures["2"]
+
+
+def test_images_of_one_name_keep_their_folders(
+    trained_config: Path, small_shapes: Path, tmp_path: Path
+) -> None:
+    """`a/street.v2.jpg` and `b/street.v2.jpg`: two predictions, names not cut at the first dot."""
+    lines = []
+    for folder, line in zip(
+        "ab", (small_shapes / "val.txt").read_text().splitlines(), strict=False
+    ):
+        image, label = line.split()
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "street.v2.jpg").write_bytes((small_shapes / image).read_bytes())
+        lines.append(f"{folder}/street.v2.jpg {small_shapes / label}")
+    (tmp_path / "list.txt").write_text("\n".join(lines))
+    overrides = ["DATA.data_root", str(tmp_path), "TEST.test_list", "list.txt"]
+    test.main(["--config", str(trained_config), *overrides])
+    gray = tmp_path / "run" / "result" / "gray"
+    assert (gray / "a" / "street.v2.png").is_file()
+    assert (gray / "b" / "street.v2.png").is_file()
+
+
+def test_demo_overlays_an_image_and_a_folder(
+    trained_config: Path, small_shapes: Path, tmp_path: Path
+) -> None:
+    folder = small_shapes / "images" / "val"
+    image = sorted(folder.iterdir())[0]
+    arguments = ["--config", str(trained_config), "--output", str(tmp_path / "demo")]
+    demo.main([*arguments, f"--image={image}"])
+    assert len(list((tmp_path / "demo").iterdir())) == 3  # gray, color, overlay
+    demo.main([*arguments, f"--image={folder}"])
+    overlays = list((tmp_path / "demo").glob("*_overlay.png"))
+    assert len(overlays) == 3
+    assert np.array(Image.open(overlays[0])).shape == (72, 88, 3)
+    with pytest.raises(DataError, match="no such file or folder"):
+        demo.main([*arguments, "--image", str(tmp_path / "absent")])
+
+
+def test_demo_predicts_what_the_test_predicts(
+    trained_config: Path, small_shapes: Path, tmp_path: Path
+) -> None:
+    scales = ["TEST.scales", "[0.75,1.25]"]
+    test.main(["--config", str(trained_config), *scales])
+    saved = sorted((tmp_path / "run" / "result" / "gray").iterdir())[0]
+    image = next((small_shapes / "images" / "val").glob(f"{saved.stem}.*"))
+    out = tmp_path / "demo"
+    demo.main(
+        ["--config", str(trained_config), *scales, "--image", str(image), "--output", str(out)]
+    )
+    shown = np.array(Image.open(out / f"{saved.stem}_gray.png"))
+    assert np.array_equal(shown, np.array(Image.open(saved)))
+
+
+def test_prepare_writes_shapes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import stripseg.dataset.shapes as shapes
+
+    original = shapes.write_shapes
+    monkeypatch.setattr(prepare, "write_shapes", lambda root: original(root, train=2, val=1))
+    prepare.main(["shapes", str(tmp_path / "out")])
+    assert len((tmp_path / "out" / "train.txt").read_text().splitlines()) == 2
+
+
+def test_messages_are_one_line_and_exit_with_2(small_config: Path) -> None:
+    command = [sys.executable, "-m", "stripseg.tool.train", "--config", str(small_config)]
+    done = subprocess.run(
+        [*command, "TRAIN.base_lrr", "1"], capture_output=True, text=True, timeout=120
+    )
+    assert done.returncode == 2
+    assert done.stderr.strip().count("\n") == 0
+    assert "TRAIN.base_lrr" in done.stderr
+    assert "TRAIN.base_lr?" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def broken_list(small_shapes: Path, folder: Path, line: str) -> list[str]:
+    """Overrides that put `line` in the second place of the training list."""
+    lines = (small_shapes / "train.txt").read_text().splitlines()
+    lines[1] = line
+    (folder / "broken.txt").write_text("\n".join(lines))
+    return ["DATA.train_list", str(folder / "broken.txt")]
+
+
+def test_mistakes_in_the_data_are_named(
+    small_config: Path, small_shapes: Path, tmp_path: Path
+) -> None:
+    image, label = (small_shapes / "train.txt").read_text().split()[:2]
+    wrong_size, wrong_value = tmp_path / "size.png", tmp_path / "value.png"
+    Image.new("L", (5, 5)).save(wrong_size)
+    Image.fromarray(np.full((72, 88), 77, np.uint8)).save(wrong_value)
+    cut = tmp_path / "cut.jpg"
+    cut.write_bytes((small_shapes / image).read_bytes()[:-400])
+    cases = {
+        image: "line 2: expected 'image label'",
+        "": "line 2: the line is empty",
+        f"{image} absent.png": "line 2: .*absent.png does not exist",
+        f"{image} {wrong_size}": "size.png 5x5 pixels .* must agree",
+        f"{image} {wrong_value}": "value.png: label value 77 is outside the classes",
+        f"{cut} {label}": "cut.jpg: image file is truncated",
+    }
+    for line, message in cases.items():
+        with pytest.raises(DataError, match=message):
+            train.main(["--config", str(small_config), *broken_list(small_shapes, tmp_path, line)])
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["DATA.data_root", "/absent"], "DATA.data_root"),
+        (["DATA.train_list", "absent.txt"], "DATA.train_list"),
+        (["DATA.classes", "10"], "DATA.classes"),
+        (["TRAIN.train_gpu", "[0]"], r"TRAIN.train_gpu asks for GPU 0, .* no usable GPU"),
+        (["TRAIN.batch_size", "7"], "TRAIN.batch_size"),
+        (["TRAIN.pretrained", "absent.pth"], "TRAIN.pretrained: .*absent.pth does not exist"),
+        (["TRAIN.resume", "absent.pth"], "absent.pth: checkpoint does not exist"),
+        (["TRAIN.arch", "pyconvsegnet"], "TRAIN.arch"),
+        (["TRAIN.backbone", "resnet19"], "backbone"),
+    ],
+)
+def test_impossible_runs_are_refused(
+    small_config: Path, overrides: list[str], message: str
+) -> None:
+    with pytest.raises(StripsegError, match=message):
+        train.main(["--config", str(small_config), *overrides])
+
+
+def test_missing_weights_may_be_allowed(small_config: Path, capsys: pytest.CaptureFixture) -> None:
+    overrides = ["TRAIN.pretrained", "absent.pth", "TRAIN.pretrained_optional", "True"]
+    overrides += ["TRAIN.epochs", "1", "TRAIN.evaluate", "False"]
+    train.main(["--config", str(small_config), *overrides])
+    said = capsys.readouterr().out
+    assert "absent.pth is not there" in said
+    assert "training from scratch" in said
+
+
+def test_wrong_checkpoints_are_refused(trained_config: Path, tmp_path: Path) -> None:
+    arguments = ["--config", str(trained_config)]
+    with pytest.raises(
+        CheckpointError, match=r"head.classifier.* check DATA.classes|check DATA.cl"
+    ):
+        test.main(
+            [
+                *arguments,
+                "DATA.classes",
+                "7",
+                "DATA.dataset",
+                "mine",
+                "DATA.data_root",
+                str(seven_classes(tmp_path)),
+                "TEST.test_list",
+                "val.txt",
+            ]
+        )
+    with pytest.raises(CheckpointError, match="another architecture"):
+        test.main([*arguments, "TRAIN.layers", "34"])
+    with pytest.raises(CheckpointError, match="does not exist"):
+        test.main([*arguments, "TEST.model_path", str(tmp_path / "absent.pth")])
+    with pytest.raises(DeviceError, match="TEST.test_gpu"):
+        test.main([*arguments, "TEST.test_gpu", "[3]"])
+
+
+def seven_classes(folder: Path) -> Path:
+    """A dataset of one image with seven classes."""
+    Image.new("RGB", (64, 64)).save(folder / "i.png")
+    Image.new("L", (64, 64)).save(folder / "l.png")
+    (folder / "val.txt").write_text("i.png l.png\n")
+    return folder
+
+
+def test_authors_checkpoint_is_tested_directly(trained_config: Path, tmp_path: Path) -> None:
+    """A file saved from a data-parallel wrapper, without our training state."""
+    saved = torch.load(tmp_path / "run" / "model" / "last.pth", weights_only=True)
+    wrapped = {f"module.{key}": value for key, value in saved["state_dict"].items()}
+    torch.save({"epoch": 1, "state_dict": wrapped}, tmp_path / "authors.pth")
+    test.main(["--config", str(trained_config)])
+    figures = (tmp_path / "run" / "result" / "metrics.json").read_text()
+    test.main(["--config", str(trained_config), "TEST.model_path", str(tmp_path / "authors.pth")])
+    again = json.loads((tmp_path / "run" / "result" / "metrics.json").read_text())
+    assert again["mIoU"] == json.loads(figures)["mIoU"]
+    with pytest.raises(CheckpointError, match=r"TRAIN.weight to it instead of TRAIN.resume"):
+        train.main(["--config", str(trained_config), "TRAIN.resume", str(tmp_path / "authors.pth")])

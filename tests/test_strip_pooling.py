@@ -1,0 +1,157 @@
+"""The two modules of the paper equal its formulas, at every size a network meets."""
+
+import pytest
+import torch
+from reference import fill_at_random, mixed_pooling_module, parameter_count, strip_pooling_module
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from stripseg.model.layers import grid_average_pool, resize
+from stripseg.model.strip_pooling import MixedPoolingModule, StripPoolingModule
+
+SIZES = [(1, 7, 11), (2, 5, 3), (1, 21, 33), (3, 13, 2)]  # (N, H, W): odd, narrow, batch of one
+POOLS = [(20, 12), (5, 3), (4,), ()]
+
+
+def random_input(*shape: int) -> Tensor:
+    generator = torch.Generator().manual_seed(7)
+    return torch.randn(*shape, generator=generator, dtype=torch.float64, requires_grad=True)
+
+
+def ready(module: nn.Module, *, training: bool) -> nn.Module:
+    module = module.double().train(training)
+    fill_at_random(module)
+    return module
+
+
+def weights_of(module: nn.Module) -> dict[str, Tensor]:
+    return {**dict(module.named_parameters()), **dict(module.named_buffers())}
+
+
+def assert_same_with_gradients(module: nn.Module, ours: Tensor, expected: Tensor, x: Tensor):
+    """Values, and the gradients of the input and of every parameter, to float64 accuracy."""
+    torch.testing.assert_close(ours, expected, rtol=1e-9, atol=1e-10)
+    cotangent = random_input(*ours.shape).detach()
+    inputs = {"input": x, **dict(module.named_parameters())}
+    mine = torch.autograd.grad(ours, list(inputs.values()), cotangent)
+    theirs = torch.autograd.grad(expected, list(inputs.values()), cotangent)
+    for name, gradient, reference in zip(inputs, mine, theirs, strict=True):
+        torch.testing.assert_close(
+            gradient, reference, rtol=1e-7, atol=1e-9, msg=lambda text, name=name: f"{name}: {text}"
+        )
+
+
+@pytest.mark.parametrize("training", [False, True], ids=["eval", "train"])
+@pytest.mark.parametrize(("batch", "height", "width"), SIZES)
+def test_strip_pooling_is_the_papers(batch: int, height: int, width: int, training: bool):
+    module = ready(StripPoolingModule(6), training=training)
+    x = random_input(batch, 6, height, width)
+    expected = strip_pooling_module(x, weights_of(module), training=training)
+    assert_same_with_gradients(module, module(x), expected, x)
+
+
+@pytest.mark.parametrize("training", [False, True], ids=["eval", "train"])
+@pytest.mark.parametrize("pools", POOLS, ids=str)
+@pytest.mark.parametrize(("batch", "height", "width"), SIZES)
+def test_mixed_pooling_is_the_papers(
+    batch: int, height: int, width: int, pools: tuple[int, ...], training: bool
+):
+    module = ready(MixedPoolingModule(8, pools), training=training)
+    x = random_input(batch, 8, height, width)
+    expected = mixed_pooling_module(x, weights_of(module), pools, training=training)
+    assert_same_with_gradients(module, module(x), expected, x)
+
+
+@pytest.mark.parametrize(("height", "width"), [(1, 1), (1, 9), (9, 1)])
+def test_a_map_of_one_row_or_column(height: int, width: int):
+    x = random_input(1, 8, height, width)
+    strips = ready(StripPoolingModule(8), training=False)
+    mixed = ready(MixedPoolingModule(8), training=False)
+    torch.testing.assert_close(
+        strips(x), strip_pooling_module(x, weights_of(strips), training=False)
+    )
+    torch.testing.assert_close(
+        mixed(x), mixed_pooling_module(x, weights_of(mixed), (20, 12), training=False)
+    )
+
+
+@pytest.mark.parametrize("module", [StripPoolingModule(4), MixedPoolingModule(4, (3, 2))])
+def test_gradients_equal_finite_differences(module: nn.Module):
+    module = ready(module, training=False)
+    assert torch.autograd.gradcheck(module, (random_input(1, 4, 3, 5),))
+
+
+def test_training_updates_the_running_statistics_once():
+    module = ready(StripPoolingModule(4), training=True)
+    before = module.rows[1].running_mean.clone()
+    x = random_input(2, 4, 5, 7).detach()
+    module(x)
+    strip = F.conv2d(x.mean(3, keepdim=True), module.rows[0].weight, padding=(1, 0))
+    expected = 0.9 * before + 0.1 * strip.mean((0, 2, 3))
+    torch.testing.assert_close(module.rows[1].running_mean, expected)
+
+
+def test_attention_is_a_share_of_every_position():
+    module = ready(StripPoolingModule(6), training=False)
+    x = random_input(2, 6, 5, 9)
+    attention = module.attention(x)
+    assert attention.shape == x.shape
+    assert 0 < attention.min() < attention.max() < 1
+    torch.testing.assert_close(module(x), x * attention)
+
+
+def test_a_position_sees_its_whole_row_and_column_and_their_neighbours_only():
+    module = ready(StripPoolingModule(3), training=False)
+    x = random_input(1, 3, 9, 11)
+    (gradient,) = torch.autograd.grad(module.attention(x)[0, :, 4, 6].sum(), x)
+    seen = gradient[0].abs().sum(0) > 0
+    expected = torch.zeros(9, 11, dtype=torch.bool)
+    expected[3:6, :] = True  # kernels of 3 along the strip reach one row
+    expected[:, 5:8] = True  # or column to either side
+    assert torch.equal(seen, expected)
+
+
+@pytest.mark.parametrize("channels", [1, 64, 512])
+def test_strip_pooling_has_the_published_size(channels: int):
+    with torch.device("meta"):
+        module = StripPoolingModule(channels)
+    assert parameter_count(module) == 7 * channels**2 + 5 * channels
+
+
+@pytest.mark.parametrize(("channels", "count"), [(256, 276_096), (1024, 4_397_568)])
+def test_mixed_pooling_has_the_published_size(channels: int, count: int):
+    with torch.device("meta"):
+        module = MixedPoolingModule(channels)
+    assert parameter_count(module) == count
+
+
+@pytest.mark.parametrize("channels", [1, 6, 1023])
+def test_channels_that_cannot_be_quartered_are_refused(channels: int):
+    with pytest.raises(ValueError, match=f"multiple of 4, not {channels}"):
+        MixedPoolingModule(channels)
+
+
+@pytest.mark.parametrize("bins", [1, 2, 3, 6, 12, 20])
+@pytest.mark.parametrize(
+    ("height", "width"), [(1, 1), (1, 7), (5, 3), (12, 12), (13, 20), (19, 41), (61, 60)]
+)
+def test_grid_average_pool_is_adaptive_pooling(height: int, width: int, bins: int):
+    x = random_input(2, 3, height, width)
+    ours, expected = grid_average_pool(x, bins), F.adaptive_avg_pool2d(x, bins)
+    torch.testing.assert_close(ours, expected, rtol=1e-12, atol=1e-13)
+    cotangent = random_input(*expected.shape).detach()
+    mine, theirs = (torch.autograd.grad(out, x, cotangent)[0] for out in (ours, expected))
+    torch.testing.assert_close(mine, theirs, rtol=1e-12, atol=1e-13)
+
+
+def test_grid_average_pool_in_channels_last():
+    x = random_input(2, 5, 13, 17).detach()
+    expected = grid_average_pool(x, 4)
+    torch.testing.assert_close(
+        grid_average_pool(x.contiguous(memory_format=torch.channels_last), 4), expected
+    )
+
+
+def test_resizing_a_strip_repeats_it():
+    row = random_input(1, 2, 1, 7)
+    torch.testing.assert_close(resize(row, (5, 7)), row.expand(1, 2, 5, 7))

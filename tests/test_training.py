@@ -1,0 +1,188 @@
+"""A run is a function of its config: stopping, workers and processes change no number."""
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from stripseg.config.errors import CheckpointError, TrainingError
+from stripseg.config.load import load_config
+from stripseg.tool.train import build_trainer
+
+CPU = torch.device("cpu")
+
+
+def trained(config: Path, *overrides: str, until: int | None = None) -> dict:
+    """Train in this process and return what the last checkpoint holds."""
+    trainer = build_trainer(load_config(config, overrides), CPU)
+    trainer.fit(until=until)
+    return torch.load(trainer.checkpoints.last, weights_only=True)
+
+
+def assert_identical(first: dict, second: dict) -> None:
+    for key, value in first["state_dict"].items():
+        assert torch.equal(value, second["state_dict"][key]), key
+    for index, state in first["optimizer"]["state"].items():
+        momentum = second["optimizer"]["state"][index]["momentum_buffer"]
+        assert torch.equal(state["momentum_buffer"], momentum), index
+    assert torch.equal(first["confusion"], second["confusion"])
+    assert first["best_mean_iou"] == second["best_mean_iou"]
+
+
+def test_resumed_run_is_bit_identical(small_config: Path, tmp_path: Path) -> None:
+    whole = trained(small_config, "TRAIN.save_path", str(tmp_path / "whole"))
+    parts = ["TRAIN.save_path", str(tmp_path / "parts")]
+    stopped = trained(small_config, *parts, until=2)  # in the middle of the first epoch
+    assert stopped["step"] == 2
+    trained(small_config, *parts, "TRAIN.workers", "2", until=4)
+    resumed = trained(small_config, *parts)
+    assert resumed["step"] == whole["step"] == 6
+    assert_identical(whole, resumed)
+
+
+def test_seed_decides_the_run(small_config: Path, tmp_path: Path) -> None:
+    first = trained(small_config, "TRAIN.save_path", str(tmp_path / "a"), until=1)
+    again = trained(small_config, "TRAIN.save_path", str(tmp_path / "b"), until=1)
+    other = trained(
+        small_config, "TRAIN.save_path", str(tmp_path / "c"), "TRAIN.manual_seed", "7", until=1
+    )
+    assert_identical(first, again)
+    key = "head.classifier.weight"
+    assert not torch.equal(first["state_dict"][key], other["state_dict"][key])
+
+
+def run_train(config: Path, *overrides: str) -> subprocess.CompletedProcess:
+    command = [sys.executable, "-m", "stripseg.tool.train", "--config", str(config), *overrides]
+    return subprocess.run(command, capture_output=True, text=True, timeout=300)
+
+
+@pytest.mark.slow
+def test_two_processes_equal_one(small_config: Path, tmp_path: Path) -> None:
+    """Same global batch, Sync-BN and global loss: the step is the same to float tolerance.
+
+    Dropout is off, since its mask is drawn for each process.
+    """
+    overrides = ["TRAIN.dropout", "0", "TRAIN.batch_size", "5", "TRAIN.epochs", "1"]
+    start = build_trainer(load_config(small_config, overrides), CPU).segmenter.state_dict()
+    results, losses = {}, {}
+    for processes in (1, 2):  # with two, one has three images of the batch and one has two
+        folder = tmp_path / f"processes{processes}"
+        place = ["TRAIN.save_path", str(folder), "Distributed.processes", str(processes)]
+        done = run_train(small_config, *overrides, *place)
+        assert done.returncode == 0, done.stderr
+        assert f"{processes} process(es)" in done.stdout
+        results[processes] = torch.load(folder / "last.pth", weights_only=True)
+        losses[processes] = float(re.search(r"loss (\S+) main", done.stdout)[1])
+    assert results[1]["step"] == results[2]["step"] == 1
+    assert losses[1] == pytest.approx(losses[2], abs=2e-4)
+    for key, before in start.items():
+        one, two = (results[n]["state_dict"][key].double() for n in (1, 2))
+        change = (one - before).norm()
+        assert (one - two).norm() <= 5e-3 * change + 1e-6, key
+
+
+def test_error_of_one_process_ends_all_of_them(small_config: Path, small_shapes: Path) -> None:
+    broken = Path(small_config).with_name("broken.txt")
+    lines = (small_shapes / "train.txt").read_text().splitlines()
+    image = small_config.with_name("cut.jpg")
+    image.write_bytes((small_shapes / lines[0].split()[0]).read_bytes()[:700])
+    lines[0] = f"{image} {lines[0].split()[1]}"
+    broken.write_text("\n".join(lines))
+    done = run_train(small_config, "DATA.train_list", str(broken), "Distributed.processes", "2")
+    assert done.returncode == 2
+    assert f"error: {image}: image file is truncated" in done.stderr
+
+
+def test_ignored_crop_is_harmless(small_config: Path, small_shapes: Path, tmp_path: Path) -> None:
+    """All labels ignored: the loss is zero and the weights move by weight decay alone."""
+    import numpy as np
+
+    from stripseg.util.images import write_png
+
+    lines = []
+    for line in (small_shapes / "train.txt").read_text().splitlines():
+        image, label = line.split()
+        write_png(tmp_path / label, np.full((72, 88), 255, np.uint8))
+        lines.append(f"{image} {tmp_path / label}")
+    (tmp_path / "ignored.txt").write_text("\n".join(lines))
+    result = trained(
+        small_config,
+        *("DATA.train_list", str(tmp_path / "ignored.txt"), "TRAIN.weight_decay", "0"),
+        until=2,
+    )
+    fresh = build_trainer(load_config(small_config, ["TRAIN.resume", "none"]), CPU)
+    for name, parameter in fresh.segmenter.named_parameters():
+        assert torch.equal(result["state_dict"][name], parameter), name
+
+
+def test_checkpoints_best_last_and_epochs(small_config: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "run" / "model"
+    trained(small_config, "TRAIN.epochs", "4", "TRAIN.keep_last", "2")
+    names = {path.name for path in folder.glob("*.pth")}
+    assert names == {"last.pth", "best.pth", "train_epoch_3.pth", "train_epoch_4.pth"}
+    assert yaml.safe_load((folder / "config.yaml").read_text())["TRAIN"]["epochs"] == 4
+    config = torch.load(folder / "last.pth", weights_only=True)["config"]
+    assert config["TRAIN"]["epochs"] == 4
+
+
+def test_tensorboard_has_losses_rates_and_figures(small_config: Path, tmp_path: Path) -> None:
+    trainer = build_trainer(load_config(small_config), CPU)
+    trainer.fit()
+    trainer.board.close()
+    events = EventAccumulator(str(tmp_path / "run" / "model"))
+    events.Reload()
+    assert {"train_step/loss", "train_step/lr", "train/mIoU", "val/mIoU"} <= set(
+        events.Tags()["scalars"]
+    )
+    assert [event.step for event in events.Scalars("train_step/loss")] == [1, 2, 3, 4, 5, 6]
+    assert "val/0" in events.Tags()["images"]
+
+
+def test_first_step_runs_at_the_base_rate(small_config: Path) -> None:
+    trainer = build_trainer(load_config(small_config), CPU)
+    trainer.fit(until=1)
+    assert [group["lr"] for group in trainer.optimizer.param_groups] == pytest.approx([0.01, 0.1])
+
+
+def test_damaged_newest_checkpoint_falls_back(small_config: Path, tmp_path: Path) -> None:
+    trained(small_config)
+    last = tmp_path / "run" / "model" / "last.pth"
+    content = last.read_bytes()
+    last.unlink()  # the epoch's file is a hard link to it
+    last.write_bytes(content[: len(content) // 2])
+    trainer = build_trainer(load_config(small_config, ["TRAIN.epochs", "3"]), CPU)
+    assert trainer.step == 6
+
+
+def test_epoch_of_another_length_is_refused(small_config: Path) -> None:
+    trained(small_config, until=3)
+    with pytest.raises(CheckpointError, match="its epochs have 3 steps and this run's 2"):
+        build_trainer(load_config(small_config, ["TRAIN.batch_size", "3"]), CPU)
+
+
+def test_single_value_batch_norm_is_found_before_training(small_config: Path) -> None:
+    overrides = ["TRAIN.batch_size", "1", "TRAIN.train_h", "8", "TRAIN.train_w", "8"]
+    with pytest.raises(TrainingError, match=r"batch_size 1 with crop 8x8 .* TRAIN.norm group"):
+        build_trainer(load_config(small_config, overrides), CPU)
+    trainer = build_trainer(load_config(small_config, [*overrides, "TRAIN.norm", "group"]), CPU)
+    trainer.fit(until=1)
+    assert trainer.step == 1
+
+
+def test_diverging_loss_stops_the_run(small_config: Path) -> None:
+    config = load_config(small_config, ["TRAIN.base_lr", "1e30"])
+    with pytest.raises(TrainingError, match="lower TRAIN.base_lr"):
+        build_trainer(config, CPU).fit()
+
+
+@pytest.mark.parametrize("weights", ["auto", "[1,1,1,1,1,1,1,1,2]"])
+@pytest.mark.parametrize("loss", ["cross_entropy", "ohem"])
+def test_losses_of_the_config_train(small_config: Path, loss: str, weights: str) -> None:
+    overrides = ["TRAIN.loss", loss, "TRAIN.class_weights", weights, "TRAIN.ohem_min_kept", "50"]
+    overrides += ["TRAIN.zoom_factor", "4", "TRAIN.precision", "bf16", "TRAIN.evaluate", "False"]
+    assert trained(small_config, *overrides, until=1)["step"] == 1
