@@ -24,7 +24,11 @@ BlockChoice = str | Sequence[int]
 
 
 class BasicBlock(nn.Module):
-    """Two 3x3 convolutions beside a shortcut; the SPM, if any, stands before the second."""
+    """Two 3x3 convolutions beside a shortcut; the SPM, if any, stands before the second.
+
+    The second may have a dilation of its own, as where a stage gives up its stride: the first
+    still reads the undivided map of the stage before.
+    """
 
     expansion = 1
 
@@ -34,18 +38,17 @@ class BasicBlock(nn.Module):
         channels: int,
         *,
         stride: int = 1,
-        dilation: int = 1,
+        dilations: tuple[int, int] = (1, 1),
         strip_pooling: bool = False,
         norm_layer: NormLayer = nn.BatchNorm2d,
     ) -> None:
         super().__init__()
+        first, second = dilations
         self.conv1 = nn.Conv2d(
-            in_channels, channels, 3, stride, padding=dilation, dilation=dilation, bias=False
+            in_channels, channels, 3, stride, padding=first, dilation=first, bias=False
         )
         self.bn1 = norm_layer(channels)
-        self.conv2 = nn.Conv2d(
-            channels, channels, 3, padding=dilation, dilation=dilation, bias=False
-        )
+        self.conv2 = nn.Conv2d(channels, channels, 3, padding=second, dilation=second, bias=False)
         self.bn2 = norm_layer(channels)
         self.relu = nn.ReLU(inplace=True)
         self.strip_pooling = (
@@ -71,11 +74,12 @@ class Bottleneck(nn.Module):
         channels: int,
         *,
         stride: int = 1,
-        dilation: int = 1,
+        dilations: tuple[int, int] = (1, 1),
         strip_pooling: bool = False,
         norm_layer: NormLayer = nn.BatchNorm2d,
     ) -> None:
         super().__init__()
+        dilation, _ = dilations  # there is one 3x3
         out_channels = channels * self.expansion
         self.conv1 = nn.Conv2d(in_channels, channels, 1, bias=False)
         self.bn1 = norm_layer(channels)
@@ -184,15 +188,15 @@ class ResNet(nn.Module):
         initialise(self)
 
     def _stage(
-        self, channels: int, stride: int, dilations: Sequence[int], carriers: set[int]
+        self, channels: int, stride: int, dilations: Sequence[tuple[int, int]], carriers: set[int]
     ) -> nn.Sequential:
         blocks = []
-        for index, dilation in enumerate(dilations):
+        for index, block_dilations in enumerate(dilations):
             block = self.block(
                 self._in_channels,
                 channels,
                 stride=stride if index == 0 else 1,
-                dilation=dilation,
+                dilations=block_dilations,
                 strip_pooling=index in carriers,
                 norm_layer=self.norm_layer,
             )
@@ -215,22 +219,25 @@ def stage_strides(output_stride: int) -> tuple[int, int, int, int]:
 
 def stage_dilations(
     blocks: Sequence[int], output_stride: int, multi_grid: Sequence[int] | None
-) -> list[list[int]]:
-    """The dilation of every block, stage by stage.
+) -> list[list[tuple[int, int]]]:
+    """The dilations of the 3x3 convolutions of every block, stage by stage.
 
-    A dilated stage's first block keeps the dilation of the stage before, as in SPNet's and
-    PyTorch-Encoding's networks; multi-grid sets every block of the last stage.
+    Where dilation takes a stride's place, the first 3x3 of the stage still reads the map of the
+    stage before and keeps its dilation; all that follow are dilated, so that pretrained weights
+    compute the features they were trained for, only more densely. Multi-grid sets every block of
+    the last stage.
     """
     last = {8: 4, 16: 2, 32: 1}[output_stride]
     third = 2 if output_stride == 8 else 1
-    result = [[1] * count for count in blocks[:2]]
-    result.append([1] + [third] * (blocks[2] - 1))
+    result = [[(1, 1)] * count for count in blocks[:2]]
+    result.append([(1, third)] + [(third, third)] * (blocks[2] - 1))
     if multi_grid is None:
-        result.append([third] + [last] * (blocks[3] - 1))
+        result.append([(third, last)] + [(last, last)] * (blocks[3] - 1))
     else:
         if len(multi_grid) < blocks[3]:
             raise ValueError(f"multi_grid needs {blocks[3]} dilations, one a block: {multi_grid}")
-        result.append([max(1, value * last // 4) for value in multi_grid[: blocks[3]]])
+        scaled = [max(1, value * last // 4) for value in multi_grid[: blocks[3]]]
+        result.append([(dilation, dilation) for dilation in scaled])
     return result
 
 

@@ -111,20 +111,7 @@ def test_dilation_of_every_block(
     assert dilations(network.layer4) == fourth
 
 
-@pytest.mark.parametrize(
-    "depth",
-    [
-        pytest.param(
-            18,
-            marks=pytest.mark.xfail(
-                strict=True,
-                reason="the second convolution of a dilated stage's first basic block keeps the "
-                "dilation of the stage before",
-            ),
-        ),
-        50,
-    ],
-)
+@pytest.mark.parametrize("depth", [18, 50])
 @pytest.mark.parametrize(("height", "width"), SIZES[:2])
 def test_dilation_computes_the_same_features_more_densely(depth: int, height: int, width: int):
     """The meaning of output stride: every stride-32 feature is found in the stride-8 map."""

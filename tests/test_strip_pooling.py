@@ -2,12 +2,22 @@
 
 import pytest
 import torch
-from reference import fill_at_random, mixed_pooling_module, parameter_count, strip_pooling_module
+from reference import (
+    conv_bn,
+    fill_at_random,
+    mixed_pooling_module,
+    parameter_count,
+    strip_pooling_module,
+)
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from stripseg.model.layers import grid_average_pool, resize
-from stripseg.model.strip_pooling import MixedPoolingModule, StripPoolingModule
+from stripseg.model.strip_pooling import (
+    MixedPoolingModule,
+    StripConvolution,
+    StripPoolingModule,
+)
 
 SIZES = [(1, 7, 11), (2, 5, 3), (1, 21, 33), (3, 13, 2)]  # (N, H, W): odd, narrow, batch of one
 POOLS = [(20, 12), (5, 3), (4,), ()]
@@ -39,6 +49,20 @@ def assert_same_with_gradients(module: nn.Module, ours: Tensor, expected: Tensor
         torch.testing.assert_close(
             gradient, reference, rtol=1e-7, atol=1e-9, msg=lambda text, name=name: f"{name}: {text}"
         )
+
+
+@pytest.mark.parametrize("batch", [1, 2])
+@pytest.mark.parametrize("length", [1, 2, 9])
+@pytest.mark.parametrize("along", ["height", "width"])
+def test_a_strip_convolution_is_the_convolution_it_holds(along: str, length: int, batch: int):
+    """In front of batch norm too, whose gradients depend on the strides it is handed."""
+    module = nn.Sequential(StripConvolution(6, along=along), nn.BatchNorm2d(6))
+    module = ready(module, training=False)
+    shape = (length, 1) if along == "height" else (1, length)
+    x = random_input(batch, 6, *shape)
+    weights = {f"strip.{name}": value for name, value in weights_of(module).items()}
+    expected = conv_bn(x, weights, "strip", training=False)
+    assert_same_with_gradients(module, module(x), expected, x)
 
 
 @pytest.mark.parametrize("training", [False, True], ids=["eval", "train"])
