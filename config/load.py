@@ -16,6 +16,7 @@ from typing import Any
 import yaml
 from pydantic import ValidationError
 
+from .atomic import atomic_write
 from .checks import backbone_depth, fill_in, problems
 from .complaints import (
     COMMAND_LINE,
@@ -94,19 +95,13 @@ def find_config(dataset: str, experiment: str) -> Path:
 
 
 def save_effective(config: Config, path: str | Path) -> None:
-    """Write every option with its value; load_config reads an equal config back.
-
-    The file appears complete or not at all, whenever the process is stopped.
-    """
+    """Write every option with its value; load_config reads an equal config back."""
     path = Path(path)
     text = yaml.safe_dump(config.model_dump(), sort_keys=False, allow_unicode=True)
-    partial = path.with_name(f".{path.name}.{os.getpid()}")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        partial.write_text(f"# every option of {shown(config.source)}\n{text}", encoding="utf-8")
-        partial.replace(path)
+        with atomic_write(path) as file:
+            file.write(f"# every option of {shown(config.source)}\n{text}".encode())
     except OSError as error:
-        partial.unlink(missing_ok=True)
         raise ConfigError(f"{path}: cannot be written: {error.strerror}") from None
 
 

@@ -6,7 +6,6 @@ is downloaded, and a scene is a pure function of seed, index and size.
 """
 
 import math
-import os
 from collections.abc import Iterable
 from enum import IntEnum
 from pathlib import Path
@@ -15,6 +14,7 @@ from typing import NamedTuple
 import cv2
 import numpy as np
 
+from ..config.atomic import atomic_write
 from .canvas import IGNORE, UNITS, Canvas, Point
 from .catalogue import describe
 
@@ -207,14 +207,14 @@ def write_shapes(
         (root / f"{split}.txt").unlink(missing_ok=True)
     description = describe("shapes")
     colors = [f"{red} {green} {blue}" for red, green, blue in description.colors]
-    _replace(root / "names.txt", _lines(description.names))
-    _replace(root / "colors.txt", _lines(colors))
+    _write(root / "names.txt", _lines(description.names))
+    _write(root / "colors.txt", _lines(colors))
     for stream, (split, count) in enumerate((("train", train), ("val", val))):
         pairs = []
         for index in range(1, count + 1):
             scene = render_scene(2 * seed + stream, index, height=height, width=width)
             pairs.append(_write_pair(root, split, f"shapes_{split}_{index:04}", *scene))
-        _replace(root / f"{split}.txt", _lines(pairs))
+        _write(root / f"{split}.txt", _lines(pairs))
 
 
 def _write_pair(root: Path, split: str, stem: str, image: np.ndarray, label: np.ndarray) -> str:
@@ -222,8 +222,8 @@ def _write_pair(root: Path, split: str, stem: str, image: np.ndarray, label: np.
     names = f"images/{split}/{stem}.jpg", f"labels/{split}/{stem}.png"
     options = [cv2.IMWRITE_JPEG_QUALITY, 92]
     options += [cv2.IMWRITE_JPEG_SAMPLING_FACTOR, cv2.IMWRITE_JPEG_SAMPLING_FACTOR_444]
-    _replace(root / names[0], cv2.imencode(".jpg", image[..., ::-1], options)[1].tobytes())
-    _replace(root / names[1], cv2.imencode(".png", label)[1].tobytes())
+    _write(root / names[0], cv2.imencode(".jpg", image[..., ::-1], options)[1].tobytes())
+    _write(root / names[1], cv2.imencode(".png", label)[1].tobytes())
     return " ".join(names)
 
 
@@ -231,9 +231,6 @@ def _lines(entries: Iterable[str]) -> bytes:
     return "".join(f"{entry}\n" for entry in entries).encode()
 
 
-def _replace(path: Path, content: bytes) -> None:
-    """Write a file in one step: a reader finds the old content or the new, never a part."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    temporary.write_bytes(content)
-    os.replace(temporary, path)
+def _write(path: Path, content: bytes) -> None:
+    with atomic_write(path) as file:
+        file.write(content)

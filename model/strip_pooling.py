@@ -16,8 +16,8 @@ class StripConvolution(nn.Conv2d):
     """1-D convolution along a pooled strip: (N, C, L, 1) or (N, C, 1, L) -> the same shape.
 
     Computed as one matrix product over the neighbours of every element. It equals the 3x1 (1x3)
-    convolution whose weights it holds; CPU convolutions on maps one pixel wide are several times
-    slower (`python -m benchmark.strip_convolution`).
+    convolution whose weights it holds, which is slower on CPUs in bfloat16, where a map one pixel
+    wide suits it badly (`python -m benchmark.strip_convolution`).
     """
 
     def __init__(self, channels: int, *, along: str, kernel_size: int = 3) -> None:

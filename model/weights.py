@@ -134,49 +134,41 @@ class LoadReport:
 
 
 def load_weights(network: nn.Module, content: Mapping, *, origin: str, exact: bool) -> LoadReport:
-    """Fill `network` from the content of a weights file.
+    """Fill `network` from the content of a weights file, or leave it as it was and say why.
 
     Args:
         network: a `Segmenter`.
         content: what the file held: a state_dict, bare or below `state_dict` or `model`, with or
             without the `module.` prefix of a (distributed) data-parallel wrapper.
         origin: the file's name, for messages.
-        exact: True for testing and resuming: every tensor of the network must be there, only the
-            auxiliary head, which testing does not use, may be absent on one side. False for
-            initialising: a backbone file fills the backbone; a classifier of another class count,
-            and strip pooling modules the file does not have, stay new.
+        exact: True for testing: every tensor of the network must be there. False for
+            initialising: a backbone file fills the backbone; a strip pooling module of which the
+            file has nothing, and a classifier of another class count, stay new. Either way an
+            auxiliary head, which testing does not use, may be absent on one side.
     Raises:
         CheckpointError: the file is of no known family or a tensor that should match does not.
     """
     family, state, unused = translate(content, origin=origin)
+    if exact and family.scope:
+        raise CheckpointError(
+            f"{origin}: holds only a backbone ({family.name}); a whole trained model is needed"
+        )
     target = network.state_dict()
     check_stem(family, target, origin)
-    wrong_shape = [k for k, v in state.items() if k in target and target[k].shape != v.shape]
     missing = [k for k in target if k not in state and not k.endswith("num_batches_tracked")]
+    new = [key for key in missing if may_stay_new(key, family, state, exact=exact)]
+    wrong_shape = [k for k, v in state.items() if k in target and target[k].shape != v.shape]
+    if not exact:
+        new += [key for key in wrong_shape if ".classifier." in key]
     extra = [key for key in state if key not in target]
-    report = LoadReport(family.name, unused=unused)
-    if exact:
-        missing = [key for key in missing if not key.startswith("auxiliary_head.")]
-        problems = [key for key in extra if not key.startswith("auxiliary_head.")]
-        if family.scope:
-            raise CheckpointError(
-                f"{origin}: holds only a backbone ({family.name}); a whole trained model is needed"
-            )
-    else:
-        report.new = [key for key in missing if may_stay_new(key, family)]
-        report.new += [key for key in wrong_shape if ".classifier." in key or "head.classif" in key]
-        missing = [key for key in missing if key not in report.new]
-        wrong_shape = [key for key in wrong_shape if key not in report.new]
-        problems = extra
-    if missing or wrong_shape or problems:
-        raise CheckpointError(
-            differences(origin, family, target, state, missing, wrong_shape, problems)
-        )
-    usable = {k: v for k, v in state.items() if k in target and k not in report.new}
-    report.unused += [key for key in state if key not in target]
+    spare = [key for key in extra if is_spare(key, target)]
+    problems = [[k for k in keys if k not in new] for keys in (missing, wrong_shape)]
+    problems.append([key for key in extra if key not in spare])
+    if any(problems):
+        raise CheckpointError(differences(origin, family, target, state, *problems))
+    usable = {k: v for k, v in state.items() if k in target and k not in new}
     network.load_state_dict({**target, **usable}, strict=True)
-    report.matched = len(usable)
-    return report
+    return LoadReport(family.name, matched=len(usable), new=new, unused=unused + spare)
 
 
 def translate(content: Mapping, *, origin: str) -> tuple[Family, dict[str, Tensor], list[str]]:
@@ -225,9 +217,22 @@ def check_stem(family: Family, target: Mapping[str, Tensor], origin: str) -> Non
         )
 
 
-def may_stay_new(key: str, family: Family) -> bool:
-    """What a file need not bring: the parts outside its scope, and strip pooling modules."""
-    return not key.startswith(family.scope) or (bool(family.scope) and ".strip_pooling." in key)
+def may_stay_new(key: str, family: Family, state: Mapping[str, Tensor], *, exact: bool) -> bool:
+    """What a file need not bring: whole parts that it has nothing of, never a part of them."""
+    if key.startswith("auxiliary_head."):
+        return is_spare(key, state)
+    if exact:
+        return False
+    if not key.startswith(family.scope):
+        return True
+    part, is_strip_pooling, _ = key.partition(".strip_pooling.")
+    return bool(is_strip_pooling) and not any(k.startswith(part + ".strip_pooling.") for k in state)
+
+
+def is_spare(key: str, other_side: Mapping[str, Tensor]) -> bool:
+    """True for an auxiliary head's tensor where the other side has no auxiliary head."""
+    prefix = "auxiliary_head."
+    return key.startswith(prefix) and not any(k.startswith(prefix) for k in other_side)
 
 
 def differences(

@@ -1,7 +1,5 @@
 """Every catalog file is consistent, and raw labels become the train ids others expect."""
 
-from pathlib import Path
-
 import numpy as np
 import pytest
 from pydantic import ValidationError
@@ -18,7 +16,6 @@ from stripseg.dataset.catalogue import (
     read_names,
 )
 
-LABEL_MAPS = Path("/work/shared/compat/label_maps.npz")
 MINIMAL = {
     "name": "tiny",
     "homepage": "none",
@@ -80,16 +77,6 @@ def test_train_ids_pass_through_where_nothing_is_raw():
     table = raw_to_train_table(describe("camvid"))
     assert table[:12].tolist() == [*range(11), -1]
     assert table[255] == 255
-
-
-@pytest.mark.skipif(not LABEL_MAPS.is_file(), reason="the stored maps of SPNet are not here")
-@pytest.mark.parametrize(("name", "prefix"), [("cityscapes", "city"), ("ade20k", "ade")])
-def test_maps_equal_spnets(name: str, prefix: str):
-    stored = np.load(LABEL_MAPS)
-    table = raw_to_train_table(describe(name))
-    ids, expected = stored[f"{prefix}_ids"], stored[f"{prefix}_train"]
-    valid = (ids >= 0) & (ids < 151)  # -1 has no place in 8 bits; ADE20K ends at 150
-    np.testing.assert_array_equal(table[ids[valid]], expected[valid])
 
 
 def test_unknown_dataset_names_the_nearest():

@@ -25,6 +25,7 @@ def trained_config(small_config: Path) -> Path:
 def run_shell(script: str, *words: str, cwd: Path = ROOT) -> subprocess.CompletedProcess:
     command = ["sh", str(ROOT / "tool" / script), *words]
     env = {"PYTHON": sys.executable, "PATH": "/usr/bin:/bin", "CUDA_VISIBLE_DEVICES": ""}
+    env["OMP_NUM_THREADS"] = "1"  # beside other test processes
     return subprocess.run(command, capture_output=True, text=True, cwd=cwd, env=env, timeout=300)
 
 

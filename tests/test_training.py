@@ -79,11 +79,11 @@ def test_two_processes_equal_one(small_config: Path, tmp_path: Path) -> None:
         results[processes] = torch.load(folder / "last.pth", weights_only=True)
         losses[processes] = float(re.search(r"loss (\S+) main", done.stdout)[1])
     assert results[1]["step"] == results[2]["step"] == 1
-    assert losses[1] == pytest.approx(losses[2], abs=2e-4)
+    assert losses[1] == pytest.approx(losses[2], abs=2e-4)  # printed to four digits
     for key, before in start.items():
         one, two = (results[n]["state_dict"][key].double() for n in (1, 2))
         change = (one - before).norm()
-        assert (one - two).norm() <= 5e-3 * change + 1e-6, key
+        assert (one - two).norm() <= 2e-2 * change + 1e-6, key
 
 
 def test_error_of_one_process_ends_all_of_them(small_config: Path, small_shapes: Path) -> None:

@@ -8,6 +8,7 @@ from pathlib import Path, PurePosixPath
 import numpy as np
 import torch
 
+from stripseg.config.atomic import atomic_write
 from stripseg.config.errors import DataError
 from stripseg.config.load import check_files
 from stripseg.config.schema import Config
@@ -165,9 +166,8 @@ def write_metrics(
         "precision": test.precision,
         "torch": torch.__version__,
     }
-    temporary = path.with_suffix(".json.tmp")
-    temporary.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
-    os.replace(temporary, path)
+    with atomic_write(path) as file:
+        file.write(json.dumps(content, indent=2).encode() + b"\n")
 
 
 if __name__ == "__main__":

@@ -3,31 +3,22 @@
 import os
 import re
 import shutil
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from ..config.atomic import atomic_write
 from ..config.errors import CheckpointError
 
 FORMAT_VERSION = 1
 
 
 def write_checkpoint(path: Path, content: dict[str, Any]) -> None:
-    """Save `content` to a temporary file beside `path`, flush it to the disk, rename it."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
-    try:
-        with os.fdopen(handle, "wb") as file:
-            torch.save({"format": "stripseg", "version": FORMAT_VERSION, **content}, file)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
+    """Save `content` as a checkpoint of this program."""
+    with atomic_write(path, durable=True) as file:
+        torch.save({"format": "stripseg", "version": FORMAT_VERSION, **content}, file)
 
 
 def read_checkpoint(path: str | Path) -> dict[str, Any]:

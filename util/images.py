@@ -1,8 +1,6 @@
 """Pictures in and out: strict reading, atomic writing, colours and overlays."""
 
 import io
-import os
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -10,6 +8,7 @@ import cv2
 import numpy as np
 from PIL import Image
 
+from ..config.atomic import atomic_write
 from ..config.errors import DataError
 
 cv2.setNumThreads(0)  # loader workers are the parallelism; OpenCV's own threads fight them
@@ -82,15 +81,8 @@ def write_png(
     if colors is not None:
         image = Image.fromarray(picture, mode="P") if picture.ndim == 2 else image
         image.putpalette(np.asarray(colors, np.uint8).flatten().tolist())
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, suffix=".tmp")
-    try:
-        with os.fdopen(handle, "wb") as file:
-            image.save(file, format="PNG")
-        os.replace(temporary, path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
+    with atomic_write(path) as file:
+        image.save(file, format="PNG")
 
 
 def colorize(prediction: np.ndarray, colors: np.ndarray) -> np.ndarray:

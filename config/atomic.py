@@ -1,0 +1,33 @@
+"""Files that appear whole or not at all, whenever the process is stopped."""
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import BinaryIO
+
+
+@contextmanager
+def atomic_write(path: str | Path, *, durable: bool = False) -> Iterator[BinaryIO]:
+    """A binary file that takes the place of `path` when the block ends, and leaves no trace if
+    it fails.
+
+    Args:
+        durable: flushed to the disk first, so that even a power cut leaves the old file or the
+            new one; for files that cost hours.
+    Raises:
+        OSError: the folder cannot be made or written.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with open(temporary, "wb") as file:
+            yield file
+            if durable:
+                file.flush()
+                os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise

@@ -1,0 +1,71 @@
+"""Every config that ships becomes the network it names, and that network takes a training step."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from stripseg.config.errors import ConfigError
+from stripseg.config.load import load_config
+from stripseg.model.build import build_segmenter
+from stripseg.model.strip_pooling import MixedPoolingModule, StripPoolingModule
+from stripseg.util.losses import SegmentationLoss
+from stripseg.util.optimization import build_optimizer
+
+ROOT = Path(__file__).resolve().parent.parent
+SHIPPED = sorted(ROOT.glob("config/*/*.yaml"))
+
+
+@pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.stem)
+def test_every_shipped_config_trains(path: Path) -> None:
+    config = load_config(path)
+    torch.manual_seed(0)
+    segmenter = build_segmenter(config)
+    classes = config.DATA.classes
+    optimizer = build_optimizer(
+        segmenter,
+        segmenter.new_layers(),
+        base_rate=config.TRAIN.base_lr,
+        new_layer_factor=config.TRAIN.head_lr_factor,
+        momentum=config.TRAIN.momentum,
+        weight_decay=config.TRAIN.weight_decay,
+        name=config.TRAIN.optimizer,
+    )
+    output = segmenter(torch.randn(2, 3, 41, 49))
+    assert output.logits.shape == output.auxiliary.shape == (2, classes, 41, 49)
+    loss, _, _ = SegmentationLoss()(*output, torch.randint(classes, (2, 41, 49)))
+    loss.backward()
+    before = segmenter.backbone.stem[0].weight.clone()
+    optimizer.step()
+    assert loss.isfinite()
+    assert not torch.equal(segmenter.backbone.stem[0].weight, before)
+
+
+@pytest.mark.parametrize(
+    ("name", "strip_pooling_modules", "mixed_pooling_modules"),
+    [("ade20k_spnet50", 6, 2), ("ade20k_spnet101", 6, 2), ("camvid_spnet18", 5, 2)],
+)
+def test_strip_pooling_stands_where_the_released_networks_have_it(
+    name: str, strip_pooling_modules: int, mixed_pooling_modules: int
+) -> None:
+    """The last block of stages one to three and every block of stage four (paper, Sec. 3.1)."""
+    with torch.device("meta"):
+        segmenter = build_segmenter(load_config(ROOT / f"config/{name.split('_')[0]}/{name}.yaml"))
+    counts = [
+        sum(isinstance(module, kind) for module in segmenter.modules())
+        for kind in (StripPoolingModule, MixedPoolingModule)
+    ]
+    assert counts == [strip_pooling_modules, mixed_pooling_modules]
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["TRAIN.backbone", "resnet20"], r"TRAIN.*resnet20"),
+        (["TRAIN.output_stride", "12"], r"output_stride"),
+        (["TRAIN.spm_blocks", "[[7], none, none, none]"], r"blocks 0 to 1"),
+    ],
+)
+def test_what_cannot_be_built_names_the_option(overrides: list[str], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        build_segmenter(load_config(ROOT / "config/shapes/shapes_spnet18.yaml", overrides))
