@@ -13,7 +13,7 @@ Problem = tuple[tuple[Key, ...], str]  # the options it is about, and the senten
 
 def backbone_depth(name: Any) -> int | None:
     """The depth that a backbone's name ends with; None for networks of other families."""
-    match = re.fullmatch(r"(?:resnet|pyconvresnet|pyconvhgresnet)(\d{1,4})", str(name))
+    match = re.fullmatch(r"(?:resnet|pyconvresnet|pyconvhgresnet)(\d{1,4})[sd]?", str(name))
     return int(match[1]) if match else None
 
 
@@ -29,6 +29,7 @@ def fill_in(config: Config, dataset: str) -> Config:
             "layers": layers,
             "backbone": train.backbone or f"resnet{layers}",
             "stem": _stem(train),
+            "dilate_first_block": _dilate_first_block(train),
             "save_path": train.save_path or str(results / "model"),
         }
     )
@@ -49,6 +50,12 @@ def _stem(train: TrainSection) -> str:
     if str(train.stem) != "auto":
         return train.stem
     return "classic" if train.arch == "pyconvsegnet" else "deep"
+
+
+def _dilate_first_block(train: TrainSection) -> bool:
+    if train.dilate_first_block is not None:
+        return train.dilate_first_block
+    return train.arch in ("psp", "psa", "pyconvsegnet")
 
 
 def problems(config: Config) -> Iterator[Problem]:
@@ -93,7 +100,7 @@ def _psa(train: TrainSection) -> Iterator[Problem]:
     if (train.mask_h is None) != (train.mask_w is None):
         yield both, "TRAIN.mask_h and TRAIN.mask_w must be given together, or both left empty"
     for key, size in (("mask_h", train.mask_h), ("mask_w", train.mask_w)):
-        if size is not None and size % 2 == 0:
+        if size is not None and size % 2 == 0 and not train.compact:
             yield _of("TRAIN", key), f"TRAIN.{key} must be odd, not {size}"
 
 

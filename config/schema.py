@@ -74,6 +74,9 @@ class DataSection(Section):
     val_list: Annotated[str | None, Maybe(FilePath())] = option(
         None, "the same for the validation during training"
     )
+    in_channels: Annotated[int, Whole(1)] = option(
+        3, "channels of the image; weights pretrained on three are adapted"
+    )
     classes: Annotated[int, Whole(1, 255)] = Field(description="number of classes, ids from 0")
     labels: Annotated[Literal["auto", "raw", "train_id"], Choice("auto", "raw", "train_id")] = (
         option(
@@ -106,6 +109,10 @@ class TrainSection(Section):
     output_stride: Annotated[Literal[8, 16, 32], Choice(8, 16, 32)] = option(
         8, "input size divided by the size of the last feature map"
     )
+    dilate_first_block: Annotated[bool, Maybe(Flag())] = derived(
+        "where dilation takes a stride's place, dilate the first block of the stage too; if empty "
+        "True for psp, psa and pyconvsegnet, as released, and False for the others"
+    )
     multi_grid: Annotated[
         bool | list[int] | None, Maybe(Either(Flag(), ListOf(Whole(1), filled=True)))
     ] = option(
@@ -131,6 +138,15 @@ class TrainSection(Section):
         "batch", "normalisation; `group` does not depend on the batch size"
     )
     use_ppm: Annotated[bool, Flag()] = option(True, "pyramid pooling in PSPNet's head")
+    ppm_bins: Annotated[list[int], ListOf(Whole(1), filled=True)] = option(
+        [1, 2, 3, 6], "PSPNet: sides of the grids that the pyramid pools to"
+    )
+    ppm_pooling: Annotated[Literal["average", "max"], Choice("average", "max")] = option(
+        "average", "PSPNet: how the pyramid pools"
+    )
+    ppm_reduction: Annotated[bool, Flag()] = option(
+        True, "PSPNet: a 1x1 convolution narrows every level of the pyramid"
+    )
     psa_type: Annotated[Literal[0, 1, 2], Choice(0, 1, 2)] = option(
         2, "PSANet's attention: 0 collects, 1 distributes, 2 does both"
     )

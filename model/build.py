@@ -1,68 +1,143 @@
 """The one place where a config becomes a network."""
 
+from collections.abc import Callable, Sequence
 from functools import partial
 
 from torch import nn
 
 from ..config.errors import ConfigError
-from ..config.schema import Config
+from ..config.schema import Config, TrainSection
 from .fcn import FCNHead
 from .layers import NormLayer, group_norm
+from .psanet import PSANetHead
+from .pspnet import PSPNetHead
+from .pyconv import PyConvResNet
+from .pyconvsegnet import PyConvSegNetHead
 from .resnet import DEPTHS, ResNet
 from .segmenter import Segmenter
 from .spnet import SPNetHead
 
-HEADS = {"spnet": SPNetHead, "fcn": FCNHead}
+MULTI_GRID = (4, 8, 16)
+DIRECTIONS = {0: ("collect",), 1: ("distribute",), 2: ("collect", "distribute")}  # by psa_type
+
+
+def spnet_options(train: TrainSection) -> dict:
+    return {
+        "mixed_pooling_modules": train.mixed_pooling_modules,
+        "pool_sizes": train.mixed_pooling_sizes,
+    }
+
+
+def pspnet_options(train: TrainSection) -> dict:
+    return {
+        "pyramid_pooling": train.use_ppm,
+        "bins": train.ppm_bins,
+        "pooling": train.ppm_pooling,
+        "reduction": train.ppm_reduction,
+    }
+
+
+def psanet_options(train: TrainSection) -> dict:
+    return {
+        "directions": DIRECTIONS[train.psa_type],
+        "mask_size": psanet_mask_size(train),
+        "compact": train.compact,
+        "shrink_factor": train.shrink_factor,
+        "normalization_factor": train.normalization_factor,
+        "softmax": train.psa_softmax,
+    }
+
+
+def no_options(train: TrainSection) -> dict:
+    return {}
+
+
+# TRAIN.arch -> (head, its options); a new head is one line here
+HEADS: dict[str, tuple[type[nn.Module], Callable[[TrainSection], dict]]] = {
+    "spnet": (SPNetHead, spnet_options),
+    "psp": (PSPNetHead, pspnet_options),
+    "psa": (PSANetHead, psanet_options),
+    "pyconvsegnet": (PyConvSegNetHead, no_options),
+    "fcn": (FCNHead, no_options),
+}
 
 
 def build_segmenter(config: Config) -> Segmenter:
     """The network that `TRAIN` describes, with fresh weights.
 
     Raises:
-        ConfigError: an architecture or backbone that is not built yet, or impossible blocks.
+        ConfigError: a backbone that does not exist, or impossible blocks.
     """
-    train = config.TRAIN
-    norm_layer: NormLayer = nn.BatchNorm2d if train.norm == "batch" else group_norm
-    if train.arch not in HEADS:
-        raise ConfigError(
-            f"{config.source}: TRAIN.arch {train.arch!r} cannot be built by this version; "
-            f"it builds {', '.join(HEADS)}"
-        )
+    train, classes = config.TRAIN, config.DATA.classes
+    options = {"dropout": train.dropout, "norm_layer": norm_layer_of(train)}
+    head_class, head_options = HEADS[train.arch]
     try:
-        backbone = build_backbone(config, norm_layer)
+        backbone = build_backbone(train, in_channels=config.DATA.in_channels)
+        head = head_class(backbone.channels, classes, **head_options(train), **options)
     except ValueError as error:
         raise ConfigError(f"{config.source}: TRAIN: {error}") from error
-    options = {"dropout": train.dropout, "norm_layer": norm_layer}
-    head_class = partial(HEADS[train.arch], backbone.channels, config.DATA.classes, **options)
-    if train.arch == "spnet":
-        head_class = partial(
-            head_class,
-            mixed_pooling_modules=train.mixed_pooling_modules,
-            pool_sizes=train.mixed_pooling_sizes,
-        )
     auxiliary = None
     if train.aux_weight > 0:
-        auxiliary = FCNHead(backbone.channels, config.DATA.classes, stage=2, **options)
-    return Segmenter(backbone, head_class(), auxiliary, zoom_factor=train.zoom_factor)
+        auxiliary = FCNHead(backbone.channels, classes, stage=2, **options)
+    return Segmenter(backbone, head, auxiliary, zoom_factor=train.zoom_factor)
 
 
-def build_backbone(config: Config, norm_layer: NormLayer) -> ResNet:
-    """ResNet of the asked depth, dilation and strip pooling."""
-    train = config.TRAIN
-    if train.backbone not in {f"resnet{depth}" for depth in DEPTHS}:
-        names = ", ".join(f"resnet{depth}" for depth in DEPTHS)
-        raise ValueError(f"backbone {train.backbone!r} is not known; there are {names}")
+def norm_layer_of(train: TrainSection) -> NormLayer:
+    return nn.BatchNorm2d if train.norm == "batch" else group_norm
+
+
+def build_backbone(train: TrainSection, *, in_channels: int = 3) -> nn.Module:
+    """`TRAIN.backbone` with the dilation, multi-grid and strip pooling that `TRAIN` asks for.
+
+    Raises:
+        ValueError: a backbone that is not known, or an option that it does not have.
+    """
+    common = {
+        "in_channels": in_channels,
+        "output_stride": train.output_stride,
+        "dilate_first_block": train.dilate_first_block,
+        "multi_grid": multi_grid_of(train),
+        "strip_pooling": strip_pooling_of(train),
+        "norm_layer": norm_layer_of(train),
+    }
+    known: dict[str, Callable[..., nn.Module]] = {}
+    for depth in DEPTHS:
+        known[f"resnet{depth}"] = partial(ResNet, depth, stem=train.stem)
+        known[f"resnet{depth}s"] = partial(ResNet, depth, stem="deep")
+        known[f"resnet{depth}d"] = partial(
+            ResNet, depth, stem="deep", stem_width=32, average_down=True
+        )
+        known[f"pyconvresnet{depth}"] = partial(PyConvResNet, depth)
+        known[f"pyconvhgresnet{depth}"] = partial(PyConvResNet, depth, high_groups=True)
+    if train.backbone not in known:
+        raise ValueError(
+            f"backbone {train.backbone!r} is not known; there are resnet50, resnet50s, resnet50d, "
+            "pyconvresnet50, pyconvhgresnet50 and those of other depths (18, 34, 101, 152)"
+        )
+    return known[train.backbone](**common)
+
+
+def multi_grid_of(train: TrainSection) -> Sequence[int] | None:
     multi_grid = train.multi_grid
     if multi_grid is None:
         multi_grid = train.arch == "spnet"
     if isinstance(multi_grid, bool):
-        multi_grid = [4, 8, 16] if multi_grid else None
+        return MULTI_GRID if multi_grid else None
+    return multi_grid
+
+
+def strip_pooling_of(train: TrainSection) -> Sequence[str | Sequence[int]]:
     with_strips = train.arch == "spnet" and train.spm_on
-    return ResNet(
-        int(train.backbone.removeprefix("resnet")),
-        stem=train.stem,
-        output_stride=train.output_stride,
-        multi_grid=multi_grid,
-        strip_pooling=train.spm_blocks if with_strips else ["none"] * 4,
-        norm_layer=norm_layer,
-    )
+    return train.spm_blocks if with_strips else ["none"] * 4
+
+
+def psanet_mask_size(train: TrainSection) -> tuple[int, int]:
+    """As given, or what the training crop needs: all of the map, twice over unless compact."""
+    if train.mask_h is not None and train.mask_w is not None:
+        return train.mask_h, train.mask_w
+    shrunk = [
+        ((side - 1) // train.output_stride) // train.shrink_factor + 1
+        for side in (train.train_h, train.train_w)
+    ]
+    height, width = shrunk if train.compact else [2 * side - 1 for side in shrunk]
+    return height, width

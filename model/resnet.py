@@ -19,42 +19,40 @@ DEPTHS = {
     152: (3, 8, 36, 3),
 }
 
+STAGE_CHANNELS = (64, 128, 256, 512)
+
 BlockChoice = str | Sequence[int]
 """Which blocks of a stage: "none", "last", "all", or their indices counted from 0."""
 
 
 class BasicBlock(nn.Module):
-    """Two 3x3 convolutions beside a shortcut; the SPM, if any, stands before the second.
+    """Two convolutions beside a shortcut; the SPM, if any, stands before the second.
 
-    The second may have a dilation of its own, as where a stage gives up its stride: the first
-    still reads the undivided map of the stage before.
+    `conv1` carries the stride and leads from the block's input to `width` channels, `conv2` from
+    there to `out_channels`.
     """
 
     expansion = 1
 
     def __init__(
         self,
-        in_channels: int,
-        channels: int,
+        conv1: nn.Module,
+        conv2: nn.Module,
+        shortcut: nn.Module,
         *,
-        stride: int = 1,
-        dilations: tuple[int, int] = (1, 1),
-        strip_pooling: bool = False,
-        norm_layer: NormLayer = nn.BatchNorm2d,
+        width: int,
+        out_channels: int,
+        strip_pooling: bool,
+        norm_layer: NormLayer,
     ) -> None:
         super().__init__()
-        first, second = dilations
-        self.conv1 = nn.Conv2d(
-            in_channels, channels, 3, stride, padding=first, dilation=first, bias=False
-        )
-        self.bn1 = norm_layer(channels)
-        self.conv2 = nn.Conv2d(channels, channels, 3, padding=second, dilation=second, bias=False)
-        self.bn2 = norm_layer(channels)
+        self.conv1 = conv1
+        self.bn1 = norm_layer(width)
+        self.conv2 = conv2
+        self.bn2 = norm_layer(out_channels)
         self.relu = nn.ReLU(inplace=True)
-        self.strip_pooling = (
-            StripPoolingModule(channels, norm_layer=norm_layer) if strip_pooling else nn.Identity()
-        )
-        self.downsample = shortcut(in_channels, channels, stride, norm_layer)
+        self.strip_pooling = strip_pooling_or_identity(strip_pooling, width, norm_layer)
+        self.downsample = shortcut
 
     def forward(self, x: Tensor) -> Tensor:
         out = self.relu(self.bn1(self.conv1(x)))
@@ -64,36 +62,34 @@ class BasicBlock(nn.Module):
 
 
 class Bottleneck(nn.Module):
-    """1x1, 3x3 (stride and dilation here), 1x1 beside a shortcut; the SPM follows the 3x3."""
+    """1x1, spatial convolution, 1x1 beside a shortcut; the SPM follows the spatial one.
+
+    `conv2`, from `width` to `width` channels, carries stride and dilation.
+    """
 
     expansion = 4
 
     def __init__(
         self,
         in_channels: int,
-        channels: int,
+        conv2: nn.Module,
+        shortcut: nn.Module,
         *,
-        stride: int = 1,
-        dilations: tuple[int, int] = (1, 1),
-        strip_pooling: bool = False,
-        norm_layer: NormLayer = nn.BatchNorm2d,
+        width: int,
+        out_channels: int,
+        strip_pooling: bool,
+        norm_layer: NormLayer,
     ) -> None:
         super().__init__()
-        dilation, _ = dilations  # there is one 3x3
-        out_channels = channels * self.expansion
-        self.conv1 = nn.Conv2d(in_channels, channels, 1, bias=False)
-        self.bn1 = norm_layer(channels)
-        self.conv2 = nn.Conv2d(
-            channels, channels, 3, stride, padding=dilation, dilation=dilation, bias=False
-        )
-        self.bn2 = norm_layer(channels)
-        self.conv3 = nn.Conv2d(channels, out_channels, 1, bias=False)
+        self.conv1 = nn.Conv2d(in_channels, width, 1, bias=False)
+        self.bn1 = norm_layer(width)
+        self.conv2 = conv2
+        self.bn2 = norm_layer(width)
+        self.conv3 = nn.Conv2d(width, out_channels, 1, bias=False)
         self.bn3 = norm_layer(out_channels)
         self.relu = nn.ReLU(inplace=True)
-        self.strip_pooling = (
-            StripPoolingModule(channels, norm_layer=norm_layer) if strip_pooling else nn.Identity()
-        )
-        self.downsample = shortcut(in_channels, out_channels, stride, norm_layer)
+        self.strip_pooling = strip_pooling_or_identity(strip_pooling, width, norm_layer)
+        self.downsample = shortcut
 
     def forward(self, x: Tensor) -> Tensor:
         out = self.relu(self.bn1(self.conv1(x)))
@@ -103,19 +99,15 @@ class Bottleneck(nn.Module):
         return self.relu(out + self.downsample(x))
 
 
-def shortcut(in_channels: int, out_channels: int, stride: int, norm_layer: NormLayer) -> nn.Module:
-    """Identity, or a 1x1 projection where size or channels change."""
-    if stride == 1 and in_channels == out_channels:
-        return nn.Identity()
-    projection = nn.Conv2d(in_channels, out_channels, 1, stride, bias=False)
-    return nn.Sequential(projection, norm_layer(out_channels))
+def strip_pooling_or_identity(wanted: bool, channels: int, norm_layer: NormLayer) -> nn.Module:
+    return StripPoolingModule(channels, norm_layer=norm_layer) if wanted else nn.Identity()
 
 
-def deep_stem(channels: Sequence[int], norm_layer: NormLayer) -> nn.Sequential:
+def deep_stem(in_channels: int, channels: Sequence[int], norm_layer: NormLayer) -> nn.Sequential:
     """Three 3x3 convolutions, the first of stride 2, then max-pool: output stride 4."""
     first, second, third = channels
     return nn.Sequential(
-        nn.Conv2d(3, first, 3, stride=2, padding=1, bias=False),
+        nn.Conv2d(in_channels, first, 3, stride=2, padding=1, bias=False),
         norm_layer(first),
         nn.ReLU(inplace=True),
         nn.Conv2d(first, second, 3, padding=1, bias=False),
@@ -128,10 +120,10 @@ def deep_stem(channels: Sequence[int], norm_layer: NormLayer) -> nn.Sequential:
     )
 
 
-def classic_stem(channels: int, norm_layer: NormLayer) -> nn.Sequential:
+def classic_stem(in_channels: int, channels: int, norm_layer: NormLayer) -> nn.Sequential:
     """One 7x7 convolution of stride 2, then max-pool: output stride 4."""
     return nn.Sequential(
-        nn.Conv2d(3, channels, 7, stride=2, padding=3, bias=False),
+        nn.Conv2d(in_channels, channels, 7, stride=2, padding=3, bias=False),
         norm_layer(channels),
         nn.ReLU(inplace=True),
         nn.MaxPool2d(3, stride=2, padding=1),
@@ -139,12 +131,19 @@ def classic_stem(channels: int, norm_layer: NormLayer) -> nn.Sequential:
 
 
 class ResNet(nn.Module):
-    """(N, 3, H, W) -> the four stage features, at strides 4, 8 and `output_stride`.
+    """(N, in_channels, H, W) -> the four stage features, at strides 4, 8 and `output_stride`.
 
     Args:
         depth: 18, 34, 50, 101 or 152.
-        stem: "deep" (64, 64, 128 channels) or "classic" (one 7x7 of 64).
+        in_channels: of the image.
+        stem: "deep" (three 3x3 of `stem_width`, `stem_width` and twice that) or "classic" (one
+            7x7 of 64).
+        stem_width: 64 in semseg's, SPNet's and Encoding's 50s, 32 in Encoding's 50d.
+        average_down: shortcuts halve their map by averaging (ResNet-D), not by striding.
         output_stride: 8, 16 or 32; strides that are taken away become dilation.
+        dilate_first_block: where dilation takes a stride's place, the first block of the stage is
+            dilated like the others, as in semseg's and PyConvSegNet's networks; by default it
+            still reads the map of the stage before, as in Encoding's and SPNet's.
         multi_grid: dilations of the last stage's blocks at output stride 8 (4, 8, 16 in SPNet),
             scaled with it at 16 and 32; None leaves the stage at one dilation.
         strip_pooling: for each stage the blocks that carry a strip pooling module.
@@ -156,8 +155,12 @@ class ResNet(nn.Module):
         self,
         depth: int = 50,
         *,
+        in_channels: int = 3,
         stem: str = "deep",
+        stem_width: int = 64,
+        average_down: bool = False,
         output_stride: int = 8,
+        dilate_first_block: bool = False,
         multi_grid: Sequence[int] | None = None,
         strip_pooling: Sequence[BlockChoice] = ("none", "none", "none", "none"),
         norm_layer: NormLayer = nn.BatchNorm2d,
@@ -171,37 +174,79 @@ class ResNet(nn.Module):
             raise ValueError(f"stem must be 'deep' or 'classic', not {stem!r}")
         self.block = BasicBlock if depth < 50 else Bottleneck
         self.norm_layer = norm_layer
-        self.stem = (
-            deep_stem((64, 64, 128), norm_layer) if stem == "deep" else classic_stem(64, norm_layer)
-        )
+        self.average_down = average_down
         self.output_stride = output_stride
-        self._in_channels = 128 if stem == "deep" else 64
-        dilations = stage_dilations(DEPTHS[depth], output_stride, multi_grid)
+        self.stem = self.build_stem(in_channels, stem, stem_width)
+        self._in_channels = 2 * stem_width if stem == "deep" else 64
+        dilations = stage_dilations(
+            DEPTHS[depth], output_stride, multi_grid, dilate_first_block=dilate_first_block
+        )
         stages = []
-        for index, (channels, stride) in enumerate(
-            zip((64, 128, 256, 512), stage_strides(output_stride), strict=True)
-        ):
+        for index, stride in enumerate(self.stage_strides()):
             carriers = chosen_blocks(strip_pooling[index], DEPTHS[depth][index])
-            stages.append(self._stage(channels, stride, dilations[index], carriers))
+            stages.append(self._stage(index, stride, dilations[index], carriers))
         self.layer1, self.layer2, self.layer3, self.layer4 = stages
-        self.channels = tuple(c * self.block.expansion for c in (64, 128, 256, 512))
+        self.channels = tuple(c * self.block.expansion for c in STAGE_CHANNELS)
         initialise(self)
 
+    def build_stem(self, in_channels: int, stem: str, width: int) -> nn.Sequential:
+        if stem == "deep":
+            return deep_stem(in_channels, (width, width, 2 * width), self.norm_layer)
+        return classic_stem(in_channels, 64, self.norm_layer)
+
+    def stage_strides(self) -> tuple[int, int, int, int]:
+        """The stride of each stage's first block; the stem has already divided by 4."""
+        return 1, 2, *last_strides(self.output_stride)
+
+    def width(self, stage: int) -> int:
+        """Inner channels of the blocks of a stage (0 to 3)."""
+        return STAGE_CHANNELS[stage]
+
+    def spatial_convolution(
+        self, stage: int, in_channels: int, out_channels: int, *, stride: int, dilation: int
+    ) -> nn.Module:
+        """The convolution of a block that sees neighbours."""
+        return conv3x3(in_channels, out_channels, stride=stride, dilation=dilation)
+
+    def second_convolution(self, channels: int, *, dilation: int) -> nn.Module:
+        """The second convolution of a basic block."""
+        return conv3x3(channels, channels, dilation=dilation)
+
+    def shortcut(self, in_channels: int, out_channels: int, stride: int) -> nn.Module:
+        """Identity, or a 1x1 projection where size or channels change."""
+        if stride == 1 and in_channels == out_channels:
+            return nn.Identity()
+        if self.average_down:
+            pool = nn.AvgPool2d(stride, stride, ceil_mode=True, count_include_pad=False)
+            return nn.Sequential(pool, *self._projection(in_channels, out_channels))
+        return nn.Sequential(*self._projection(in_channels, out_channels, stride))
+
+    def _projection(self, in_channels: int, out_channels: int, stride: int = 1) -> list[nn.Module]:
+        projection = nn.Conv2d(in_channels, out_channels, 1, stride, bias=False)
+        return [projection, self.norm_layer(out_channels)]
+
     def _stage(
-        self, channels: int, stride: int, dilations: Sequence[tuple[int, int]], carriers: set[int]
+        self, stage: int, stride: int, dilations: Sequence[tuple[int, int]], carriers: set[int]
     ) -> nn.Sequential:
+        width, out_channels = self.width(stage), STAGE_CHANNELS[stage] * self.block.expansion
         blocks = []
-        for index, block_dilations in enumerate(dilations):
-            block = self.block(
-                self._in_channels,
-                channels,
-                stride=stride if index == 0 else 1,
-                dilations=block_dilations,
-                strip_pooling=index in carriers,
-                norm_layer=self.norm_layer,
-            )
-            self._in_channels = channels * self.block.expansion
-            blocks.append(block)
+        for index, (first, second) in enumerate(dilations):
+            options = {"stride": stride if index == 0 else 1, "dilation": first}
+            common = {
+                "shortcut": self.shortcut(self._in_channels, out_channels, options["stride"]),
+                "width": width,
+                "out_channels": out_channels,
+                "strip_pooling": index in carriers,
+                "norm_layer": self.norm_layer,
+            }
+            if self.block is BasicBlock:
+                conv1 = self.spatial_convolution(stage, self._in_channels, width, **options)
+                conv2 = self.second_convolution(width, dilation=second)
+                blocks.append(BasicBlock(conv1, conv2, **common))
+            else:
+                conv2 = self.spatial_convolution(stage, width, width, **options)
+                blocks.append(Bottleneck(self._in_channels, conv2, **common))
+            self._in_channels = out_channels
         return nn.Sequential(*blocks)
 
     def forward(self, image: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -212,32 +257,43 @@ class ResNet(nn.Module):
         return stage1, stage2, stage3, stage4
 
 
-def stage_strides(output_stride: int) -> tuple[int, int, int, int]:
-    """The stride of each stage's first block; the stem has already divided by 4."""
-    return 1, 2, 2 if output_stride >= 16 else 1, 2 if output_stride == 32 else 1
+def conv3x3(in_channels: int, out_channels: int, *, stride: int = 1, dilation: int = 1):
+    return nn.Conv2d(
+        in_channels, out_channels, 3, stride, padding=dilation, dilation=dilation, bias=False
+    )
+
+
+def last_strides(output_stride: int) -> tuple[int, int]:
+    """The strides of the two last stages, which dilation may replace."""
+    return 2 if output_stride >= 16 else 1, 2 if output_stride == 32 else 1
 
 
 def stage_dilations(
-    blocks: Sequence[int], output_stride: int, multi_grid: Sequence[int] | None
+    blocks: Sequence[int],
+    output_stride: int,
+    multi_grid: Sequence[int] | None,
+    *,
+    dilate_first_block: bool = False,
 ) -> list[list[tuple[int, int]]]:
-    """The dilations of the 3x3 convolutions of every block, stage by stage.
+    """The dilations of the spatial convolutions of every block (two in basic ones), by stage.
 
-    Where dilation takes a stride's place, the first 3x3 of the stage still reads the map of the
-    stage before and keeps its dilation; all that follow are dilated, so that pretrained weights
-    compute the features they were trained for, only more densely. Multi-grid sets every block of
-    the last stage.
+    Where dilation takes a stride's place, the first convolution of the stage still reads the map
+    of the stage before and keeps its dilation, unless told otherwise; all that follow are dilated,
+    so that pretrained weights compute the features they were trained for, only more densely.
+    Multi-grid sets every block of the last stage.
     """
     last = {8: 4, 16: 2, 32: 1}[output_stride]
     third = 2 if output_stride == 8 else 1
-    result = [[(1, 1)] * count for count in blocks[:2]]
-    result.append([(1, third)] + [(third, third)] * (blocks[2] - 1))
-    if multi_grid is None:
-        result.append([(third, last)] + [(last, last)] * (blocks[3] - 1))
-    else:
+    result = [[(1, 1)] * count for count in blocks]
+    for stage, before, dilation in ((2, 1, third), (3, third, last)):
+        result[stage] = [(dilation, dilation)] * blocks[stage]
+        if not dilate_first_block:
+            result[stage][0] = (before, dilation)
+    if multi_grid is not None:
         if len(multi_grid) < blocks[3]:
             raise ValueError(f"multi_grid needs {blocks[3]} dilations, one a block: {multi_grid}")
         scaled = [max(1, value * last // 4) for value in multi_grid[: blocks[3]]]
-        result.append([(dilation, dilation) for dilation in scaled])
+        result[3] = [(dilation, dilation) for dilation in scaled]
     return result
 
 

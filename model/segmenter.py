@@ -1,5 +1,6 @@
 """Backbone + head + auxiliary head = the network that is trained, tested and exported."""
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 from torch import Tensor, nn
@@ -21,8 +22,9 @@ class Segmenter(nn.Module):
         backbone: image -> features, one of each stage, with `channels` naming their widths.
         head: features -> (N, K, h, w).
         auxiliary_head: the same from an earlier stage; evaluated in training mode only.
-        zoom_factor: 8 gives logits of the input's size. 1, 2 and 4 give the smaller
-            (size - 1) // 8 * zoom_factor + 1 of semseg's networks, to save memory in training.
+        zoom_factor: 8 gives logits of the input's size. 2 and 4 give the smaller
+            (size - 1) // 8 * zoom_factor + 1 of semseg's networks, to save memory in training; 1
+            leaves the logits as the head gives them.
     """
 
     def __init__(
@@ -43,18 +45,19 @@ class Segmenter(nn.Module):
 
     def forward(self, image: Tensor) -> SegmenterOutput:
         features = self.backbone(image)
-        size = self.output_size(image.shape[-2], image.shape[-1])
-        logits = resize(self.head(features), size)
+        logits = self.zoom(self.head(features), image.shape[-2:])
         auxiliary = None
         if self.training and self.auxiliary_head is not None:
-            auxiliary = resize(self.auxiliary_head(features), size)
+            auxiliary = self.zoom(self.auxiliary_head(features), image.shape[-2:])
         return SegmenterOutput(logits, auxiliary)
 
-    def output_size(self, height: int, width: int) -> tuple[int, int]:
-        """The size of the logits for an input of this size."""
+    def zoom(self, logits: Tensor, size: Sequence[int]) -> Tensor:
+        """Logits of the size that `zoom_factor` asks for, for an image of `size`."""
+        if self.zoom_factor == 1:
+            return logits
         if self.zoom_factor == 8:
-            return height, width
-        return (height - 1) // 8 * self.zoom_factor + 1, (width - 1) // 8 * self.zoom_factor + 1
+            return resize(logits, size)
+        return resize(logits, [(side - 1) // 8 * self.zoom_factor + 1 for side in size])
 
     def new_layers(self) -> list[nn.Module]:
         """The parts that no pretrained backbone brings: they learn at the head's rate."""

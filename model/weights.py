@@ -1,7 +1,7 @@
-"""Weights of any author into our networks: recognise by content, translate by table, load strictly.
+"""Weights of any author into our networks: recognised by content, translated, loaded strictly.
 
-A family is recognised by the keys of the file, never by its name. Its table turns the authors'
-keys into ours. Whatever should match and does not is an error that names the tensors.
+The tables of names are in families.py. Whatever should match and does not is an error that names
+the tensors.
 """
 
 import re
@@ -11,108 +11,9 @@ from dataclasses import dataclass, field
 from torch import Tensor, nn
 
 from ..config.errors import CheckpointError
+from .families import FAMILIES, Family, recognise
 
-Rules = tuple[tuple[str, str], ...]
-
-STRIP_POOLING_RULES: Rules = (
-    (r"\.spm\.conv1\.", ".strip_pooling.rows.0."),
-    (r"\.spm\.bn1\.", ".strip_pooling.rows.1."),
-    (r"\.spm\.conv2\.", ".strip_pooling.columns.0."),
-    (r"\.spm\.bn2\.", ".strip_pooling.columns.1."),
-    (r"\.spm\.conv3\.", ".strip_pooling.fuse."),
-)
-MIXED_POOLING_RULES: Rules = (
-    (r"\bconv1_1\.", "reduce_short."),
-    (r"\bconv1_2\.", "reduce_long."),
-    (r"\bconv2_0\.", "full."),
-    (r"\bconv2_1\.", "pooled.0."),
-    (r"\bconv2_2\.", "pooled.1."),
-    (r"\bconv2_3\.", "columns."),
-    (r"\bconv2_4\.", "rows."),
-    (r"\bconv2_5\.", "fuse_short."),
-    (r"\bconv2_6\.", "fuse_long."),
-    (r"\bconv3\.", "expand."),
-)
-
-
-@dataclass(frozen=True)
-class Family:
-    """One author's way to name the tensors of a network.
-
-    `marks` are keys that must all be present; `rules` are applied in order to every key, each at
-    most once; keys that match `dropped` have no place in our networks and are reported as unused.
-    `scope` is the part of our network that the file must fill.
-    """
-
-    name: str
-    marks: tuple[str, ...]
-    rules: Rules
-    scope: str = ""
-    dropped: str = r"^fc\."
-    classic_stem: bool | None = None
-
-
-FAMILIES = (
-    Family("stripseg", ("backbone.stem.0.weight", "head.classifier.weight"), ()),
-    Family("stripseg backbone", ("stem.0.weight",), ((r"^", "backbone."),), scope="backbone."),
-    Family(
-        "SPNet",
-        ("pretrained.conv1.0.weight", "head.trans_layer.0.weight"),
-        (
-            *STRIP_POOLING_RULES,
-            (r"^pretrained\.conv1\.", "backbone.stem."),
-            (r"^pretrained\.bn1\.", "backbone.stem.7."),
-            (r"^pretrained\.", "backbone."),
-            (r"^head\.trans_layer\.", "head.reduce."),
-            (r"^head\.strip_pool1\.", "head.mixed_pooling.0."),
-            (r"^head\.strip_pool2\.", "head.mixed_pooling.1."),
-            *((rf"(?<=mixed_pooling\.\d\.){old[2:]}", new) for old, new in MIXED_POOLING_RULES),
-            (r"^head\.score_layer\.4\.", "head.classifier."),
-            (r"^head\.score_layer\.", "head.conv."),
-            (r"^auxlayer\.conv5\.4\.", "auxiliary_head.classifier."),
-            (r"^auxlayer\.conv5\.", "auxiliary_head.conv."),
-        ),
-        dropped=r"^pretrained\.fc\.",
-    ),
-    Family(
-        "PyTorch-Encoding backbone, deep stem",
-        ("conv1.0.weight", "conv1.6.weight", "bn1.weight", "layer1.0.conv1.weight"),
-        (
-            *STRIP_POOLING_RULES,
-            (r"^conv1\.", "backbone.stem."),
-            (r"^bn1\.", "backbone.stem.7."),
-            (r"^layer", "backbone.layer"),
-        ),
-        scope="backbone.",
-        classic_stem=False,
-    ),
-    Family(
-        "semseg backbone, deep stem",
-        ("conv1.weight", "conv2.weight", "conv3.weight", "layer1.0.conv1.weight"),
-        (
-            (r"^conv1\.", "backbone.stem.0."),
-            (r"^bn1\.", "backbone.stem.1."),
-            (r"^conv2\.", "backbone.stem.3."),
-            (r"^bn2\.", "backbone.stem.4."),
-            (r"^conv3\.", "backbone.stem.6."),
-            (r"^bn3\.", "backbone.stem.7."),
-            (r"^layer", "backbone.layer"),
-        ),
-        scope="backbone.",
-        classic_stem=False,
-    ),
-    Family(
-        "torchvision backbone, classic stem",
-        ("conv1.weight", "bn1.weight", "layer1.0.conv1.weight"),
-        (
-            (r"^conv1\.", "backbone.stem.0."),
-            (r"^bn1\.", "backbone.stem.1."),
-            (r"^layer", "backbone.layer"),
-        ),
-        scope="backbone.",
-        classic_stem=True,
-    ),
-)
+BACKBONE, HEAD, AUXILIARY, CLASSIFIER = "backbone.", "head.", "auxiliary_head.", "classifier."
 
 
 @dataclass
@@ -149,12 +50,12 @@ def load_weights(network: nn.Module, content: Mapping, *, origin: str, exact: bo
         CheckpointError: the file is of no known family or a tensor that should match does not.
     """
     family, state, unused = translate(content, origin=origin)
-    if exact and family.scope:
+    target = network.state_dict()
+    if exact and not family.whole and HEAD in prefixes_of(target):
         raise CheckpointError(
             f"{origin}: holds only a backbone ({family.name}); a whole trained model is needed"
         )
-    target = network.state_dict()
-    check_stem(family, target, origin)
+    check_stem(family, state, target, origin)
     missing = [k for k in target if k not in state and not k.endswith("num_batches_tracked")]
     new = [key for key in missing if may_stay_new(key, family, state, exact=exact)]
     wrong_shape = [k for k, v in state.items() if k in target and target[k].shape != v.shape]
@@ -168,21 +69,22 @@ def load_weights(network: nn.Module, content: Mapping, *, origin: str, exact: bo
         raise CheckpointError(differences(origin, family, target, state, *problems))
     usable = {k: v for k, v in state.items() if k in target and k not in new}
     network.load_state_dict({**target, **usable}, strict=True)
-    return LoadReport(family.name, matched=len(usable), new=new, unused=unused + spare)
+    unused += [family.theirs(key) for key in spare]
+    return LoadReport(family.name, matched=len(usable), new=new, unused=unused)
 
 
 def translate(content: Mapping, *, origin: str) -> tuple[Family, dict[str, Tensor], list[str]]:
     """(family, tensors under our keys, keys of the file that have no place in our networks)."""
     state = unwrap(content, origin=origin)
-    family = next((f for f in FAMILIES if all(mark in state for mark in f.marks)), None)
+    family = recognise(state)
     if family is None:
         raise CheckpointError(
             f"{origin}: its tensors ({summary(list(state))}) belong to no network family known "
             f"here: {', '.join(f.name for f in FAMILIES)}"
         )
-    dropped = [key for key in state if re.search(family.dropped, key)]
-    kept = {rename(key, family.rules): value for key, value in state.items() if key not in dropped}
-    return family, kept, dropped
+    unused = [key for key in state if family.unused and re.fullmatch(family.unused, key)]
+    ours = {family.ours(key): value for key, value in state.items() if key not in unused}
+    return family, ours, unused
 
 
 def unwrap(content: Mapping, *, origin: str) -> dict[str, Tensor]:
@@ -198,41 +100,41 @@ def unwrap(content: Mapping, *, origin: str) -> dict[str, Tensor]:
     return tensors
 
 
-def rename(key: str, rules: Rules) -> str:
-    for pattern, replacement in rules:
-        key = re.sub(pattern, replacement, key, count=1)
-    return key
-
-
-def check_stem(family: Family, target: Mapping[str, Tensor], origin: str) -> None:
+def check_stem(
+    family: Family, state: Mapping[str, Tensor], target: Mapping[str, Tensor], origin: str
+) -> None:
     """A stem of the other kind is the commonest mismatch: say so, and which switch mends it."""
-    if family.classic_stem is None:
+    third = "backbone.stem.6.weight"
+    if family.whole or (third in state) == (third in target):
         return
-    classic = "backbone.stem.6.weight" not in target
-    if classic != family.classic_stem:
-        has, wants = ("classic (7x7)", "deep") if family.classic_stem else ("deep", "classic (7x7)")
-        raise CheckpointError(
-            f"{origin}: {family.name} has the {has} stem and the network the {wants} one; "
-            f"set TRAIN.stem to '{'classic' if family.classic_stem else 'deep'}'"
-        )
+    has, wants = ("deep", "classic") if third in state else ("classic", "deep")
+    raise CheckpointError(
+        f"{origin}: {family.name} has the {has} stem and the network the {wants} one; "
+        f"set TRAIN.stem to '{has}'"
+    )
 
 
 def may_stay_new(key: str, family: Family, state: Mapping[str, Tensor], *, exact: bool) -> bool:
     """What a file need not bring: whole parts that it has nothing of, never a part of them."""
-    if key.startswith("auxiliary_head."):
+    if key.startswith(AUXILIARY):
         return is_spare(key, state)
     if exact:
         return False
-    if not key.startswith(family.scope):
-        return True
+    if not family.whole and not key.startswith(BACKBONE):
+        return is_spare(key, state) or key.startswith(HEAD)
     part, is_strip_pooling, _ = key.partition(".strip_pooling.")
     return bool(is_strip_pooling) and not any(k.startswith(part + ".strip_pooling.") for k in state)
 
 
 def is_spare(key: str, other_side: Mapping[str, Tensor]) -> bool:
-    """True for an auxiliary head's tensor where the other side has no auxiliary head."""
-    prefix = "auxiliary_head."
-    return key.startswith(prefix) and not any(k.startswith(prefix) for k in other_side)
+    """True for an auxiliary head's or image classifier's tensor that has no counterpart at all."""
+    part = next((p for p in (AUXILIARY, CLASSIFIER) if key.startswith(p)), None)
+    return part is not None and part not in prefixes_of(other_side)
+
+
+def prefixes_of(state: Mapping[str, Tensor]) -> set[str]:
+    """The parts of a network: "backbone.", "head.", ..."""
+    return {key.partition(".")[0] + "." for key in state}
 
 
 def differences(

@@ -1,0 +1,232 @@
+"""How every author names the tensors of a network, as tables: their keys <-> ours.
+
+A family is recognised by the keys of a file, never by its name. To know another author's files,
+add a `Family` here.
+"""
+
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+Pairs = tuple[tuple[str, str], ...]  # (theirs, ours)
+
+
+@dataclass(frozen=True)
+class Family:
+    """One author's names.
+
+    Args:
+        name: for messages and for tool/convert.py.
+        marks: regular expressions; each must match some key of the file as a whole.
+        prefixes: how a key begins; the first pair that fits is applied.
+        infixes: parts within a key, applied after the prefix, each at most once.
+        unused: keys that have no place in our networks.
+        whole: a whole segmentation network; otherwise a backbone, perhaps with a classifier.
+    """
+
+    name: str
+    marks: tuple[str, ...]
+    prefixes: Pairs = ()
+    infixes: Pairs = ()
+    unused: str | None = None
+    whole: bool = True
+
+    def fits(self, keys: Iterable[str]) -> bool:
+        keys = tuple(keys)
+        return all(any(re.fullmatch(mark, key) for key in keys) for mark in self.marks)
+
+    def ours(self, key: str) -> str:
+        """Their key -> our key."""
+        return substitute(key, self.prefixes, self.infixes)
+
+    def theirs(self, key: str) -> str:
+        """Our key -> their key."""
+        prefixes, infixes = (
+            tuple((ours, theirs) for theirs, ours in pairs)
+            for pairs in (self.prefixes, self.infixes)
+        )
+        return substitute(key, prefixes, infixes)
+
+
+def substitute(key: str, prefixes: Pairs, infixes: Pairs) -> str:
+    for old, new in prefixes:
+        if key.startswith(old):
+            key = new + key[len(old) :]
+            break
+    for old, new in infixes:
+        key = key.replace(old, new, 1)
+    return key
+
+
+def below(theirs: str, ours: str, pairs: Pairs) -> Pairs:
+    """`pairs` of a module that hangs at `theirs` and at `ours`."""
+    return tuple((theirs + old, ours + new) for old, new in pairs)
+
+
+STRIP_POOLING_MODULE: Pairs = (
+    ("conv1.", "rows.0."),
+    ("bn1.", "rows.1."),
+    ("conv2.", "columns.0."),
+    ("bn2.", "columns.1."),
+    ("conv3.", "fuse."),
+)
+MIXED_POOLING_MODULE: Pairs = (
+    ("conv1_1.", "reduce_short."),
+    ("conv1_2.", "reduce_long."),
+    ("conv2_0.", "full."),
+    ("conv2_1.", "pooled.0."),
+    ("conv2_2.", "pooled.1."),
+    ("conv2_3.", "columns."),
+    ("conv2_4.", "rows."),
+    ("conv2_5.", "fuse_short."),
+    ("conv2_6.", "fuse_long."),
+    ("conv3.", "expand."),
+)
+STRIPS_IN_BLOCKS = below(".spm.", ".strip_pooling.", STRIP_POOLING_MODULE)
+PYRAMIDAL_CONVOLUTION: Pairs = tuple((f".conv2_{i + 1}.", f".levels.{i}.") for i in range(4))
+
+SEMSEG_NETWORK: Pairs = (
+    ("layer0.", "backbone.stem."),
+    ("layer", "backbone.layer"),
+    ("aux.4.", "auxiliary_head.classifier."),
+    ("aux.", "auxiliary_head.conv."),
+)
+SEMSEG_CLASSIFIER: Pairs = (("cls.4.", "head.classifier."), ("cls.", "head.conv."))
+PYRAMID_POOLING: Pairs = tuple(
+    (f"ppm.features.{level}.{theirs}.", f"head.pyramid.reduce.{level}.{ours}.")
+    for level in range(16)
+    for theirs, ours in ((1, 0), (2, 1))
+)
+POINTWISE_SPATIAL_ATTENTION: Pairs = (
+    ("psa.reduce.", "head.attention.0.reduce."),
+    ("psa.attention.", "head.attention.0.predict."),
+    ("psa.reduce_p.", "head.attention.1.reduce."),
+    ("psa.attention_p.", "head.attention.1.predict."),
+    ("psa.proj.", "head.project."),
+)
+PYRAMIDAL_HEAD: Pairs = (
+    *(
+        (f"pyconvhead.local_context.layers.{3 * i + j}.", f"head.local_context.{i}.{j}.")
+        for i in range(3)
+        for j in range(2)
+    ),
+    *(
+        (f"pyconvhead.global_context.features.{3 * i + j + 1}.", f"head.global_context.{i}.{j}.")
+        for i in range(3)
+        for j in range(2)
+    ),
+    ("pyconvhead.merge_context.features.", "head.merge."),
+    ("cls.1.", "head.classifier."),
+)
+CLASSIC_STEM: Pairs = (
+    ("conv1.", "backbone.stem.0."),
+    ("bn1.", "backbone.stem.1."),
+    ("layer", "backbone.layer"),
+    ("fc.", "classifier."),
+)
+
+FAMILIES = (
+    Family("stripseg", (r"backbone\..+", r"head\.classifier\.weight")),
+    Family("stripseg classifier", (r"backbone\..+", r"classifier\.weight"), whole=False),
+    Family(
+        "stripseg backbone",
+        (r"stem\.0\.weight", r"layer1\.0\..+"),
+        (("", "backbone."),),
+        whole=False,
+    ),
+    Family(
+        "SPNet",
+        (r"pretrained\.conv1\.0\.weight", r"head\.trans_layer\.0\.weight"),
+        (
+            ("pretrained.bn1.", "backbone.stem.7."),
+            ("pretrained.conv1.", "backbone.stem."),
+            ("pretrained.", "backbone."),
+            ("head.trans_layer.", "head.reduce."),
+            *below("head.strip_pool1.", "head.mixed_pooling.0.", MIXED_POOLING_MODULE),
+            *below("head.strip_pool2.", "head.mixed_pooling.1.", MIXED_POOLING_MODULE),
+            ("head.score_layer.4.", "head.classifier."),
+            ("head.score_layer.", "head.conv."),
+            ("auxlayer.conv5.4.", "auxiliary_head.classifier."),
+            ("auxlayer.conv5.", "auxiliary_head.conv."),
+        ),
+        STRIPS_IN_BLOCKS,
+        unused=r"pretrained\.fc\..+",
+    ),
+    Family(
+        "semseg PSANet",
+        (r"layer0\.0\.weight", r"psa\.reduce\.0\.weight"),
+        (*SEMSEG_NETWORK, *SEMSEG_CLASSIFIER, *POINTWISE_SPATIAL_ATTENTION),
+        PYRAMIDAL_CONVOLUTION,
+    ),
+    Family(
+        "PyConvSegNet",
+        (r"layer0\.0\.weight", r"pyconvhead\..+"),
+        (*SEMSEG_NETWORK, *PYRAMIDAL_HEAD),
+        PYRAMIDAL_CONVOLUTION,
+    ),
+    Family(
+        "semseg PSPNet",
+        (r"layer0\.0\.weight", r"cls\.4\.weight"),
+        (*SEMSEG_NETWORK, *SEMSEG_CLASSIFIER, *PYRAMID_POOLING),
+        PYRAMIDAL_CONVOLUTION,
+    ),
+    Family(
+        "PyTorch-Encoding backbone, deep stem",
+        (r"conv1\.0\.weight", r"conv1\.6\.weight", r"bn1\.weight", r"layer1\.0\.conv1\.weight"),
+        (
+            ("bn1.", "backbone.stem.7."),
+            ("conv1.", "backbone.stem."),
+            ("layer", "backbone.layer"),
+            ("fc.", "classifier."),
+        ),
+        STRIPS_IN_BLOCKS,
+        whole=False,
+    ),
+    Family(
+        "semseg backbone, deep stem",
+        (r"conv1\.weight", r"conv2\.weight", r"conv3\.weight", r"layer1\.0\.conv1\.weight"),
+        (
+            ("conv1.", "backbone.stem.0."),
+            ("bn1.", "backbone.stem.1."),
+            ("conv2.", "backbone.stem.3."),
+            ("bn2.", "backbone.stem.4."),
+            ("conv3.", "backbone.stem.6."),
+            ("bn3.", "backbone.stem.7."),
+            ("layer", "backbone.layer"),
+            ("fc.", "classifier."),
+        ),
+        whole=False,
+    ),
+    Family(
+        "PyConv backbone",
+        (r"conv1\.weight", r"bn1\.weight", r"layer1\.0\..+\.conv2_1\.weight"),
+        CLASSIC_STEM,
+        PYRAMIDAL_CONVOLUTION,
+        whole=False,
+    ),
+    Family(
+        "torchvision backbone, classic stem",
+        (r"conv1\.weight", r"bn1\.weight", r"layer1\.0\.conv1\.weight"),
+        CLASSIC_STEM,
+        whole=False,
+    ),
+)
+
+
+def recognise(keys: Iterable[str]) -> Family | None:
+    """The family of a file's keys (without `module.`), or None."""
+    keys = tuple(keys)
+    return next((family for family in FAMILIES if family.fits(keys)), None)
+
+
+def authors_keys(state: Mapping, family: Family) -> dict:
+    """Our tensors under the author's names.
+
+    Raises:
+        ValueError: the author has no name for some of them.
+    """
+    renamed = {family.theirs(key): value for key, value in state.items()}
+    stray = [key for key in state if family.ours(family.theirs(key)) != key]
+    if stray or not family.fits(renamed):
+        raise ValueError(f"{family.name} has no names for this network, such as {stray[:3]}")
+    return renamed
