@@ -4,6 +4,7 @@ Duta, Liu, Zhu, Shao: "Pyramidal Convolution: Rethinking Convolutional Neural Ne
 Recognition", arXiv 2006.11538.
 """
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -22,7 +23,7 @@ class PyramidalConvolution(nn.Module):
     """PyConv (Fig. 1b): parallel convolutions of growing kernel and group count, concatenated.
 
     (N, C, H, W) -> (N, out_channels, H / stride, W / stride). Level i has a kernel of 3 + 2 i and
-    `groups[i]` groups.
+    `groups[i]` groups, fewer where they do not divide the channels.
     """
 
     def __init__(
@@ -43,7 +44,7 @@ class PyramidalConvolution(nn.Module):
                 stride,
                 padding=kernel // 2 * dilation,
                 dilation=dilation,
-                groups=group,
+                groups=math.gcd(group, in_channels, out_channels // split),
                 bias=False,
             )
             for kernel, group, split in zip(KERNELS, groups, SPLITS[len(groups)], strict=False)
