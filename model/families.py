@@ -171,7 +171,7 @@ FAMILIES = (
         PYRAMIDAL_CONVOLUTION,
     ),
     Family(
-        "PyTorch-Encoding backbone, deep stem",
+        "Encoding backbone",
         (r"conv1\.0\.weight", r"conv1\.6\.weight", r"bn1\.weight", r"layer1\.0\.conv1\.weight"),
         (
             ("bn1.", "backbone.stem.7."),
@@ -183,7 +183,7 @@ FAMILIES = (
         whole=False,
     ),
     Family(
-        "semseg backbone, deep stem",
+        "semseg backbone",
         (r"conv1\.weight", r"conv2\.weight", r"conv3\.weight", r"layer1\.0\.conv1\.weight"),
         (
             ("conv1.", "backbone.stem.0."),
@@ -205,7 +205,7 @@ FAMILIES = (
         whole=False,
     ),
     Family(
-        "torchvision backbone, classic stem",
+        "torchvision backbone",
         (r"conv1\.weight", r"bn1\.weight", r"layer1\.0\.conv1\.weight"),
         CLASSIC_STEM,
         whole=False,
@@ -226,7 +226,12 @@ def authors_keys(state: Mapping, family: Family) -> dict:
         ValueError: the author has no name for some of them.
     """
     renamed = {family.theirs(key): value for key, value in state.items()}
-    stray = [key for key in state if family.ours(family.theirs(key)) != key]
+    begins = tuple(ours for _, ours in family.prefixes)
+    stray = [
+        key
+        for key, theirs in zip(state, renamed, strict=False)
+        if not key.startswith(begins) or ".strip_pooling." in theirs or family.ours(theirs) != key
+    ]
     if stray or not family.fits(renamed):
         raise ValueError(f"{family.name} has no names for this network, such as {stray[:3]}")
     return renamed

@@ -52,12 +52,12 @@ AUTHORS: dict[str, list[tuple[str, str]]] = {
         (".fuse_long.", ".conv2_6."),
         (".expand.", ".conv3."),
     ],
-    "PyTorch-Encoding backbone, deep stem": [
+    "Encoding backbone": [
         ("backbone.stem.7.", "bn1."),
         ("backbone.stem.", "conv1."),
         ("backbone.", ""),
     ],
-    "semseg backbone, deep stem": [
+    "semseg backbone": [
         ("backbone.stem.0.", "conv1."),
         ("backbone.stem.1.", "bn1."),
         ("backbone.stem.3.", "conv2."),
@@ -66,7 +66,7 @@ AUTHORS: dict[str, list[tuple[str, str]]] = {
         ("backbone.stem.7.", "bn3."),
         ("backbone.", ""),
     ],
-    "torchvision backbone, classic stem": [
+    "torchvision backbone": [
         ("backbone.stem.0.", "conv1."),
         ("backbone.stem.1.", "bn1."),
         ("backbone.", ""),
@@ -275,9 +275,9 @@ def test_another_class_count_leaves_new_classifiers_for_fine_tuning(author: str)
 @pytest.mark.parametrize(
     ("author", "stem", "remedy"),
     [
-        ("PyTorch-Encoding backbone, deep stem", "classic", "deep"),
-        ("semseg backbone, deep stem", "classic", "deep"),
-        ("torchvision backbone, classic stem", "deep", "classic"),
+        ("Encoding backbone", "classic", "deep"),
+        ("semseg backbone", "classic", "deep"),
+        ("torchvision backbone", "deep", "classic"),
         ("stripseg backbone", "classic", "deep"),
     ],
 )

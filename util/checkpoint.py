@@ -7,7 +7,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import safetensors.torch
 import torch
+from torch import Tensor
 
 from ..config.atomic import atomic_write
 from ..config.errors import CheckpointError
@@ -21,6 +23,23 @@ def write_checkpoint(path: Path, content: dict[str, Any]) -> None:
         torch.save({"format": "stripseg", "version": FORMAT_VERSION, **content}, file)
 
 
+def write_weights(path: Path, content: dict[str, Any], tensors: dict[str, Tensor]) -> None:
+    """Save weights to share: `tensors` alone as .safetensors, or `content` as .pth.
+
+    Raises:
+        CheckpointError: another suffix.
+    """
+    if path.suffix == ".safetensors":
+        whole = {key: value.contiguous() for key, value in tensors.items()}
+        with atomic_write(path, durable=True) as file:
+            file.write(safetensors.torch.save(whole))
+    elif path.suffix == ".pth":
+        with atomic_write(path, durable=True) as file:
+            torch.save(content, file)
+    else:
+        raise CheckpointError(f"{path}: weights are written as .pth or .safetensors")
+
+
 def read_checkpoint(path: str | Path) -> dict[str, Any]:
     """The content of a weights file, on the CPU; never executes what it holds.
 
@@ -31,6 +50,8 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
     if not path.is_file():
         raise CheckpointError(f"{path}: checkpoint does not exist; check the path that names it")
     try:
+        if path.suffix == ".safetensors":
+            return dict(safetensors.torch.load_file(path))
         content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:
         if "weights_only" in str(error) or "Unsupported" in str(error):

@@ -1,0 +1,74 @@
+"""Convert weights between authors' layouts: `python tool/convert.py INPUT OUTPUT [--to AUTHOR]`.
+
+INPUT is a weights file of any known author, recognised by its content. OUTPUT, .pth or
+.safetensors, has the same tensors under stripseg's names, or with --to under an author's, as the
+author's own program loads them.
+"""
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+
+from torch import Tensor
+
+from stripseg.config.errors import CheckpointError
+from stripseg.model.families import FAMILIES, Family, authors_keys
+from stripseg.model.weights import summary, translate
+from stripseg.tool import common
+from stripseg.util.checkpoint import read_checkpoint, write_weights
+
+
+def word(family: Family) -> str:
+    """The family's name on the command line."""
+    return family.name.lower().replace(" ", "-")
+
+
+def main(argv: Sequence[str]) -> int | None:
+    """Read, translate, write."""
+    parser = argparse.ArgumentParser(prog="convert.py", description=__doc__)
+    parser.add_argument("input", type=Path, help="weights of any known author")
+    parser.add_argument("output", type=Path, help="file to write, .pth or .safetensors")
+    parser.add_argument(
+        "--to",
+        choices=[word(family) for family in FAMILIES if not family.name.startswith("stripseg ")],
+        default="stripseg",
+        help="whose names to write (default: stripseg)",
+    )
+    options = parser.parse_args(argv)
+    source, state, unused = translate(read_checkpoint(options.input), origin=str(options.input))
+    target = next(family for family in FAMILIES if word(family) == options.to)
+    if target.name == "stripseg":
+        tensors = state
+        content = {"format": "stripseg", "version": 1, "state_dict": state}
+    else:
+        tensors = in_layout_of(target, state, origin=options.input)
+        content = as_saved_by(target, tensors)
+    write_weights(options.output, content, tensors)
+    print(f"{options.output}: {len(tensors)} tensors, {source.name} -> {target.name}")
+    if unused:
+        print(f"left out, no network here has them: {summary(unused)}")
+    return None
+
+
+def in_layout_of(target: Family, state: dict[str, Tensor], *, origin: Path) -> dict[str, Tensor]:
+    try:
+        return authors_keys(state, target)
+    except ValueError as error:
+        raise CheckpointError(
+            f"{origin}: cannot be written with the names of {target.name}: {error}"
+        ) from error
+
+
+def as_saved_by(target: Family, tensors: dict[str, Tensor]) -> dict:
+    """What the author's program expects in the file.
+
+    Whole networks were saved from a data-parallel wrapper, and a file without its prefix loads
+    nothing there, silently. Backbones are bare.
+    """
+    if not target.whole:
+        return tensors
+    return {"epoch": 0, "state_dict": {f"module.{key}": value for key, value in tensors.items()}}
+
+
+if __name__ == "__main__":
+    common.run_command(main)
