@@ -1,0 +1,237 @@
+"""What networks cost: `python tool/summary.py DATASET EXPERIMENT [DATASET EXPERIMENT ...]`.
+
+One config gets a table of its parts at the training crop, several are compared, one line each.
+Multiply-adds count convolutions and matrix products; activations are what the layers put out in
+float32 for one image, which is what training keeps.
+"""
+
+import argparse
+from collections.abc import Iterator, Sequence
+from copy import deepcopy
+from dataclasses import dataclass
+
+import torch
+from pydantic import ValidationError
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from stripseg.config.errors import CheckpointError
+from stripseg.config.load import find_config, load_config
+from stripseg.config.schema import Config
+from stripseg.model.build import build_segmenter
+from stripseg.model.fcn import FCNHead
+from stripseg.model.strip_pooling import StripPoolingModule
+from stripseg.tool import common
+from stripseg.util.checkpoint import read_checkpoint
+
+
+def main(argv: Sequence[str]) -> int | None:
+    """Build each network without memory for it, measure, print."""
+    parser = argparse.ArgumentParser(
+        prog="summary.py",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument(
+        "words",
+        nargs="*",
+        metavar="DATASET EXPERIMENT [SECTION.KEY VALUE]",
+        help="configs by name, then options with their section, for all of them",
+    )
+    parser.add_argument(
+        "--config", action="append", default=[], help="a YAML file; may be repeated"
+    )
+    parser.add_argument(
+        "--checkpoint",
+        action="append",
+        default=[],
+        help="a checkpoint of stripseg; may be repeated",
+    )
+    options = parser.parse_args(argv)
+    names = options.words
+    first_key = next((i for i, word in enumerate(names) if "." in word), len(names))
+    names, overrides = names[:first_key], names[first_key:]
+    if len(names) % 2 or not (names or options.config or options.checkpoint):
+        parser.error("name a dataset and an experiment, such as: ade20k spnet50")
+    configs = [
+        load_config(find_config(*pair), overrides)
+        for pair in zip(names[::2], names[1::2], strict=True)
+    ]
+    configs += [load_config(path, overrides) for path in options.config]
+    configs += [config_in(path) for path in options.checkpoint]
+    results = [(config, summarise_config(config)) for config in configs]
+    if len(results) == 1:
+        print(part_table(results[0][1]))
+    print(comparison(results))
+    return None
+
+
+def config_in(path: str) -> Config:
+    content = read_checkpoint(path).get("config")
+    if content is None:
+        raise CheckpointError(
+            f"{path}: has no config, so it is not known what network its weights belong to; name a "
+            "config instead"
+        )
+    try:
+        return Config.model_validate({**content, "source": path})
+    except ValidationError as error:
+        raise CheckpointError(f"{path}: its config is of another version: {error}") from error
+
+
+def summarise_config(config: Config) -> list["Part"]:
+    train = config.TRAIN
+    with torch.device("meta"):
+        segmenter = build_segmenter(config)
+    size = (train.train_h, train.train_w)
+    return summarise(segmenter, size, in_channels=config.DATA.in_channels)
+
+
+@dataclass(frozen=True)
+class Part:
+    """One part of a network at one input size.
+
+    Args:
+        parameters, multiply_adds: of the part; multiply-adds of convolutions and matrix products.
+        activations: bytes of float32 that its layers put out, per image: what training keeps.
+        shape: (C, H, W) of its output.
+        stride: input pixels per output pixel, rounded.
+        receptive_field: side in input pixels that a value can depend on through convolutions;
+            None behind pooling over strips or the whole map, which see everything.
+    """
+
+    name: str
+    parameters: int
+    multiply_adds: int
+    activations: int
+    shape: tuple[int, int, int]
+    stride: int
+    receptive_field: int | None
+
+
+def summarise(segmenter: nn.Module, size: tuple[int, int], *, in_channels: int = 3) -> list[Part]:
+    """The parts of a `Segmenter` in order; computed on meta tensors, so nothing is allocated."""
+    network = deepcopy(segmenter).to("meta").eval()
+    image = torch.empty(1, in_channels, *size, device="meta")
+    parts, features, fields = [], [image], [Field()]
+    for name in ("stem", "layer1", "layer2", "layer3", "layer4"):
+        module = getattr(network.backbone, name)
+        fields.append(fields[-1].after(module))
+        part, out = measure(name.replace("layer", "stage "), module, features[-1], size, fields[-1])
+        parts.append(part)
+        features.append(out)
+    for name, field in (("head", fields[-1]), ("auxiliary_head", fields[-2])):
+        module = getattr(network, name)
+        if module is not None:
+            parts.append(
+                measure(name.replace("_", " "), module, features[2:], size, field.after(module))[0]
+            )
+    return parts
+
+
+def measure(
+    name: str,
+    module: nn.Module,
+    x: Tensor | Sequence[Tensor],
+    size: tuple[int, int],
+    field: "Field",
+) -> tuple[Part, Tensor]:
+    """(the part's costs, its output)."""
+    sizes: list[int] = []
+    handles = [
+        layer.register_forward_hook(lambda _m, _i, out: sizes.append(out.numel()))
+        for layer in module.modules()
+        if not list(layer.children()) and not isinstance(layer, (nn.Identity, nn.Dropout2d))
+    ]
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        out = module(x)
+    for handle in handles:
+        handle.remove()
+    part = Part(
+        name=name,
+        parameters=sum(p.numel() for p in module.parameters()),
+        multiply_adds=counter.get_total_flops() // 2,
+        activations=4 * sum(sizes),
+        shape=tuple(out.shape[1:]),
+        stride=round(size[0] / out.shape[-2]),
+        receptive_field=field.side,
+    )
+    return part, out
+
+
+@dataclass(frozen=True)
+class Field:
+    """A receptive field and how far apart neighbouring values look, in input pixels."""
+
+    side: int | None = 1
+    jump: int = 1
+
+    def after(self, module: nn.Module) -> "Field":
+        """The field behind `module`; a head other than FCN's pools over the whole map."""
+        side, jump = self.side, self.jump
+        for layers in main_path(module):
+            kernels = [layer for layer in layers if hasattr(layer, "kernel_size")]
+            if side is not None:
+                side += max((reach(layer) for layer in kernels), default=0) * jump
+            jump *= max((first(layer.stride) for layer in kernels), default=1)
+        pools = any(isinstance(m, StripPoolingModule) for m in module.modules())
+        is_head = hasattr(module, "classifier") and not isinstance(module, FCNHead)
+        return Field(None if pools or is_head else side, jump)
+
+
+def main_path(module: nn.Module) -> Iterator[list[nn.Module]]:
+    """The layers that follow one another, parallel ones together; shortcuts see no more."""
+    for child in module.children():
+        if hasattr(child, "downsample"):  # a residual block
+            convolutions = [child.conv1, child.conv2, getattr(child, "conv3", None)]
+            yield from (list(c.modules()) for c in convolutions if c is not None)
+        else:
+            yield list(child.modules())
+
+
+def reach(layer: nn.Module) -> int:
+    return (first(layer.kernel_size) - 1) * first(getattr(layer, "dilation", 1))
+
+
+def first(value: int | tuple[int, ...]) -> int:
+    return value if isinstance(value, int) else value[0]
+
+
+def part_table(parts: Sequence[Part]) -> str:
+    """The parts as a table, with their sum."""
+    head = (
+        f"{'part':15}{'output':>20}{'stride':>8}{'field':>8}{'parameters':>13}{'GMAC':>9}"
+        f"{'activations':>14}"
+    )
+    lines = [head]
+    for p in parts:
+        shape = " x ".join(map(str, p.shape))
+        field = "all" if p.receptive_field is None else str(p.receptive_field)
+        lines.append(
+            f"{p.name:15}{shape:>20}{p.stride:8}{field:>8}{p.parameters:13,}"
+            f"{p.multiply_adds / 1e9:9.2f}{p.activations / 2**20:11.1f} MB"
+        )
+    return "\n".join(lines)
+
+
+def comparison(results: Sequence[tuple[Config, Sequence[Part]]]) -> str:
+    """One line for each network; without the auxiliary head, which only training has."""
+    lines = [
+        f"{'network':36}{'crop':>11}{'parameters':>13}{'+ auxiliary':>13}{'GMAC':>9}"
+        f"{'activations':>14}"
+    ]
+    for config, parts in results:
+        tested = [part for part in parts if part.name != "auxiliary head"]
+        name = f"{config.dataset} {config.experiment}"
+        crop = f"{config.TRAIN.train_h}x{config.TRAIN.train_w}"
+        lines.append(
+            f"{name:36}{crop:>11}{sum(p.parameters for p in tested):13,}"
+            f"{sum(p.parameters for p in parts):13,}"
+            f"{sum(p.multiply_adds for p in tested) / 1e9:9.1f}"
+            f"{sum(p.activations for p in tested) / 2**20:11.0f} MB"
+        )
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    common.run_command(main)
