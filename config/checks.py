@@ -6,7 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from .complaints import Key
-from .schema import DEPTHS, Config, DataSection, TestSection, TrainSection
+from .schema import Config, DataSection, TestSection, TrainSection
+from .values import DEPTHS
 
 Problem = tuple[tuple[Key, ...], str]  # the options it is about, and the sentence
 

@@ -12,6 +12,14 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 from .values import (
+    ARCHES,
+    DEPTHS,
+    GPUS,
+    PIXEL_VALUES,
+    POOL_SIZES,
+    PRECISIONS,
+    URL,
+    Arch,
     Checked,
     Choice,
     Either,
@@ -21,31 +29,11 @@ from .values import (
     LowerName,
     Maybe,
     Name,
+    Precision,
     Real,
     Text,
     Whole,
 )
-
-Arch = Literal["spnet", "fcn", "psp", "psa", "pyconvsegnet"]
-Precision = Literal["auto", "fp32", "bf16", "fp16"]
-DEPTHS = (18, 34, 50, 101, 152)
-
-ARCHES = Choice(
-    "spnet", "fcn", "psp", "psa", "pyconvsegnet", also={"pspnet": "psp", "psanet": "psa"}
-)
-PRECISIONS = Choice("auto", "fp32", "bf16", "fp16")
-PIXEL_VALUES = ListOf(Real(0, 255), length=3)
-GPUS = Checked(
-    Maybe(ListOf(Whole(0), one_alone=True)),
-    "a list of different GPU numbers such as [0, 1], or empty",
-    lambda gpus: gpus is None or len(set(gpus)) == len(gpus),
-)
-POOL_SIZES = Checked(
-    ListOf(Whole(1), length=2),
-    "two whole numbers, the larger one first, such as [20, 12]",
-    lambda sizes: sizes[0] > sizes[1],
-)
-URL = Checked(Text(), "a URL such as tcp://127.0.0.1:6789 or env://", lambda url: "://" in url)
 
 
 def option(default: Any, description: str) -> Any:
@@ -192,7 +180,9 @@ class TrainSection(Section):
     train_gpu: Annotated[list[int] | None, GPUS] = option(
         None, "GPUs to use; empty is every visible one, or the CPU without any; [] is the CPU"
     )
-    workers: Annotated[int, Whole(0)] = option(4, "loader processes of each training process")
+    workers: Annotated[int, Whole(0)] = option(
+        4, "loader processes, shared by the training processes of a machine; at most one a CPU"
+    )
     batch_size: Annotated[int, Whole(1)] = option(16, "images per step, all processes together")
     batch_size_val: Annotated[int, Whole(1)] = option(
         8, "windows per forward pass in the validation during training"
@@ -316,7 +306,7 @@ class TestSection(Section):
     precision: Annotated[Precision, PRECISIONS] = option("fp32", "like TRAIN.precision")
     channels_last: Annotated[bool, Flag()] = option(True, "like TRAIN.channels_last")
     save_predictions: Annotated[bool, Flag()] = option(True, "write the predictions as PNG files")
-    workers: Annotated[int, Whole(0)] = option(2, "loader processes of each testing process")
+    workers: Annotated[int, Whole(0)] = option(2, "loader processes, like those of TRAIN")
     best_mIoU_model_path: Annotated[str | None, Maybe(Text())] = option(
         None, "PyConvSegNet's YAMLs: no effect, `model_path` counts"
     )

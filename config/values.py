@@ -10,7 +10,7 @@ import math
 import os
 import re
 from collections.abc import Callable, Iterable
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import GetCoreSchemaHandler
 from pydantic_core import CoreSchema, core_schema
@@ -247,3 +247,25 @@ class Checked(Kind):
         if not self.holds(parsed):
             raise ValueError("condition not met")
         return parsed
+
+
+Arch = Literal["spnet", "fcn", "psp", "psa", "pyconvsegnet"]
+Precision = Literal["auto", "fp32", "bf16", "fp16"]
+DEPTHS = (18, 34, 50, 101, 152)
+
+ARCHES = Choice(
+    "spnet", "fcn", "psp", "psa", "pyconvsegnet", also={"pspnet": "psp", "psanet": "psa"}
+)
+PRECISIONS = Choice("auto", "fp32", "bf16", "fp16")
+PIXEL_VALUES = ListOf(Real(0, 255), length=3)
+GPUS = Checked(
+    Maybe(ListOf(Whole(0), one_alone=True)),
+    "a list of different GPU numbers such as [0, 1], or empty",
+    lambda gpus: gpus is None or len(set(gpus)) == len(gpus),
+)
+POOL_SIZES = Checked(
+    ListOf(Whole(1), length=2),
+    "two whole numbers, the larger one first, such as [20, 12]",
+    lambda sizes: sizes[0] > sizes[1],
+)
+URL = Checked(Text(), "a URL such as tcp://127.0.0.1:6789 or env://", lambda url: "://" in url)

@@ -9,6 +9,7 @@ import numpy as np
 from ..config.errors import ConfigError
 from ..config.load import resolve_list
 from ..config.schema import Config
+from ..util import distributed
 from .augmentation import Augmentation
 from .catalogue import (
     DatasetDescription,
@@ -104,16 +105,15 @@ def build_training_set(config: Config) -> TrainingSet:
 
 
 def build_training_loader(
-    config: Config, dataset: TrainingSet, *, rank: int, world_size: int, processes_here: int
+    config: Config, dataset: TrainingSet, *, rank: int, world_size: int
 ) -> TrainingLoader:
-    """`TRAIN.workers` are shared between the processes of this machine."""
+    """The training batches of this process."""
     train = config.TRAIN
-    workers = train.workers and max(1, train.workers // processes_here)
     return TrainingLoader(
         dataset,
         batch_size=train.batch_size,
         seed=train.manual_seed or 0,
-        workers=workers,
+        workers=distributed.share_of_workers(train.workers),
         rank=rank,
         world_size=world_size,
     )

@@ -215,7 +215,7 @@ def test_mistakes_in_the_data_are_named(
         (["TRAIN.batch_size", "7"], "TRAIN.batch_size"),
         (["TRAIN.pretrained", "absent.pth"], "TRAIN.pretrained: .*absent.pth does not exist"),
         (["TRAIN.resume", "absent.pth"], "absent.pth: checkpoint does not exist"),
-        (["TRAIN.arch", "pyconvsegnet"], "TRAIN.arch"),
+        (["TRAIN.arch", "deeplab"], "TRAIN.arch"),
         (["TRAIN.backbone", "resnet19"], "backbone"),
     ],
 )

@@ -119,7 +119,8 @@ def predict(
 ) -> Scores:
     """Predict this process's share, save it, and gather the figures of all."""
     rank, size = distributed.rank(), distributed.world_size()
-    samples = evaluation_samples(dataset, rank=rank, world_size=size, workers=config.TEST.workers)
+    workers = distributed.share_of_workers(config.TEST.workers)
+    samples = evaluation_samples(dataset, rank=rank, world_size=size, workers=workers)
     share = len(range(rank, len(dataset), size))
     save = files.save if config.TEST.save_predictions else None
     evaluator = Evaluator(engine, config.TRAIN.ignore_label, save)

@@ -52,7 +52,7 @@ def main(argv: Sequence[str]) -> int | None:
     device = common.own_device(devices)
     place = config.Distributed
     distributed.start(device, backend=place.dist_backend, timeout_minutes=place.timeout_minutes)
-    trainer = build_trainer(config, device, processes)
+    trainer = build_trainer(config, device)
     if trainer.step >= trainer.total_steps:
         trainer.log.info(
             f"{trainer.checkpoints.last} has all {trainer.settings.epochs} epochs already: "
@@ -65,7 +65,7 @@ def main(argv: Sequence[str]) -> int | None:
     return None
 
 
-def build_trainer(config: Config, device: torch.device, processes: int = 1) -> Trainer:
+def build_trainer(config: Config, device: torch.device) -> Trainer:
     """Everything a run needs, resumed where its folder says; same on every process."""
     train = config.TRAIN
     folder = Path(train.save_path)
@@ -80,7 +80,6 @@ def build_trainer(config: Config, device: torch.device, processes: int = 1) -> T
         training_set,
         rank=distributed.rank(),
         world_size=distributed.world_size(),
-        processes_here=processes,
     )
     loader.pin_memory = device.type == "cuda"
     check_batch_norm(config, segmenter)
@@ -250,7 +249,9 @@ def loss_of(config: Config, dataset: TrainingSet, log: logging.Logger) -> Segmen
     train = config.TRAIN
     weights = None
     if train.class_weights == "auto":
-        pixels = class_pixels(dataset.pairs, dataset.encoding, workers=train.workers)
+        pixels = class_pixels(
+            dataset.pairs, dataset.encoding, workers=distributed.share_of_workers(train.workers)
+        )
         weights = balanced_class_weights(pixels)
         log.info("class weights from the data: " + " ".join(f"{w:.3f}" for w in weights.tolist()))
     elif train.class_weights != "none":
@@ -321,7 +322,7 @@ def validator(
         trainer.board.add_image(f"val/{sample.index}", picture, trainer.step, dataformats="HWC")
 
     def validate() -> Scores:
-        workers = train.workers and max(1, train.workers // distributed.world_size())
+        workers = distributed.share_of_workers(train.workers)
         rank, size = distributed.rank(), distributed.world_size()
         samples = evaluation_samples(dataset, rank=rank, world_size=size, workers=workers)
         share = len(range(rank, len(dataset), size))

@@ -54,12 +54,14 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
             return dict(safetensors.torch.load_file(path))
         content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:
-        if "weights_only" in str(error) or "Unsupported" in str(error):
+        if re.search("GLOBAL|Unsupported (global|class)", str(error)):
             raise CheckpointError(
                 f"{path}: holds Python objects beyond tensors and plain data, which could run code "
                 "when loaded; save its state_dict alone and use that file"
             ) from error
-        raise CheckpointError(f"{path}: is damaged or no PyTorch checkpoint ({error})") from error
+        raise CheckpointError(
+            f"{path}: is damaged or no PyTorch checkpoint; copy or save it again"
+        ) from error
     if not isinstance(content, dict):
         raise CheckpointError(
             f"{path}: holds a {type(content).__name__}, not a dictionary of weights"

@@ -29,6 +29,17 @@ def under_torchrun() -> bool:
     return "RANK" in os.environ and "WORLD_SIZE" in os.environ
 
 
+def share_of_workers(wanted: int) -> int:
+    """Loader processes of this process: its share of those `wanted` on this machine.
+
+    More than one a CPU would only be in each other's way; results do not depend on the number.
+    """
+    affinity = getattr(os, "sched_getaffinity", None)  # Linux knows which CPUs are really ours
+    cpus = len(affinity(0)) if affinity else os.cpu_count() or 1
+    processes = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
+    return max(1, min(wanted, cpus) // processes) if wanted else 0
+
+
 def all_reduce_sum(tensor: Tensor) -> Tensor:
     """The sum over all processes, in place; the tensor itself with one process."""
     if world_size() > 1:

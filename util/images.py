@@ -64,9 +64,8 @@ def _read_bytes(path: Path, what: str) -> bytes:
     if not content:
         raise DataError(f"{path}: {what} file is empty")
     # In JPEG data FF D9 ends an image and FF DA starts a scan; neither occurs inside a scan.
-    cut_jpeg = content[:2] == b"\xff\xd8" and content.rfind(b"\xff\xd9") < content.rfind(
-        b"\xff\xda"
-    )
+    end, scan = content.rfind(b"\xff\xd9"), content.rfind(b"\xff\xda")
+    cut_jpeg = content[:2] == b"\xff\xd8" and end <= scan
     cut_png = content[:4] == b"\x89PNG" and content.rfind(b"IEND") < 0
     if cut_jpeg or cut_png:
         raise DataError(f"{path}: {what} file is truncated ({len(content)} bytes); copy it again")
@@ -76,11 +75,17 @@ def _read_bytes(path: Path, what: str) -> bytes:
 def write_png(
     path: Path, picture: np.ndarray, colors: Sequence[Sequence[int]] | None = None
 ) -> None:
-    """Write (H, W) uint8 or (H, W, 3) RGB as PNG, whole or not at all; `colors` add a palette."""
+    """Write (H, W) uint8 or (H, W, 3) RGB as PNG, whole or not at all.
+
+    `colors` give a (H, W) picture a palette.
+    """
     image = Image.fromarray(picture)
     if colors is not None:
-        image = Image.fromarray(picture, mode="P") if picture.ndim == 2 else image
-        image.putpalette(np.asarray(colors, np.uint8).flatten().tolist())
+        palette = np.zeros(
+            (256, 3), np.uint8
+        )  # a shorter one would cut larger values to fewer bits
+        palette[: len(colors)] = colors
+        image.putpalette(palette.flatten().tolist())
     with atomic_write(path) as file:
         image.save(file, format="PNG")
 

@@ -154,7 +154,7 @@ def scaled_size(size: Sequence[int], scale: float, base_size: int) -> tuple[int,
     Rounding is Python's, half to even, as in the semseg family.
     """
     height, width = size
-    long_side = round(scale * (base_size or max(size)))
+    long_side = max(1, round(scale * (base_size or max(size))))
     if height > width:
         return long_side, max(1, round(long_side / height * width))
     return max(1, round(long_side / width * height)), long_side

@@ -80,8 +80,9 @@ class SegmentationLoss:
         true_class = label.clamp(max=logits.shape[1] - 1).unsqueeze(1)
         probability = logits.softmax(1).gather(1, true_class).squeeze(1)
         candidates = probability[valid]
-        limit = global_kth_smallest(candidates, self.ohem_min_kept)
-        limit = limit.clamp(min=self.ohem_threshold)
+        limit = probability.new_tensor(self.ohem_threshold)
+        if self.ohem_min_kept > 0:
+            limit = limit.maximum(global_kth_smallest(candidates, self.ohem_min_kept))
         return torch.where(valid & (probability <= limit), label, self.ignore_label)
 
 

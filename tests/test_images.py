@@ -1,0 +1,132 @@
+"""Pictures in and out: what is damaged is named, what is written is whole."""
+
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+from PIL import Image
+
+from stripseg.config.errors import DataError
+from stripseg.util.images import colorize, overlay, read_image, read_label, write_png
+
+COLORS = np.array([[10, 20, 30], [200, 100, 50], [0, 255, 0]], np.uint8)
+
+
+@pytest.fixture
+def photo() -> np.ndarray:
+    noise = np.random.Generator(np.random.PCG64(1)).integers(0, 256, (40, 60, 3), np.uint8)
+    return cv2.GaussianBlur(noise, (9, 9), 0)
+
+
+@pytest.mark.parametrize("suffix", ["png", "bmp", "tif", "webp"])
+def test_pictures_are_read_as_rgb(photo: np.ndarray, tmp_path: Path, suffix: str) -> None:
+    path = tmp_path / f"photo.{suffix}"
+    Image.fromarray(photo).save(path, **({"lossless": True} if suffix == "webp" else {}))
+    assert np.array_equal(read_image(path), photo)
+
+
+def test_a_grey_photo_gets_three_equal_channels(tmp_path: Path) -> None:
+    grey = np.arange(12, dtype=np.uint8).reshape(3, 4)
+    Image.fromarray(grey).save(tmp_path / "grey.png")
+    assert np.array_equal(read_image(tmp_path / "grey.png"), np.stack([grey] * 3, axis=2))
+
+
+def test_a_photo_is_turned_upright(photo: np.ndarray, tmp_path: Path) -> None:
+    """Phones store the sensor's picture and a note on how to turn it."""
+    exif = Image.Exif()
+    exif[0x0112] = 6  # to be turned a quarter clockwise
+    Image.fromarray(photo).save(tmp_path / "phone.jpg", exif=exif, quality=100, subsampling=0)
+    upright = read_image(tmp_path / "phone.jpg")
+    assert upright.shape == (60, 40, 3)
+    assert np.abs(upright.astype(int) - np.rot90(photo, -1)).mean() < 2
+
+
+@pytest.mark.parametrize("share", [0.02, 0.3, 0.9])
+@pytest.mark.parametrize("suffix", ["jpg", "png"])
+def test_a_truncated_picture_is_named(photo, tmp_path: Path, suffix: str, share: float) -> None:
+    path = tmp_path / f"cut.{suffix}"
+    Image.fromarray(photo).save(path)
+    content = path.read_bytes()
+    path.write_bytes(content[: int(share * len(content))])
+    with pytest.raises(DataError, match=rf"cut.{suffix}: image file is truncated \(\d+ bytes\)"):
+        read_image(path)
+    with pytest.raises(DataError, match=rf"cut.{suffix}: label file is truncated"):
+        read_label(path)
+
+
+def test_bytes_after_the_picture_do_no_harm(photo: np.ndarray, tmp_path: Path) -> None:
+    Image.fromarray(photo).save(tmp_path / "a.jpg")
+    with open(tmp_path / "a.jpg", "ab") as file:
+        file.write(b"\0" * 40)
+    assert read_image(tmp_path / "a.jpg").shape == (40, 60, 3)
+
+
+@pytest.mark.parametrize("read", [read_image, read_label])
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (None, "does not exist; check DATA.data_root"),
+        (b"", "is empty"),
+        (b"hello", "cannot be dec"),
+    ],
+)
+def test_what_is_no_picture_is_named(tmp_path: Path, read, content, message: str) -> None:
+    path = tmp_path / "file.png"
+    if content is not None:
+        path.write_bytes(content)
+    with pytest.raises(DataError, match=rf"file\.png: .*{message}"):
+        read(path)
+
+
+def test_a_palette_label_is_read_as_indices(tmp_path: Path) -> None:
+    """Read as a grey picture it would hold the brightness of its colours."""
+    label = np.array([[0, 1, 2], [2, 255, 0]], np.uint8)
+    write_png(tmp_path / "label.png", label, COLORS)
+    assert Image.open(tmp_path / "label.png").mode == "P"
+    assert np.array_equal(read_label(tmp_path / "label.png"), label)
+
+
+def test_a_black_and_white_label_is_read_as_indices(tmp_path: Path) -> None:
+    label = np.array([[True, False, True]])
+    Image.fromarray(label).save(tmp_path / "mask.png")
+    assert read_label(tmp_path / "mask.png").tolist() == [[1, 0, 1]]
+
+
+def test_a_colour_picture_is_no_label(photo: np.ndarray, tmp_path: Path) -> None:
+    write_png(tmp_path / "color.png", photo)
+    with pytest.raises(DataError, match=r"color.png: is a colour picture \(mode RGB\)"):
+        read_label(tmp_path / "color.png")
+
+
+def test_a_written_picture_is_read_back(photo: np.ndarray, tmp_path: Path) -> None:
+    write_png(tmp_path / "deep" / "folder" / "photo.png", photo)
+    assert np.array_equal(read_image(tmp_path / "deep" / "folder" / "photo.png"), photo)
+
+
+def test_an_interrupted_writing_leaves_the_old_file_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "gray.png"
+    write_png(path, np.zeros((4, 4), np.uint8))
+    before = path.read_bytes()
+
+    def stopped(self, file, **options) -> None:
+        file.write(b"half")
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Image.Image, "save", stopped)
+    with pytest.raises(KeyboardInterrupt):
+        write_png(path, np.ones((4, 4), np.uint8))
+    assert path.read_bytes() == before
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_colours_are_those_of_the_classes_and_black_beyond() -> None:
+    picture = colorize(np.array([[0, 2, 255]], np.uint8), COLORS)
+    assert picture.tolist() == [[[10, 20, 30], [0, 255, 0], [0, 0, 0]]]
+
+
+def test_an_overlay_is_half_picture_half_colour() -> None:
+    image = np.full((1, 2, 3), 100, np.uint8)
+    assert overlay(image, np.array([[0, 1]]), COLORS).tolist() == [[[55, 60, 65], [150, 100, 75]]]

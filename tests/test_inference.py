@@ -1,0 +1,191 @@
+"""The sliding window against its definition, written with numpy and OpenCV in float64."""
+
+import math
+from collections.abc import Sequence
+from itertools import pairwise
+
+import cv2
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from stripseg.util.inference import InferenceSettings, SlidingWindow, scaled_size, window_starts
+
+CLASSES = 4
+MEAN, STD = np.array([100.0, 110.0, 120.0]), np.array([50.0, 60.0, 70.0])
+
+
+class Network(nn.Module):
+    """Sees colours, edges and where in the window it is; of output stride 1 or 8."""
+
+    def __init__(self, stride: int = 1) -> None:
+        super().__init__()
+        generator = torch.Generator().manual_seed(0)
+        self.weight = torch.randn(CLASSES, 3, 3, 3, generator=generator) * 0.5
+        self.stride = stride
+
+    def forward(self, x: Tensor) -> Tensor:
+        weight = self.weight.to(x.dtype)
+        logits = F.conv2d(x, weight, padding=1)
+        position = torch.linspace(0, 1, x.shape[-1], dtype=x.dtype)
+        logits = logits + position * torch.arange(CLASSES, dtype=x.dtype).view(1, -1, 1, 1)
+        return logits[..., :: self.stride, :: self.stride]
+
+
+def resized(array: np.ndarray, height: int, width: int) -> np.ndarray:
+    return cv2.resize(array, (width, height), interpolation=cv2.INTER_LINEAR).reshape(
+        height, width, -1
+    )
+
+
+def window_scores(network: Network, window: np.ndarray, flip: bool) -> np.ndarray:
+    """(h, w, 3) in 0..255 -> (h, w, K)."""
+    x = torch.from_numpy((window - MEAN) / STD).permute(2, 0, 1).unsqueeze(0)
+    scores = []
+    for mirrored in (False, True)[: 1 + flip]:
+        logits = network(x.flip(3) if mirrored else x)
+        if network.stride > 1:
+            logits = F.interpolate(logits, x.shape[2:], mode="bilinear", align_corners=True)
+        softmax = logits.softmax(1)
+        scores.append(softmax.flip(3) if mirrored else softmax)
+    return np.mean([s[0].permute(1, 2, 0).numpy() for s in scores], axis=0)
+
+
+def expected(
+    network: Network,
+    image: np.ndarray,
+    crop: tuple[int, int],
+    base_size: int,
+    scales: Sequence[float],
+    flip: bool,
+) -> np.ndarray:
+    """(H, W, K) by the recipe of the semseg family."""
+    height, width = image.shape[:2]
+    total = np.zeros((height, width, CLASSES))
+    for scale in scales:
+        long_side = round(scale * (base_size or max(height, width)))
+        new_height, new_width = (
+            (long_side, round(long_side / height * width))
+            if height > width
+            else (round(long_side / width * height), long_side)
+        )
+        scaled = resized(image.astype(np.float64), new_height, new_width)
+        pad = [max(c - s, 0) for c, s in zip(crop, (new_height, new_width), strict=True)]
+        before = [p // 2 for p in pad]
+        padded = np.tile(MEAN, (new_height + pad[0], new_width + pad[1], 1))
+        inside = (slice(before[0], before[0] + new_height), slice(before[1], before[1] + new_width))
+        padded[inside] = scaled
+        scores = np.zeros((*padded.shape[:2], CLASSES))
+        visits = np.zeros(padded.shape[:2])
+        stride = [math.ceil(c * 2 / 3) for c in crop]
+        counts = [
+            math.ceil((side - c) / s) + 1
+            for side, c, s in zip(padded.shape, crop, stride, strict=False)
+        ]
+        for row in range(counts[0]):
+            for column in range(counts[1]):
+                bottom = min(row * stride[0] + crop[0], padded.shape[0])
+                right = min(column * stride[1] + crop[1], padded.shape[1])
+                place = (slice(bottom - crop[0], bottom), slice(right - crop[1], right))
+                scores[place] += window_scores(network, padded[place], flip)
+                visits[place] += 1
+        scores = (scores / visits[..., None])[inside]
+        total += resized(scores, height, width)
+    return total / len(scales)
+
+
+def photo(height: int, width: int) -> np.ndarray:
+    generator = np.random.Generator(np.random.PCG64(height * 1000 + width))
+    return cv2.GaussianBlur(generator.integers(0, 256, (height, width, 3), np.uint8), (5, 5), 0)
+
+
+def engine(network: nn.Module, **options) -> SlidingWindow:
+    settings = InferenceSettings(CLASSES, mean=tuple(MEAN), std=tuple(STD), **options)
+    return SlidingWindow(network.eval(), settings)
+
+
+CASES = {
+    "several windows": (60, 90, (32, 40), 90, [1.0], True),
+    "smaller than the window": (20, 25, (48, 40), 0, [1.0], True),
+    "smaller on one side": (20, 90, (33, 40), 0, [1.0], False),
+    "tall": (90, 40, (32, 32), 70, [1.0], True),
+    "square": (50, 50, (24, 24), 61, [1.0], True),
+    "exactly the window": (32, 40, (32, 40), 0, [1.0], True),
+    "many scales": (45, 60, (32, 40), 64, [0.5, 1.0, 1.75], True),
+    "enlarged": (30, 41, (40, 40), 100, [1.25], False),
+}
+
+
+@pytest.mark.parametrize("stride", [1, 8])
+@pytest.mark.parametrize("case", CASES.values(), ids=CASES)
+def test_probabilities_are_the_definition(case, stride: int) -> None:
+    height, width, crop, base_size, scales, flip = case
+    network, image = Network(stride), photo(height, width)
+    tester = engine(network, crop=crop, base_size=base_size, scales=scales, flip=flip)
+    ours = tester.probabilities(image).permute(1, 2, 0).numpy()
+    np.testing.assert_allclose(
+        ours, expected(network, image, crop, base_size, scales, flip), atol=2e-5
+    )
+    np.testing.assert_allclose(ours.sum(2), 1, atol=1e-5)
+
+
+def test_the_batch_size_changes_nothing() -> None:
+    image, options = photo(70, 90), {"crop": (32, 32), "scales": (0.75, 1.0)}
+    results = [
+        engine(Network(), batch_size=size, **options).probabilities(image) for size in (1, 5, 64)
+    ]
+    for other in results[1:]:
+        torch.testing.assert_close(other, results[0], rtol=0, atol=1e-6)
+
+
+def test_more_than_128_classes_are_resized_too() -> None:
+    """OpenCV 5 cannot, which stops the older testers on ADE20K."""
+
+    class Many(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return x.repeat(1, 50, 1, 1)
+
+    settings = InferenceSettings(150, crop=(16, 16), base_size=20)
+    result = SlidingWindow(Many().eval(), settings).probabilities(photo(12, 18))
+    assert result.shape == (150, 12, 18)
+
+
+def test_outputs_with_an_auxiliary_part_are_understood() -> None:
+    class Two(Network):
+        def forward(self, x: Tensor):
+            return super().forward(x), None
+
+    image = photo(20, 30)
+    results = [engine(n, crop=(16, 16)).probabilities(image) for n in (Two(), Network())]
+    assert torch.equal(*results)
+
+
+def test_a_network_in_training_mode_is_refused() -> None:
+    network = Network()
+    tester = engine(network, crop=(16, 16))
+    network.train()
+    with pytest.raises(RuntimeError, match="eval"):
+        tester.predict(photo(20, 20))
+
+
+@given(st.integers(1, 400), st.integers(1, 300), st.sampled_from([2 / 3, 0.5, 1.0]))
+def test_windows_cover_the_side_without_gaps(extra: int, crop: int, rate: float) -> None:
+    side = crop + extra
+    starts = window_starts(side, crop, rate)
+    assert starts[0] == 0
+    assert starts[-1] == side - crop
+    stride = math.ceil(crop * rate)
+    assert all(0 < b - a <= stride for a, b in pairwise(starts))
+
+
+@given(st.integers(1, 3000), st.integers(1, 3000), st.floats(0.25, 2), st.integers(0, 2048))
+def test_the_longer_side_gets_the_size(height: int, width: int, scale: float, base: int) -> None:
+    size = scaled_size((height, width), scale, base)
+    long_side = max(1, round(scale * (base or max(height, width))))
+    assert max(size) == long_side == (size[0] if height > width else size[1])
+    in_proportion = long_side * min(height, width) / max(height, width)
+    assert min(size) == 1 or abs(min(size) - in_proportion) <= 0.5 + 1e-9

@@ -1,0 +1,130 @@
+"""Losses over the labelled pixels of the global batch."""
+
+import pytest
+import torch
+from processes import run_processes
+from torch import Tensor
+from torch.nn import functional as F
+
+from stripseg.util import distributed
+from stripseg.util.losses import SegmentationLoss, balanced_class_weights, subsample_label
+
+OPTIONS = {
+    "cross entropy": {},
+    "class weights": {"class_weights": torch.tensor([0.5, 2.0, 1.0, 3.0])},
+    "ohem": {"ohem_threshold": 0.3, "ohem_min_kept": 40},
+    "ohem, few hard": {"ohem_threshold": 0.01, "ohem_min_kept": 25},
+    "ohem, threshold alone": {"ohem_threshold": 0.2, "ohem_min_kept": 0},
+    "ohem, weights": {
+        "ohem_threshold": 0.2,
+        "ohem_min_kept": 30,
+        "class_weights": torch.tensor([0.5, 2.0, 1.0, 3.0]),
+    },
+}
+
+
+def batch(count: int = 3) -> tuple[Tensor, Tensor, Tensor]:
+    """Logits, auxiliary logits and labels; the images have 7, 5 and 2 labelled rows of 9."""
+    generator = torch.Generator().manual_seed(8)
+    logits, auxiliary = (torch.randn(count, 4, 9, 8, generator=generator) * 2 for _ in range(2))
+    label = torch.randint(4, (count, 9, 8), generator=generator)
+    for image, rows in zip(label, (7, 5, 2), strict=False):
+        image[rows:] = 255
+    return logits, auxiliary, label
+
+
+def reference(logits: Tensor, label: Tensor, **options) -> Tensor:
+    """The definition, on the labelled pixels in a row."""
+    valid = label != 255
+    pixels, truth = logits.permute(0, 2, 3, 1)[valid], label[valid]
+    if "ohem_threshold" in options:
+        probability = pixels.softmax(1)[torch.arange(len(truth)), truth]
+        kept = options["ohem_min_kept"]
+        limit = float("inf")
+        if len(probability) > kept:
+            limit = options["ohem_threshold"]
+            if kept:
+                limit = max(limit, probability.sort().values[kept - 1].item())
+        pixels, truth = pixels[probability <= limit], truth[probability <= limit]
+    weights = options.get("class_weights", torch.ones(4))[truth]
+    each = -pixels.log_softmax(1)[torch.arange(len(truth)), truth]
+    return (each * weights).sum() / weights.sum()
+
+
+@pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS)
+def test_the_loss_is_its_definition(options: dict):
+    logits, auxiliary, label = batch()
+    total, main, second = SegmentationLoss(auxiliary_weight=0.4, **options)(
+        logits, auxiliary, label
+    )
+    assert main.item() == pytest.approx(reference(logits, label, **options).item(), rel=1e-5)
+    assert second.item() == pytest.approx(reference(auxiliary, label, **options).item(), rel=1e-5)
+    assert total.item() == pytest.approx(main.item() + 0.4 * second.item(), rel=1e-6)
+
+
+def test_cross_entropy_is_pytorchs():
+    logits, _, label = batch()
+    total, _, second = SegmentationLoss()(logits, None, label)
+    assert total.item() == pytest.approx(F.cross_entropy(logits, label, ignore_index=255).item())
+    assert second == 0
+
+
+def test_fewer_pixels_than_must_be_kept_are_all_kept():
+    logits, _, label = batch()
+    ohem = SegmentationLoss(ohem_threshold=0.1, ohem_min_kept=10_000).single(logits, label)
+    assert ohem.item() == pytest.approx(SegmentationLoss().single(logits, label).item(), rel=1e-6)
+
+
+@pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS)
+def test_a_batch_without_labels_gives_zero_and_zero_gradients(options: dict):
+    logits, auxiliary, label = batch()
+    logits.requires_grad_()
+    total, _, _ = SegmentationLoss(**options)(logits, auxiliary, torch.full_like(label, 255))
+    total.backward()
+    assert total == 0
+    assert not logits.grad.any()
+
+
+def share(options: dict) -> tuple[Tensor, Tensor]:
+    """This process's gradient and loss; two images and one, with uneven labels."""
+    logits, auxiliary, label = batch()
+    mine = slice(0, 2) if distributed.rank() == 0 else slice(2, 3)
+    logits = logits[mine].clone().requires_grad_()
+    total, _, _ = SegmentationLoss(**options)(logits, auxiliary[mine], label[mine])
+    total.backward()
+    return logits.grad, total
+
+
+@pytest.mark.parametrize("name", ["cross entropy", "class weights", "ohem, few hard"])
+def test_two_processes_make_the_step_of_one(name: str):
+    """DistributedDataParallel averages: half the sum of both gradients is the global one."""
+    logits, auxiliary, label = batch()
+    logits.requires_grad_()
+    total, _, _ = SegmentationLoss(**OPTIONS[name])(logits, auxiliary, label)
+    total.backward()
+    (first, loss_1), (second, loss_2) = run_processes(2, share, OPTIONS[name])
+    both = torch.cat([torch.as_tensor(first), torch.as_tensor(second)]) / 2
+    torch.testing.assert_close(both, logits.grad, rtol=1e-5, atol=1e-8)
+    assert (loss_1 + loss_2) / 2 == pytest.approx(total.item(), rel=1e-6)
+
+
+def test_labels_are_subsampled_at_aligned_corners():
+    label = torch.arange(17 * 9).view(1, 17, 9)
+    assert torch.equal(subsample_label(label, (9, 5)), label[:, ::2, ::2])
+    assert torch.equal(subsample_label(label, (17, 9)), label)
+
+
+def test_subsampling_invents_no_label():
+    label = torch.tensor([[[0, 0, 3, 3, 255, 255]]])
+    assert set(subsample_label(label, (1, 4)).flatten().tolist()) <= {0, 3, 255}
+
+
+def test_rare_classes_weigh_more_and_absent_ones_one():
+    weights = balanced_class_weights(torch.tensor([900, 90, 10, 0]))
+    assert weights[0] < weights[1] < weights[2]
+    assert weights[3] == 1
+    assert weights[:3].mean() == pytest.approx(1)
+
+
+def test_no_pixel_at_all_gives_even_weights():
+    assert balanced_class_weights(torch.zeros(3)).tolist() == [1, 1, 1]
