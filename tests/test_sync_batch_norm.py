@@ -73,12 +73,11 @@ def test_several_processes_equal_plain_batch_norm(processes: int, momentum: floa
             assert all(torch.equal(part, parts[0]) for part in parts), key
             joined[key] = parts[0]
     for key, expected in whole.items():
-        tolerance = 1e-6 if key.startswith("running") else 1e-10  # kept in single precision
         torch.testing.assert_close(
             joined[key],
             expected.detach(),
-            rtol=tolerance,
-            atol=tolerance,
+            rtol=1e-10,
+            atol=1e-10,
             msg=lambda text, key=key: f"{key}: {text}",
         )
 

@@ -57,7 +57,7 @@ class SegmentationLoss:
 
     def single(self, logits: Tensor, label: Tensor) -> Tensor:
         """The loss of one set of logits: (N,K,H,W) against (N,H,W), a scalar."""
-        logits = logits.float()
+        logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
         if self.ohem_threshold is not None:
             label = self._keep_hard(logits.detach(), label)
         weights = self.class_weights

@@ -41,7 +41,6 @@ class _SynchronizedNormalization(torch.autograd.Function):
         inverse_std = (variance + eps).rsqrt()
         normalized = ((x - mean.view(shape)) * inverse_std.view(shape)).to(x.dtype)
         ctx.save_for_backward(normalized, inverse_std, count)
-        mean, variance = mean.float(), variance.float()
         ctx.mark_non_differentiable(mean, variance, count)
         return normalized, mean, variance, count
 
@@ -134,6 +133,7 @@ def _converted(plain: nn.BatchNorm2d) -> SyncBatchNorm:
     new = SyncBatchNorm(
         plain.num_features, plain.eps, plain.momentum, plain.affine, plain.track_running_stats
     )
-    new.load_state_dict(plain.state_dict())
+    for name in ("weight", "bias", "running_mean", "running_var", "num_batches_tracked"):
+        setattr(new, name, getattr(plain, name))  # the same tensors, whatever device and type
     new.training = plain.training
-    return new.to(plain.weight.device if plain.affine else "cpu")
+    return new

@@ -1,0 +1,66 @@
+"""A step of several processes is the step of one over the same global batch, in every digit.
+
+In float64, so that nothing hides behind rounding; tests/test_training.py does it with the commands.
+"""
+
+import pytest
+import torch
+from processes import run_processes
+from reference import spnet
+from torch import Tensor
+
+from stripseg.config.load import load_config
+from stripseg.tool.train import place_network
+from stripseg.util import distributed
+from stripseg.util.losses import SegmentationLoss
+from stripseg.util.optimization import build_optimizer
+
+CPU = torch.device("cpu")
+
+
+def training_steps(config_path: str, shares: list[slice]) -> tuple[dict[str, Tensor], list[float]]:
+    """Two SGD steps on this process's share: the weights and the global losses."""
+    config = load_config(config_path, ["TRAIN.channels_last", "False"])
+    torch.manual_seed(0)
+    segmenter = spnet(18, 5, dropout=0.0).double().train()
+    network = place_network(config, segmenter, CPU)
+    optimizer = build_optimizer(
+        segmenter,
+        segmenter.new_layers(),
+        base_rate=0.01,
+        new_layer_factor=10.0,
+        momentum=0.9,
+        weight_decay=1e-4,
+    )
+    generator = torch.Generator().manual_seed(1)
+    share, losses = shares[distributed.rank()], []
+    for _ in range(2):
+        image = torch.randn(4, 3, 33, 41, generator=generator, dtype=torch.float64)
+        label = torch.randint(5, (4, 33, 41), generator=generator)
+        label[0, 5:] = 255  # the processes have different numbers of labelled pixels
+        loss, _, _ = SegmentationLoss()(*network(image[share]), label[share])
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        mean = distributed.all_reduce_sum(loss.detach().clone()) / distributed.world_size()
+        losses.append(mean.item())
+    return segmenter.state_dict(), losses
+
+
+@pytest.mark.parametrize(
+    "shares",
+    [[slice(0, 2), slice(2, 4)], [slice(0, 3), slice(3, 4)]],
+    ids=["even", "uneven"],
+)
+def test_two_processes_take_the_steps_of_one(small_config, shares: list[slice]) -> None:
+    expected, losses = training_steps(str(small_config), [slice(0, 4)])
+    for weights, global_losses in run_processes(2, training_steps, str(small_config), shares):
+        assert global_losses == pytest.approx(losses, rel=1e-6)
+        for key, value in expected.items():
+            torch.testing.assert_close(
+                torch.as_tensor(weights[key]),
+                value,
+                rtol=1e-6,
+                atol=1e-9,
+                msg=lambda text, key=key: f"{key}: {text}",
+            )
