@@ -9,6 +9,7 @@ from .complaints import Key
 from .schema import Config, DataSection, TestSection, TrainSection
 from .values import DEPTHS
 
+IMAGENET_MEAN, IMAGENET_STD = [123.675, 116.28, 103.53], [58.395, 57.12, 57.375]
 Problem = tuple[tuple[Key, ...], str]  # the options it is about, and the sentence
 
 
@@ -20,7 +21,14 @@ def backbone_depth(name: Any) -> int | None:
 
 def fill_in(config: Config, dataset: str) -> Config:
     """Replace every derived option that was left empty; `dataset` is what the file's name says."""
-    data = config.DATA.model_copy(update={"dataset": config.DATA.dataset or dataset})
+    data = config.DATA
+    data = data.model_copy(
+        update={
+            "dataset": data.dataset or dataset,
+            "mean": data.mean or of_channels(IMAGENET_MEAN, data.in_channels),
+            "std": data.std or of_channels(IMAGENET_STD, data.in_channels),
+        }
+    )
     results = Path("exp", data.dataset, config.experiment)
     train = config.TRAIN
     depth = backbone_depth(train.backbone)
@@ -47,6 +55,11 @@ def fill_in(config: Config, dataset: str) -> Config:
     return config.model_copy(update={"DATA": data, "TRAIN": train, "TEST": test})
 
 
+def of_channels(rgb: list[float], channels: int) -> list[float]:
+    """The values of red, green and blue, or their average for each channel of another number."""
+    return rgb if channels == 3 else [round(sum(rgb) / 3, 3)] * channels
+
+
 def _stem(train: TrainSection) -> str:
     if str(train.stem) != "auto":
         return train.stem
@@ -63,6 +76,7 @@ def problems(config: Config) -> Iterator[Problem]:
     """Everything in a filled-in config that cannot work together."""
     yield from _backbone(config.TRAIN)
     yield from _psa(config.TRAIN)
+    yield from _channels(config.DATA)
     yield from _labels(config.DATA, config.TRAIN)
     yield from _ranges(config.TRAIN)
     yield from _crops(config.TRAIN, config.TEST)
@@ -103,6 +117,17 @@ def _psa(train: TrainSection) -> Iterator[Problem]:
     for key, size in (("mask_h", train.mask_h), ("mask_w", train.mask_w)):
         if size is not None and size % 2 == 0 and not train.compact:
             yield _of("TRAIN", key), f"TRAIN.{key} must be odd, not {size}"
+
+
+def _channels(data: DataSection) -> Iterator[Problem]:
+    for key in ("mean", "std"):
+        length = len(getattr(data, key))
+        if length != data.in_channels:
+            yield (
+                (("DATA", key), ("DATA", "in_channels")),
+                f"DATA.{key} must have one number for each of the {data.in_channels} "
+                f"DATA.in_channels, not {length}",
+            )
 
 
 def _labels(data: DataSection, train: TrainSection) -> Iterator[Problem]:

@@ -12,15 +12,11 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 from .values import (
-    ARCHES,
     DEPTHS,
     GPUS,
-    PIXEL_VALUES,
     POOL_SIZES,
     PRECISIONS,
     URL,
-    Arch,
-    Checked,
     Choice,
     Either,
     FilePath,
@@ -63,7 +59,7 @@ class DataSection(Section):
         None, "the same for the validation during training"
     )
     in_channels: Annotated[int, Whole(1)] = option(
-        3, "channels of the image; weights pretrained on three are adapted"
+        3, "of the image: 3 RGB, 1 grey, else the file's"
     )
     classes: Annotated[int, Whole(1, 255)] = Field(description="number of classes, ids from 0")
     labels: Annotated[Literal["auto", "raw", "train_id"], Choice("auto", "raw", "train_id")] = (
@@ -73,22 +69,27 @@ class DataSection(Section):
             "`train_id` 0 to classes - 1; `auto` finds out from the files",
         )
     )
-    mean: Annotated[list[float], PIXEL_VALUES] = option(
-        [123.675, 116.28, 103.53], "mean of red, green, blue, taken off the image; ImageNet's"
+    mean: Annotated[list[float], Maybe(ListOf(Real(0, 255), filled=True))] = derived(
+        "mean of each channel; if empty ImageNet's 123.675, 116.28, 103.53 for RGB, else their mean"
     )
-    std: Annotated[list[float], Checked(PIXEL_VALUES, "3 numbers above 0", all)] = option(
-        [58.395, 57.12, 57.375], "standard deviation of red, green, blue; ImageNet's"
+    std: Annotated[list[float], Maybe(ListOf(Real(0, 255, above=0), filled=True))] = derived(
+        "standard deviation of each channel; if empty 58.395, 57.12, 57.375, like `mean`"
     )
 
 
 class TrainSection(Section):
     """The network and how it is trained."""
 
-    arch: Annotated[Arch, ARCHES] = option("spnet", "the network; pspnet and psanet work as well")
+    arch: Annotated[str, LowerName(also={"pspnet": "psp", "psanet": "psa"})] = option(
+        "spnet", "the head: spnet, psp, psa, pyconvsegnet, fcn, or one that you have added"
+    )
     layers: Annotated[int, Maybe(Choice(*DEPTHS))] = derived(
         "depth of the backbone; 50 unless it says so"
     )
-    backbone: Annotated[str, Maybe(Text())] = derived("backbone by name; `resnet<layers>` if empty")
+    backbone: Annotated[str, Maybe(Text())] = derived(
+        "`resnet50` (50s, 50d), `pyconvresnet50`, `pyconvhgresnet50` or another depth of these, or "
+        "`timm/NAME`; `resnet<layers>` if empty"
+    )
     stem: Annotated[Literal["deep", "classic"], Choice("auto", "deep", "classic")] = option(
         "auto",
         "ResNet's first layers: `deep` three 3x3 convolutions, `classic` one 7x7; "

@@ -99,7 +99,7 @@ class Real(Kind):
         self.least, self.most, self.above = least, most, above
         self.phrase = "a number"
         if above > -math.inf:
-            self.phrase += f" above {above:g}"
+            self.phrase += f" above {above:g}" + (f", up to {most:g}" if most < math.inf else "")
         elif most < math.inf:
             self.phrase += f" from {least:g} to {most:g}"
         elif least > -math.inf:
@@ -154,15 +154,21 @@ class Name(Kind):
 
 
 class LowerName(Name):
+    """A name in lower case; `also` adds other spellings of some."""
+
+    def __init__(self, *, also: dict[str, str] | None = None) -> None:
+        self.also = also or {}
+
     def parse(self, value: Any) -> str:
-        return super().parse(value).lower()
+        name = super().parse(value).lower()
+        return self.also.get(name, name)
 
 
 class Choice(Kind):
-    """One of a few words or numbers; case does not matter, `also` adds accepted spellings."""
+    """One of a few words or numbers; case does not matter."""
 
-    def __init__(self, *options: str | int, also: dict[str, str] | None = None) -> None:
-        self.options, self.also = options, also or {}
+    def __init__(self, *options: str | int) -> None:
+        self.options = options
         self.phrase = "one of " + ", ".join(map(str, options))
 
     def parse(self, value: Any) -> str | int:
@@ -170,7 +176,7 @@ class Choice(Kind):
             raise ValueError("not a word or number")
         word = str(value).strip().lower()
         for option in self.options:
-            if str(option).lower() == self.also.get(word, word):
+            if str(option).lower() == word:
                 return option
         raise ValueError("not among the choices")
 
@@ -249,15 +255,10 @@ class Checked(Kind):
         return parsed
 
 
-Arch = Literal["spnet", "fcn", "psp", "psa", "pyconvsegnet"]
 Precision = Literal["auto", "fp32", "bf16", "fp16"]
 DEPTHS = (18, 34, 50, 101, 152)
 
-ARCHES = Choice(
-    "spnet", "fcn", "psp", "psa", "pyconvsegnet", also={"pspnet": "psp", "psanet": "psa"}
-)
 PRECISIONS = Choice("auto", "fp32", "bf16", "fp16")
-PIXEL_VALUES = ListOf(Real(0, 255), length=3)
 GPUS = Checked(
     Maybe(ListOf(Whole(0), one_alone=True)),
     "a list of different GPU numbers such as [0, 1], or empty",

@@ -17,7 +17,7 @@ class Augmentation:
         rotation: smallest and largest angle in degrees, drawn with `rotate_probability`.
         blur_probability: of a 5x5 Gaussian blur.
         flip_probability: of mirroring left and right.
-        fill: colour of padding and of corners that rotate in.
+        fill: value of each channel in padding and of corners that rotate in.
         ignore_label: label of the same pixels.
     """
 
@@ -33,28 +33,21 @@ class Augmentation:
     def __call__(
         self, image: np.ndarray, label: np.ndarray, generator: np.random.Generator
     ) -> tuple[np.ndarray, np.ndarray]:
-        """(H, W, 3) uint8 and (H, W) uint8 -> the same, of the crop's size."""
+        """(H, W, C) uint8 and (H, W) uint8 -> the same, of the crop's size."""
         to_source = self.sample_map(image.shape[:2], generator)
         height, width = self.crop
-        # explicit inverse map: the matrix leads from the crop's pixels to the source's
-        options = {"dsize": (width, height), "borderMode": cv2.BORDER_CONSTANT}
-        image = cv2.warpAffine(
-            image,
-            to_source,
-            flags=cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP,
-            borderValue=tuple(round(value) for value in self.fill),
-            **options,
+        fill = [round(value) for value in self.fill]
+        image = np.concatenate(  # OpenCV's colours, such as that of the border, have four channels
+            [
+                warp(image[..., c : c + 4], to_source, (height, width), fill[c : c + 4])
+                for c in range(0, image.shape[2], 4)
+            ],
+            axis=2,
         )
-        label = cv2.warpAffine(
-            label,
-            to_source,
-            flags=cv2.INTER_NEAREST | cv2.WARP_INVERSE_MAP,
-            borderValue=self.ignore_label,
-            **options,
-        )
+        label = warp(label, to_source, (height, width), [self.ignore_label], cv2.INTER_NEAREST)
         if generator.random() < self.blur_probability:
-            image = cv2.GaussianBlur(image, (5, 5), 0)
-        return image, label
+            image = cv2.GaussianBlur(image, (5, 5), 0).reshape(image.shape)
+        return image, label[..., 0]
 
     def sample_map(self, size: tuple[int, int], generator: np.random.Generator) -> np.ndarray:
         """(2, 3) affine map from pixel (x, y) of the crop to pixel (x, y) of the picture.
@@ -79,6 +72,25 @@ class Augmentation:
         ratio_x, ratio_y = width / scaled_width, height / scaled_height
         unscale = scaling(ratio_x, ratio_y, (ratio_x - 1) / 2, (ratio_y - 1) / 2)
         return (unscale @ unrotate @ crop_to_scaled)[:2]
+
+
+def warp(
+    picture: np.ndarray,
+    to_source: np.ndarray,
+    size: tuple[int, int],
+    fill: Sequence[int],
+    interpolation: int = cv2.INTER_LINEAR,
+) -> np.ndarray:
+    """(h, w, channels) of `size`, each pixel read where the (2, 3) map `to_source` leads."""
+    warped = cv2.warpAffine(
+        picture,
+        to_source,
+        dsize=size[::-1],
+        flags=interpolation | cv2.WARP_INVERSE_MAP,
+        borderMode=cv2.BORDER_CONSTANT,
+        borderValue=tuple(fill),
+    )
+    return np.atleast_3d(warped)
 
 
 def crop_start(side: int, crop: int, generator: np.random.Generator) -> int:

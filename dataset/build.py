@@ -101,7 +101,13 @@ def build_training_set(config: Config) -> TrainingSet:
         ignore_label=train.ignore_label,
     )
     encoding = label_encoding(config, pairs)
-    return TrainingSet(pairs, encoding, augmentation, seed=train.manual_seed or 0)
+    return TrainingSet(
+        pairs,
+        encoding,
+        augmentation,
+        seed=train.manual_seed or 0,
+        channels=config.DATA.in_channels,
+    )
 
 
 def build_training_loader(
@@ -122,7 +128,8 @@ def build_training_loader(
 def build_evaluation_set(config: Config, list_path: str, *, split: str) -> EvaluationSet:
     """Whole images, with labels unless the split is "test"."""
     pairs = build_pairs(config, list_path, split=split)
-    return EvaluationSet(pairs, None if split == "test" else label_encoding(config, pairs))
+    encoding = None if split == "test" else label_encoding(config, pairs)
+    return EvaluationSet(pairs, encoding, channels=config.DATA.in_channels)
 
 
 def label_encoding(config: Config, pairs: Sequence[Pair]):

@@ -16,7 +16,7 @@ from .segmentation import EvaluationSet, Sample, TrainingSet
 
 @dataclass
 class Batch:
-    """`image` (N, 3, H, W) uint8 in channels-last memory, `label` (N, H, W) uint8."""
+    """`image` (N, C, H, W) uint8 in channels-last memory, `label` (N, H, W) uint8."""
 
     image: Tensor
     label: Tensor

@@ -15,7 +15,7 @@ from .lists import Pair
 
 @dataclass
 class Sample:
-    """`image` (H, W, 3) uint8 RGB; `label` (H, W) uint8 train ids, or None without ground truth."""
+    """`image` (H, W, C) uint8, usually RGB; `label` (H, W) uint8 train ids, or None for none."""
 
     image: np.ndarray
     label: np.ndarray | None
@@ -23,13 +23,15 @@ class Sample:
     index: int
 
 
-def read_pair(pair: Pair, encoding: LabelEncoding | None, index: int) -> Sample:
+def read_pair(
+    pair: Pair, encoding: LabelEncoding | None, index: int, *, channels: int = 3
+) -> Sample:
     """Read and check one pair.
 
     Raises:
         DataError: a file is damaged, or the two differ in size.
     """
-    image = read_image(pair.image)
+    image = read_image(pair.image, channels)
     if pair.label is None or encoding is None:
         return Sample(image, None, pair.name, index)
     label = encoding.read(pair.label)
@@ -44,16 +46,19 @@ def read_pair(pair: Pair, encoding: LabelEncoding | None, index: int) -> Sample:
 class EvaluationSet(Dataset):
     """Whole images, as stored. Errors come back as values, for the main process to raise."""
 
-    def __init__(self, pairs: Sequence[Pair], encoding: LabelEncoding | None) -> None:
+    def __init__(
+        self, pairs: Sequence[Pair], encoding: LabelEncoding | None, *, channels: int = 3
+    ) -> None:
         self.pairs = pairs
         self.encoding = encoding
+        self.channels = channels
 
     def __len__(self) -> int:
         return len(self.pairs)
 
     def __getitem__(self, index: int) -> Sample | DataError:
         try:
-            return read_pair(self.pairs[index], self.encoding, index)
+            return read_pair(self.pairs[index], self.encoding, index, channels=self.channels)
         except DataError as error:
             return error
 
@@ -68,11 +73,13 @@ class TrainingSet(Dataset):
         augmentation: Augmentation,
         *,
         seed: int,
+        channels: int = 3,
     ) -> None:
         self.pairs = pairs
         self.encoding = encoding
         self.augmentation = augmentation
         self.seed = seed
+        self.channels = channels
 
     def __len__(self) -> int:
         return len(self.pairs)
@@ -81,7 +88,7 @@ class TrainingSet(Dataset):
         """The sample of (epoch, index)."""
         epoch, index = key
         try:
-            sample = read_pair(self.pairs[index], self.encoding, index)
+            sample = read_pair(self.pairs[index], self.encoding, index, channels=self.channels)
         except DataError as error:
             return error
         generator = np.random.Generator(np.random.PCG64([self.seed, epoch, index]))

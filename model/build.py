@@ -7,6 +7,7 @@ from torch import nn
 
 from ..config.errors import ConfigError
 from ..config.schema import Config, TrainSection
+from ..config.values import nearest
 from .fcn import FCNHead
 from .layers import NormLayer, group_norm
 from .psanet import PSANetHead
@@ -16,6 +17,7 @@ from .pyconvsegnet import PyConvSegNetHead
 from .resnet import DEPTHS, ResNet
 from .segmenter import Segmenter
 from .spnet import SPNetHead
+from .timm_backbone import TimmBackbone
 
 MULTI_GRID = (4, 8, 16)
 DIRECTIONS = {0: ("collect",), 1: ("distribute",), 2: ("collect", "distribute")}  # by psa_type
@@ -52,7 +54,7 @@ def no_options(train: TrainSection) -> dict:
     return {}
 
 
-# TRAIN.arch -> (head, its options); a new head is one line here
+# TRAIN.arch -> (head, its options); a new head is one line here: docs/new_head.md
 HEADS: dict[str, tuple[type[nn.Module], Callable[[TrainSection], dict]]] = {
     "spnet": (SPNetHead, spnet_options),
     "psp": (PSPNetHead, pspnet_options),
@@ -68,6 +70,7 @@ def build_segmenter(config: Config) -> Segmenter:
     Raises:
         ConfigError: a backbone that does not exist, or impossible blocks.
     """
+    check_arch(config)
     train, classes = config.TRAIN, config.DATA.classes
     options = {"dropout": train.dropout, "norm_layer": norm_layer_of(train)}
     head_class, head_options = HEADS[train.arch]
@@ -82,6 +85,21 @@ def build_segmenter(config: Config) -> Segmenter:
     return Segmenter(backbone, head, auxiliary, zoom_factor=train.zoom_factor)
 
 
+def check_arch(config: Config) -> None:
+    """Is there a head for `TRAIN.arch`?
+
+    Raises:
+        ConfigError: there is none.
+    """
+    arch = config.TRAIN.arch
+    if arch not in HEADS:
+        likely = nearest(arch, HEADS)
+        raise ConfigError(
+            f"{config.source}: TRAIN.arch must be one of {', '.join(HEADS)}, not {arch!r}"
+            + (f"; did you mean {likely}?" if likely else "")
+        )
+
+
 def norm_layer_of(train: TrainSection) -> NormLayer:
     return nn.BatchNorm2d if train.norm == "batch" else group_norm
 
@@ -92,6 +110,8 @@ def build_backbone(train: TrainSection, *, in_channels: int = 3) -> nn.Module:
     Raises:
         ValueError: a backbone that is not known, or an option that it does not have.
     """
+    if train.backbone.startswith("timm/"):
+        return timm_backbone(train, in_channels=in_channels)
     common = {
         "in_channels": in_channels,
         "output_stride": train.output_stride,
@@ -112,9 +132,22 @@ def build_backbone(train: TrainSection, *, in_channels: int = 3) -> nn.Module:
     if train.backbone not in known:
         raise ValueError(
             f"backbone {train.backbone!r} is not known; there are resnet50, resnet50s, resnet50d, "
-            "pyconvresnet50, pyconvhgresnet50 and those of other depths (18, 34, 101, 152)"
+            "pyconvresnet50, pyconvhgresnet50 and those of other depths (18, 34, 101, 152), and "
+            "timm/NAME for those of timm"
         )
     return known[train.backbone](**common)
+
+
+def timm_backbone(train: TrainSection, *, in_channels: int) -> nn.Module:
+    """A timm network as it is: without strip pooling modules, multi-grid, or norms of ours."""
+    if train.norm != "batch":
+        raise ValueError(f"backbone {train.backbone} keeps timm's norms; TRAIN.norm must be batch")
+    return TimmBackbone(
+        train.backbone.removeprefix("timm/"),
+        in_channels=in_channels,
+        output_stride=train.output_stride,
+        size=(train.train_h, train.train_w),
+    )
 
 
 def multi_grid_of(train: TrainSection) -> Sequence[int] | None:

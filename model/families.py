@@ -127,7 +127,7 @@ CLASSIC_STEM: Pairs = (
 
 FAMILIES = (
     Family("stripseg", (r"backbone\..+", r"head\.classifier\.weight")),
-    Family("stripseg classifier", (r"backbone\..+", r"classifier\.weight"), whole=False),
+    Family("stripseg encoder", (r"backbone\..+",), whole=False),  # perhaps with a classifier
     Family(
         "stripseg backbone",
         (r"stem\.0\.weight", r"layer1\.0\..+"),
@@ -211,6 +211,10 @@ FAMILIES = (
         whole=False,
     ),
 )
+
+
+TIMM = Family("timm backbone", (), (("", "backbone.network.model."),), whole=False)
+"""Every network of timm has names of its own; its files are told by the network they are for."""
 
 
 def recognise(keys: Iterable[str]) -> Family | None:

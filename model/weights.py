@@ -11,22 +11,29 @@ from dataclasses import dataclass, field
 from torch import Tensor, nn
 
 from ..config.errors import CheckpointError
-from .families import FAMILIES, Family, recognise
+from .families import FAMILIES, TIMM, Family, recognise
 
 BACKBONE, HEAD, AUXILIARY, CLASSIFIER = "backbone.", "head.", "auxiliary_head.", "classifier."
 
 
 @dataclass
 class LoadReport:
-    """What became of the tensors: `matched`, left `new` in the network, `unused` in the file."""
+    """What became of the tensors.
+
+    `matched` filled the network, `adapted` ones among them to another number of image channels;
+    `new` ones of the network were left as they were, `unused` ones of the file have no place in it.
+    """
 
     family: str
     matched: int = 0
+    adapted: list[str] = field(default_factory=list)
     new: list[str] = field(default_factory=list)
     unused: list[str] = field(default_factory=list)
 
     def __str__(self) -> str:
         text = f"{self.family}: {self.matched} tensors loaded"
+        if self.adapted:
+            text += f"; adapted from RGB to DATA.in_channels: {summary(self.adapted)}"
         if self.new:
             text += f"; left new: {summary(self.new)}"
         if self.unused:
@@ -44,13 +51,14 @@ def load_weights(network: nn.Module, content: Mapping, *, origin: str, exact: bo
         origin: the file's name, for messages.
         exact: True for testing: every tensor of the network must be there. False for
             initialising: a backbone file fills the backbone; a strip pooling module of which the
-            file has nothing, and a classifier of another class count, stay new. Either way an
-            auxiliary head, which testing does not use, may be absent on one side.
+            file has nothing, and a classifier of another class count, stay new; the first
+            convolution adapts to the image's channels (`adapt_channels`). Either way an auxiliary
+            head, which testing does not use, may be absent on one side.
     Raises:
         CheckpointError: the file is of no known family or a tensor that should match does not.
     """
-    family, state, unused = translate(content, origin=origin)
     target = network.state_dict()
+    family, state, unused = translate(content, origin=origin, for_timm=has_timm_backbone(target))
     if exact and not family.whole and HEAD in prefixes_of(target):
         raise CheckpointError(
             f"{origin}: holds only a backbone ({family.name}); a whole trained model is needed"
@@ -58,11 +66,12 @@ def load_weights(network: nn.Module, content: Mapping, *, origin: str, exact: bo
     check_stem(family, state, target, origin)
     missing = [k for k in target if k not in state and not k.endswith("num_batches_tracked")]
     new = [key for key in missing if may_stay_new(key, family, state, exact=exact)]
+    adapted = [] if exact else adapt_channels(state, target)
     wrong_shape = [k for k, v in state.items() if k in target and target[k].shape != v.shape]
     if not exact:
         new += [key for key in wrong_shape if ".classifier." in key]
     extra = [key for key in state if key not in target]
-    spare = [key for key in extra if is_spare(key, target)]
+    spare = [key for key in extra if is_spare(key, target) or is_behind_timm(key, target)]
     problems = [[k for k in keys if k not in new] for keys in (missing, wrong_shape)]
     problems.append([key for key in extra if key not in spare])
     if any(problems):
@@ -70,13 +79,44 @@ def load_weights(network: nn.Module, content: Mapping, *, origin: str, exact: bo
     usable = {k: v for k, v in state.items() if k in target and k not in new}
     network.load_state_dict({**target, **usable}, strict=True)
     unused += [family.theirs(key) for key in spare]
-    return LoadReport(family.name, matched=len(usable), new=new, unused=unused)
+    return LoadReport(family.name, matched=len(usable), adapted=adapted, new=new, unused=unused)
 
 
-def translate(content: Mapping, *, origin: str) -> tuple[Family, dict[str, Tensor], list[str]]:
-    """(family, tensors under our keys, keys of the file that have no place in our networks)."""
+def adapt_channels(state: dict[str, Tensor], target: Mapping[str, Tensor]) -> list[str]:
+    """Fit a convolution over RGB in `state` to another number of image channels; its keys.
+
+    One channel gets the sum over R, G and B: a grey picture gives what it gave as three equal
+    channels. More get the weights of R, G, B, R, G, ... in turn, times 3 / channels, so that the
+    response keeps its size.
+    """
+    adapted = []
+    for key, weight in state.items():
+        wanted = target[key].shape if key in target else weight.shape
+        if wanted == weight.shape or weight.dim() != 4 or weight.shape[1] != 3:
+            continue
+        channels = wanted[1]
+        if wanted != (weight.shape[0], channels, *weight.shape[2:]):
+            continue
+        if channels == 1:
+            state[key] = weight.sum(dim=1, keepdim=True)
+        else:
+            turns = [channel % 3 for channel in range(channels)]
+            state[key] = weight[:, turns] * (3 / channels)
+        adapted.append(key)
+    return adapted
+
+
+def translate(
+    content: Mapping, *, origin: str, for_timm: bool = False
+) -> tuple[Family, dict[str, Tensor], list[str]]:
+    """(family, tensors under our keys, keys of the file that have no place in our networks).
+
+    `for_timm` takes what is not stripseg's own for the names of the timm network it is for.
+    """
     state = unwrap(content, origin=origin)
     family = recognise(state)
+    if for_timm and (family is None or not family.name.startswith("stripseg")):
+        family = TIMM
     if family is None:
         raise CheckpointError(
             f"{origin}: its tensors ({summary(list(state))}) belong to no network family known "
@@ -130,6 +170,16 @@ def is_spare(key: str, other_side: Mapping[str, Tensor]) -> bool:
     """True for an auxiliary head's or image classifier's tensor that has no counterpart at all."""
     part = next((p for p in (AUXILIARY, CLASSIFIER) if key.startswith(p)), None)
     return part is not None and part not in prefixes_of(other_side)
+
+
+def has_timm_backbone(target: Mapping[str, Tensor]) -> bool:
+    return any(key.startswith(TIMM.ours("")) for key in target)
+
+
+def is_behind_timm(key: str, target: Mapping[str, Tensor]) -> bool:
+    """True for what stands behind the features in timm's own network, as its classifier does."""
+    part = TIMM.ours("") + key.removeprefix(TIMM.ours("")).partition(".")[0]
+    return key.startswith(part) and not any(k.startswith(part + ".") for k in target)
 
 
 def prefixes_of(state: Mapping[str, Tensor]) -> set[str]:

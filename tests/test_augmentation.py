@@ -136,3 +136,23 @@ def test_the_source_is_not_changed() -> None:
 def test_a_full_turn_is_the_identity() -> None:
     np.testing.assert_allclose(rotation(360, 3, 4), np.eye(3), atol=1e-12)
     np.testing.assert_allclose(rotation(90, 3, 4) @ [3, 4, 1], [3, 4, 1], atol=1e-12)
+
+
+@pytest.mark.parametrize("channels", [1, 2, 3, 4, 5, 9])
+def test_every_channel_is_moved_alike(channels: int) -> None:
+    """Each band of a picture of any channels ends as it would alone, its padding as well."""
+    rng = np.random.Generator(np.random.PCG64(3))
+    image = rng.integers(0, 256, (40, 50, channels), np.uint8)
+    label = rng.integers(0, 5, (40, 50), np.uint8)
+    fill = [20.0 * channel for channel in range(channels)]
+    augmentation = Augmentation((64, 64), blur_probability=1, rotate_probability=1, fill=fill)
+    together, moved = augmentation(image, label, np.random.Generator(np.random.PCG64(4)))
+    assert together.shape == (64, 64, channels)
+    for channel in range(channels):
+        alone = replace(augmentation, fill=fill[channel : channel + 1])
+        band, same = alone(
+            image[..., channel : channel + 1], label, np.random.Generator(np.random.PCG64(4))
+        )
+        difference = together[..., channel].astype(int) - band[..., 0]
+        assert abs(difference).max() <= 1  # OpenCV rounds pairs of channels in its own way
+        assert np.array_equal(moved, same)

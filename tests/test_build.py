@@ -61,6 +61,7 @@ def test_strip_pooling_stands_where_the_released_networks_have_it(
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
+        (["TRAIN.arch", "spnett"], r"TRAIN.arch must be one of spnet, .*did you mean spnet\?"),
         (["TRAIN.backbone", "resnet20"], r"TRAIN.*resnet20"),
         (["TRAIN.output_stride", "12"], r"output_stride"),
         (["TRAIN.spm_blocks", "[[7], none, none, none]"], r"blocks 0 to 1"),

@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 from reference import fcn, fill_at_random, spnet
+from safetensors.torch import save_file
 from torch import Tensor
 
 from stripseg.config.errors import CheckpointError
@@ -14,6 +15,7 @@ from stripseg.model.pyconv import PyConvResNet
 from stripseg.model.pyconvsegnet import PyConvSegNetHead
 from stripseg.model.resnet import ResNet
 from stripseg.model.segmenter import Segmenter
+from stripseg.model.timm_backbone import TimmBackbone
 from stripseg.model.weights import load_weights
 from stripseg.tool.convert import main
 from stripseg.util.checkpoint import read_checkpoint
@@ -55,6 +57,53 @@ def test_there_and_back_is_exact(author: str, suffix: str, tmp_path: Path) -> No
     assert_same(before, after.get("state_dict", after))
     report = load_weights(network, read_checkpoint(theirs), origin="", exact=True)
     assert (report.new, report.unused) == ([], [])
+
+
+BACKBONES = {
+    "torchvision-backbone": lambda: ResNet(18, stem="classic"),
+    "semseg-backbone": lambda: ResNet(18),
+    "encoding-backbone": lambda: ResNet(18, stem_width=32, average_down=True),
+    "pyconv-backbone": lambda: PyConvResNet(50),
+}
+
+
+@pytest.mark.parametrize("with_classifier", [True, False])
+@pytest.mark.parametrize("author", BACKBONES)
+def test_backbones_go_there_and_back(author: str, with_classifier: bool, tmp_path: Path) -> None:
+    """The author's file is ours under the author's names; it comes back as it was."""
+    ours, theirs, again, back = (tmp_path / f"{i}.pth" for i in range(4))
+    network = ResNetClassifier(BACKBONES[author]()) if with_classifier else BACKBONES[author]()
+    saved(network, tmp_path / "start.pth")
+    main([str(tmp_path / "start.pth"), str(ours)])
+    main([str(ours), str(theirs), "--to", author])
+    main([str(theirs), str(again)])
+    main([str(again), str(back), "--to", author])
+    assert_same(read_checkpoint(theirs), read_checkpoint(back))
+    assert ("fc.weight" in read_checkpoint(back)) == with_classifier
+    assert_same(read_checkpoint(ours)["state_dict"], read_checkpoint(again)["state_dict"])
+
+
+class ResNetClassifier(torch.nn.Module):
+    def __init__(self, backbone: ResNet) -> None:
+        super().__init__()
+        self.backbone = backbone
+        self.classifier = torch.nn.Linear(backbone.channels[-1], 10)
+
+
+def test_timms_files_go_there_and_back(tmp_path: Path) -> None:
+    """Their classifier travels along; the converted file fills the backbone it is for."""
+    timm = pytest.importorskip("timm")
+    theirs, ours, back = (tmp_path / f"{name}.safetensors" for name in ("theirs", "ours", "back"))
+    state = timm.create_model("convnext_atto").state_dict()
+    save_file(state, theirs)
+    main([str(theirs), str(ours), "--timm"])
+    main([str(ours), str(back), "--to", "timm-backbone"])
+    assert_same(read_checkpoint(back), state)
+    network = whole(PSPNetHead, TimmBackbone("convnext_atto"))
+    report = load_weights(network, read_checkpoint(ours), origin="", exact=False)
+    expected = network.backbone.network.model.state_dict()
+    assert report.matched == len(expected)
+    assert all(torch.equal(value, state[key]) for key, value in expected.items())
 
 
 def test_authors_programs_find_their_prefix(tmp_path: Path) -> None:

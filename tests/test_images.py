@@ -5,10 +5,18 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
+import tifffile
 from PIL import Image
 
 from stripseg.config.errors import DataError
-from stripseg.util.images import colorize, overlay, read_image, read_label, write_png
+from stripseg.util.images import (
+    as_rgb,
+    colorize,
+    overlay,
+    read_image,
+    read_label,
+    write_png,
+)
 
 COLORS = np.array([[10, 20, 30], [200, 100, 50], [0, 255, 0]], np.uint8)
 
@@ -130,3 +138,51 @@ def test_colours_are_those_of_the_classes_and_black_beyond() -> None:
 def test_an_overlay_is_half_picture_half_colour() -> None:
     image = np.full((1, 2, 3), 100, np.uint8)
     assert overlay(image, np.array([[0, 1]]), COLORS).tolist() == [[[55, 60, 65], [150, 100, 75]]]
+
+
+def bands(count: int, dtype=np.uint8) -> np.ndarray:
+    values = np.random.Generator(np.random.PCG64(2)).integers(0, 256, (20, 30, count))
+    return (values.astype(np.uint16) * 257 if dtype == np.uint16 else values).astype(dtype)
+
+
+@pytest.mark.parametrize("planes", ["contig", "separate"])
+@pytest.mark.parametrize("count", [2, 4, 5, 13])
+def test_the_bands_of_a_tiff_keep_their_order(tmp_path: Path, count: int, planes: str) -> None:
+    image = bands(count)
+    stored = np.moveaxis(image, -1, 0) if planes == "separate" else image
+    tifffile.imwrite(tmp_path / "a.tif", stored, photometric="minisblack", planarconfig=planes)
+    assert np.array_equal(read_image(tmp_path / "a.tif", count), image)
+
+
+def test_sixteen_bits_become_the_high_eight(tmp_path: Path) -> None:
+    tifffile.imwrite(tmp_path / "a.tif", bands(5, np.uint16), photometric="minisblack")
+    assert np.array_equal(read_image(tmp_path / "a.tif", 5), bands(5))
+    cv2.imwrite(str(tmp_path / "b.png"), bands(1, np.uint16))
+    assert np.array_equal(read_image(tmp_path / "b.png", 1), bands(1))
+
+
+def test_alpha_is_a_channel_where_four_are_wanted(tmp_path: Path) -> None:
+    Image.fromarray(bands(4), "RGBA").save(tmp_path / "a.png")
+    assert np.array_equal(read_image(tmp_path / "a.png", 4), bands(4))
+    assert np.array_equal(read_image(tmp_path / "a.png"), bands(4)[..., :3])
+
+
+def test_another_number_of_channels_is_named(photo: np.ndarray, tmp_path: Path) -> None:
+    Image.fromarray(photo).save(tmp_path / "a.png")
+    with pytest.raises(DataError, match=r"a.png: is of shape \(40, 60, 3\).*in_channels is 5"):
+        read_image(tmp_path / "a.png", 5)
+
+
+def test_damaged_bands_are_named(tmp_path: Path) -> None:
+    tifffile.imwrite(tmp_path / "a.tif", bands(5), photometric="minisblack")
+    (tmp_path / "a.tif").write_bytes((tmp_path / "a.tif").read_bytes()[:900])
+    with pytest.raises(DataError, match="a.tif: cannot be decoded as an image"):
+        read_image(tmp_path / "a.tif", 5)
+    tifffile.imwrite(tmp_path / "b.tif", bands(5).astype(np.float32), photometric="minisblack")
+    with pytest.raises(DataError, match="b.tif: has values of type float32; store 8 or 16 bits"):
+        read_image(tmp_path / "b.tif", 5)
+
+
+@pytest.mark.parametrize(("count", "shown"), [(1, [0, 0, 0]), (2, [0, 0, 0]), (5, [0, 1, 2])])
+def test_pictures_of_any_channels_can_be_looked_at(count: int, shown: list[int]) -> None:
+    assert np.array_equal(as_rgb(bands(count)), bands(count)[..., shown])

@@ -165,7 +165,7 @@ def refusal(network: Segmenter, content: Mapping, *, exact: bool = False) -> str
 def test_every_family_is_tested():
     """Here on a small network, or by the authors' own lists of keys in test_compat.py."""
     listed = {"semseg PSPNet", "semseg PSANet", "PyConvSegNet", "PyConv backbone"}
-    assert {*AUTHORS, *listed, "stripseg classifier"} == {family.name for family in FAMILIES}
+    assert {*AUTHORS, *listed, "stripseg encoder"} == {family.name for family in FAMILIES}
 
 
 @pytest.mark.parametrize("author", WHOLE)

@@ -14,6 +14,7 @@ import stripseg
 from stripseg.config.errors import DeviceError, StripsegError
 from stripseg.config.load import find_config, load_config
 from stripseg.config.schema import Config
+from stripseg.model.build import check_arch
 from stripseg.util import distributed
 from stripseg.util.inference import InferenceSettings, SlidingWindow
 
@@ -65,10 +66,13 @@ def parse_config(parser: argparse.ArgumentParser, argv: Sequence[str]):
     options = parser.parse_intermixed_args(list(argv))
     words = options.words
     if options.config:
-        return options, load_config(options.config, words)
-    if len(words) < 2:
+        config = load_config(options.config, words)
+    elif len(words) < 2:
         parser.error("name a dataset and an experiment, such as: ade20k spnet50")
-    return options, load_config(find_config(words[0], words[1]), words[2:])
+    else:
+        config = load_config(find_config(words[0], words[1]), words[2:])
+    check_arch(config)
+    return options, config
 
 
 def process_count(config: Config, devices: Sequence[torch.device]) -> int:

@@ -1,8 +1,8 @@
 """Convert weights between authors' layouts: `python tool/convert.py INPUT OUTPUT [--to AUTHOR]`.
 
-INPUT is a weights file of any known author, recognised by its content. OUTPUT, .pth or
-.safetensors, has the same tensors under stripseg's names, or with --to under an author's, as the
-author's own program loads them.
+INPUT is a weights file of any known author, recognised by its content; of a timm network, which has
+names of its own, say --timm. OUTPUT, .pth or .safetensors, has the same tensors under stripseg's
+names, or with --to under an author's, as the author's own program loads them.
 """
 
 import argparse
@@ -12,10 +12,12 @@ from pathlib import Path
 from torch import Tensor
 
 from stripseg.config.errors import CheckpointError
-from stripseg.model.families import FAMILIES, Family, authors_keys
+from stripseg.model.families import FAMILIES, TIMM, Family, authors_keys
 from stripseg.model.weights import summary, translate
 from stripseg.tool import common
 from stripseg.util.checkpoint import read_checkpoint, write_weights
+
+TARGETS = (*(f for f in FAMILIES if not f.name.startswith("stripseg ")), TIMM)
 
 
 def word(family: Family) -> str:
@@ -30,13 +32,16 @@ def main(argv: Sequence[str]) -> int | None:
     parser.add_argument("output", type=Path, help="file to write, .pth or .safetensors")
     parser.add_argument(
         "--to",
-        choices=[word(family) for family in FAMILIES if not family.name.startswith("stripseg ")],
+        choices=[word(family) for family in TARGETS],
         default="stripseg",
         help="whose names to write (default: stripseg)",
     )
+    parser.add_argument("--timm", action="store_true", help="INPUT is of a network of timm")
     options = parser.parse_args(argv)
-    source, state, unused = translate(read_checkpoint(options.input), origin=str(options.input))
-    target = next(family for family in FAMILIES if word(family) == options.to)
+    source, state, unused = translate(
+        read_checkpoint(options.input), origin=str(options.input), for_timm=options.timm
+    )
+    target = next(family for family in TARGETS if word(family) == options.to)
     if target.name == "stripseg":
         tensors = state
         content = {"format": "stripseg", "version": 1, "state_dict": state}

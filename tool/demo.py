@@ -26,7 +26,7 @@ def main(argv: Sequence[str]) -> int | None:
     engine = load_engine(config, device)
     root = Path(options.image) if Path(options.image).is_dir() else Path(options.image).parent
     for path in progress(images, total=len(images), unit="image", what="predicting"):
-        image = read_image(path)
+        image = read_image(path, config.DATA.in_channels)
         prediction = engine.predict(image).byte().cpu().numpy()
         name = path.relative_to(root).with_suffix("")
         write_png(output / f"{name}_gray.png", prediction)

@@ -71,7 +71,8 @@ def chosen_images(config: Config) -> EvaluationSet:
         raise DataError(
             f"TEST.index_start {test.index_start}: {test.test_list} has only {len(dataset)} images"
         )
-    return EvaluationSet(pairs, dataset.encoding)
+    dataset.pairs = pairs
+    return dataset
 
 
 def load_engine(config: Config, device: torch.device) -> SlidingWindow:

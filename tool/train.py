@@ -32,7 +32,7 @@ from stripseg.tool import common
 from stripseg.util import distributed, sync_batch_norm
 from stripseg.util.checkpoint import CheckpointFolder, read_checkpoint
 from stripseg.util.evaluation import Evaluator
-from stripseg.util.images import colorize, overlay
+from stripseg.util.images import as_rgb, colorize, overlay
 from stripseg.util.logging import progress, run_logger
 from stripseg.util.losses import SegmentationLoss, balanced_class_weights
 from stripseg.util.metrics import Scores
@@ -150,7 +150,7 @@ def check_batch_norm(config: Config, segmenter: Segmenter) -> None:
     if not train.sync_bn:
         share //= distributed.world_size()
     hollow = deepcopy(segmenter).to("meta").train()
-    image = torch.empty(share, 3, train.train_h, train.train_w, device="meta")
+    image = torch.empty(share, config.DATA.in_channels, train.train_h, train.train_w, device="meta")
     try:
         with torch.no_grad():
             hollow(image)
@@ -317,7 +317,7 @@ def validator(
             return
         truth = colorize(sample.label, colors)
         picture = np.concatenate(
-            [sample.image, truth, overlay(sample.image, prediction, colors)], axis=1
+            [as_rgb(sample.image), truth, overlay(sample.image, prediction, colors)], axis=1
         )
         trainer.board.add_image(f"val/{sample.index}", picture, trainer.step, dataformats="HWC")
 

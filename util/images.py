@@ -6,6 +6,7 @@ from pathlib import Path
 
 import cv2
 import numpy as np
+import tifffile
 from PIL import Image
 
 from ..config.atomic import atomic_write
@@ -14,19 +15,58 @@ from ..config.errors import DataError
 cv2.setNumThreads(0)  # loader workers are the parallelism; OpenCV's own threads fight them
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp")
+TIFF_MARKS = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")  # classic and big, of either byte order
 
 
-def read_image(path: Path) -> np.ndarray:
-    """(H, W, 3) uint8 RGB of any file OpenCV reads, turned upright as its EXIF entry says.
+def read_image(path: Path, channels: int = 3) -> np.ndarray:
+    """(H, W, channels) uint8; of 16-bit files the high byte.
+
+    Three channels are RGB and one is grey, of any file OpenCV reads and turned upright as its EXIF
+    entry says. Other numbers must be the file's own: RGBA, or the bands of a TIFF in their order.
 
     Raises:
-        DataError: the file is missing, no image, or ends early.
+        DataError: the file is missing, no image, ends early, or has another number of channels.
     """
     content = _read_bytes(path, "image")
-    image = cv2.imdecode(np.frombuffer(content, np.uint8), cv2.IMREAD_COLOR)
+    if channels not in (1, 3):
+        return _read_channels(path, content, channels)
+    flag = cv2.IMREAD_COLOR if channels == 3 else cv2.IMREAD_GRAYSCALE
+    image = cv2.imdecode(np.frombuffer(content, np.uint8), flag)
     if image is None:
         raise DataError(f"{path}: cannot be decoded as an image; replace or remove it")
-    return cv2.cvtColor(image, cv2.COLOR_BGR2RGB)
+    return cv2.cvtColor(image, cv2.COLOR_BGR2RGB) if channels == 3 else image[..., None]
+
+
+def _read_channels(path: Path, content: bytes, channels: int) -> np.ndarray:
+    """(H, W, channels) uint8 of a TIFF with its bands, planar or interleaved, or of RGBA."""
+    try:
+        if content[:4] in TIFF_MARKS:
+            with tifffile.TiffFile(io.BytesIO(content)) as file:
+                image, axes = file.series[0].asarray(), file.series[0].axes
+            # the axis that the file calls samples or channels, else the last or first that fits
+            likely = [axes.find("S"), axes.find("C"), image.ndim - 1, 0]
+            fitting = [a for a in likely if a >= 0 and image.shape[a] == channels]
+            if image.ndim == 3 and fitting:
+                image = np.moveaxis(image, fitting[0], -1)
+        else:
+            image = np.atleast_3d(np.array(Image.open(io.BytesIO(content))))
+    except Exception as error:  # decoders raise whatever they like on damaged bytes
+        raise DataError(f"{path}: cannot be decoded as an image ({error})") from error
+    if image.ndim != 3 or image.shape[2] != channels:
+        raise DataError(
+            f"{path}: is of shape {image.shape} (height, width, channels), and DATA.in_channels is "
+            f"{channels}"
+        )
+    if image.dtype == np.uint16:
+        return (image >> 8).astype(np.uint8)
+    if image.dtype != np.uint8:
+        raise DataError(f"{path}: has values of type {image.dtype}; store 8 or 16 bits a channel")
+    return np.ascontiguousarray(image)
+
+
+def as_rgb(image: np.ndarray) -> np.ndarray:
+    """A picture to look at: the first three channels, or one grey one, as (H, W, 3)."""
+    return image[..., :3] if image.shape[2] >= 3 else np.repeat(image[..., :1], 3, axis=2)
 
 
 def read_label(path: Path) -> np.ndarray:
@@ -98,6 +138,6 @@ def colorize(prediction: np.ndarray, colors: np.ndarray) -> np.ndarray:
 
 
 def overlay(image: np.ndarray, prediction: np.ndarray, colors: np.ndarray, *, opacity: float = 0.5):
-    """The colours of `prediction` laid over `image`: (H, W, 3) uint8."""
-    blended = image * (1 - opacity) + colorize(prediction, colors) * opacity
+    """The colours of `prediction` laid over `image` of any channels: (H, W, 3) uint8."""
+    blended = as_rgb(image) * (1 - opacity) + colorize(prediction, colors) * opacity
     return blended.round().astype(np.uint8)

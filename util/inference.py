@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from .normalization import Normalization
 from .optimization import autocast
 
 
@@ -22,7 +23,7 @@ class InferenceSettings:
         base_size: length of the image's longer side at scale 1; 0 keeps the image's own.
         scales: factors on `base_size`; the scores of all of them are averaged.
         flip: average with the mirrored windows.
-        mean, std: of the three channels, in 0..255 units.
+        mean, std: of each channel, in 0..255 units.
         batch_size: windows in one forward pass (a mirrored window counts as one).
         stride_rate: step between windows as a share of the window.
     """
@@ -46,7 +47,7 @@ class SlidingWindow:
     windows are averaged, cut back, resized to the image and averaged over the scales. This is the
     procedure of the semseg family; scores are averaged, not logits.
 
-    The network may be any module that maps (N,3,h,w) to logits (N,K,h',w') or to a tuple that
+    The network may be any module that maps (N,C,h,w) to logits (N,K,h',w') or to a tuple that
     begins with them; smaller logits are resized to the window before the softmax.
     """
 
@@ -64,16 +65,15 @@ class SlidingWindow:
         self.device = torch.device(device)
         self.dtype = dtype
         self.memory_format = torch.channels_last if channels_last else torch.contiguous_format
-        self.mean = torch.tensor(settings.mean, device=self.device).view(1, 3, 1, 1)
-        self.std = torch.tensor(settings.std, device=self.device).view(1, 3, 1, 1)
+        self.normalize = Normalization(settings.mean, settings.std, self.device)
 
     def predict(self, image: np.ndarray) -> Tensor:
-        """(H, W, 3) uint8 RGB -> (H, W) int64 class indices on the device."""
+        """(H, W, C) uint8 -> (H, W) int64 class indices on the device."""
         return self.probabilities(image).argmax(dim=0)
 
     @torch.inference_mode()
     def probabilities(self, image: np.ndarray) -> Tensor:
-        """(H, W, 3) uint8 RGB -> (K, H, W) float32 on the device, summing to 1 over K.
+        """(H, W, C) uint8 -> (K, H, W) float32 on the device, summing to 1 over K.
 
         The network must be in evaluation mode, or its batch norm would see the test images.
         """
@@ -81,16 +81,16 @@ class SlidingWindow:
             raise RuntimeError("call network.eval() before inference")
         size = image.shape[:2]
         pixels = torch.from_numpy(np.ascontiguousarray(image)).to(self.device)
-        pixels = pixels.permute(2, 0, 1).unsqueeze(0).float()  # (1, 3, H, W)
+        pixels = pixels.permute(2, 0, 1).unsqueeze(0).float()  # (1, C, H, W)
         total = torch.zeros(self.settings.classes, *size, device=self.device)
         for scale in self.settings.scales:
             scaled = half_pixel_resize(pixels, scaled_size(size, scale, self.settings.base_size))
-            scores = self._slide((scaled - self.mean) / self.std)
+            scores = self._slide(self.normalize(scaled))
             total += half_pixel_resize(scores.unsqueeze(0), size)[0]
         return total / len(self.settings.scales)
 
     def _slide(self, image: Tensor) -> Tensor:
-        """(1, 3, h, w) normalised -> (K, h, w) scores averaged over all windows."""
+        """(1, C, h, w) normalised -> (K, h, w) scores averaged over all windows."""
         height, width = image.shape[-2:]
         crop_height, crop_width = self.settings.crop
         pad_height, pad_width = max(crop_height - height, 0), max(crop_width - width, 0)
@@ -125,7 +125,7 @@ class SlidingWindow:
                 yield (y, x), score.flip(-1) if mirror else score
 
     def _scores(self, windows: Tensor) -> Tensor:
-        """(N, 3, h, w) -> softmax scores (N, K, h, w) in float32."""
+        """(N, C, h, w) -> softmax scores (N, K, h, w) in float32."""
         windows = windows.contiguous(memory_format=self.memory_format)
         with autocast(self.device, self.dtype):
             output = self.network(windows)

@@ -97,6 +97,13 @@ class SyncBatchNorm(_BatchNorm):
         self.running_var.lerp_(unbiased.to(self.running_var.dtype), momentum)
 
 
+class SyncBatchNormActivation(SyncBatchNorm):
+    """In the place of timm's batch norm, with the `drop` and `act` that it carries."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.act(self.drop(super().forward(x)))
+
+
 def convert(network: nn.Module, *, device: torch.device, use_apex: bool = False) -> nn.Module:
     """Replace every batch norm of `network` by a synchronized one, keeping its weights.
 
@@ -111,6 +118,10 @@ def convert(network: nn.Module, *, device: torch.device, use_apex: bool = False)
                 return convert_syncbn_model(network)
             except ImportError:
                 warn_no_apex()
+        if any(carries_activation(module) for module in network.modules()):
+            from timm.layers import convert_sync_batchnorm  # PyTorch's would lose the activation
+
+            return convert_sync_batchnorm(network)
         return nn.SyncBatchNorm.convert_sync_batchnorm(network)
     if use_apex:
         warn_no_apex()
@@ -119,6 +130,11 @@ def convert(network: nn.Module, *, device: torch.device, use_apex: bool = False)
             if isinstance(child, nn.BatchNorm2d):
                 setattr(module, name, _converted(child))
     return network
+
+
+def carries_activation(module: nn.Module) -> bool:
+    """Is this timm's batch norm, which has a dropout and an activation inside?"""
+    return isinstance(module, nn.BatchNorm2d) and any(module.children())
 
 
 def warn_no_apex() -> None:
@@ -130,10 +146,13 @@ def warn_no_apex() -> None:
 
 
 def _converted(plain: nn.BatchNorm2d) -> SyncBatchNorm:
-    new = SyncBatchNorm(
+    kind = SyncBatchNormActivation if carries_activation(plain) else SyncBatchNorm
+    new = kind(
         plain.num_features, plain.eps, plain.momentum, plain.affine, plain.track_running_stats
     )
     for name in ("weight", "bias", "running_mean", "running_var", "num_batches_tracked"):
         setattr(new, name, getattr(plain, name))  # the same tensors, whatever device and type
+    for name, child in plain.named_children():
+        new.add_module(name, child)
     new.training = plain.training
     return new

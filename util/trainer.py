@@ -16,6 +16,7 @@ from .checkpoint import CheckpointFolder
 from .logging import progress
 from .losses import SegmentationLoss
 from .metrics import ConfusionMatrix, Scores
+from .normalization import Normalization
 from .optimization import autocast, set_rate
 from .schedule import poly
 
@@ -25,7 +26,7 @@ CPU = torch.device("cpu")
 class Batch(Protocol):
     """What the loader yields: this process's share of a global batch."""
 
-    image: Tensor  # (N, 3, H, W) uint8
+    image: Tensor  # (N, C, H, W) uint8
     label: Tensor  # (N, H, W) uint8
     names: list[str]
 
@@ -108,8 +109,7 @@ class Trainer:
         )
         self.confusion = self._new_confusion()
         self.loss_sums = torch.zeros(4, device=device)  # total, main, auxiliary, steps
-        self.mean = torch.tensor(settings.mean, device=device).view(1, 3, 1, 1)
-        self.std = torch.tensor(settings.std, device=device).view(1, 3, 1, 1)
+        self.normalize = Normalization(settings.mean, settings.std, device)
         self.last_save = self.last_print = time.monotonic()
 
     @property
@@ -149,7 +149,7 @@ class Trainer:
         torch.manual_seed(derived_seed(settings.seed, self.step, distributed.rank()))
         image = batch.image.to(settings.device, non_blocking=True)
         label = batch.label.to(settings.device, non_blocking=True)
-        image = (image.float() - self.mean) / self.std
+        image = self.normalize(image)
         if settings.channels_last:
             image = image.contiguous(memory_format=torch.channels_last)
         with autocast(settings.device, settings.dtype):

@@ -1,0 +1,104 @@
+"""Any feature backbone of timm (`pip install timm`) under any head: `TRAIN.backbone timm/NAME`."""
+
+from collections.abc import Sequence
+from copy import deepcopy
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+STAGES = 4
+# what lets a transformer take images of any size; the first set that the network knows is used
+ANY_SIZE = (
+    {"dynamic_img_size": True, "dynamic_img_pad": True},
+    {"strict_img_size": False, "dynamic_mask": True},
+    {"strict_img_size": False},
+    {},
+)
+
+
+class TimmBackbone(nn.Module):
+    """(N, in_channels, H, W) -> the last four feature maps, of timm's strides.
+
+    Images are padded (with the mean, zero) to a multiple of the largest stride, and the maps cut
+    back. A network with fewer maps gives its first one more than once. timm's own weight files fit.
+
+    Args:
+        name: of a timm model, such as convnext_tiny.
+        in_channels: of the image.
+        output_stride: 8, 16 or 32, where the model can be had at less than its own.
+        size: (height, width) that the network must take; tried out without data.
+    Raises:
+        ValueError: timm is not installed, has no such model, or the model cannot be had at this
+            output stride, as a backbone, or for this size.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        *,
+        in_channels: int = 3,
+        output_stride: int = 32,
+        size: Sequence[int] = (224, 224),
+    ) -> None:
+        super().__init__()
+        self.network = create_features(name, in_channels, output_stride)
+        widths, strides = (
+            getattr(self.network.feature_info, k)() for k in ("channels", "reduction")
+        )
+        self.chosen = [max(0, len(widths) + stage - STAGES) for stage in range(STAGES)]
+        self.channels = tuple(widths[index] for index in self.chosen)
+        self.strides = tuple(strides[index] for index in self.chosen)
+        self.multiple = max(strides)
+        try:
+            hollow = deepcopy(self).to("meta").eval()
+            with torch.no_grad():
+                hollow(torch.empty(1, in_channels, *size, device="meta"))
+        except (AssertionError, RuntimeError) as error:
+            raise ValueError(
+                f"backbone timm/{name} does not take images of {size[0]}x{size[1]}: {error}"
+            ) from error
+
+    def forward(self, image: Tensor) -> list[Tensor]:
+        height, width = image.shape[-2:]
+        padded = F.pad(image, (0, -width % self.multiple, 0, -height % self.multiple))
+        maps = self.network(padded)
+        return [
+            maps[index][:, :, : -(-height // stride), : -(-width // stride)]
+            for index, stride in zip(self.chosen, self.strides, strict=True)
+        ]
+
+
+def create_features(name: str, in_channels: int, output_stride: int) -> nn.Module:
+    """timm's model `name` as a module that returns its feature maps."""
+    try:
+        import timm
+    except ImportError as error:
+        raise ValueError(
+            f"backbone timm/{name} needs timm, which is not installed: pip install timm"
+        ) from error
+    options = {
+        "pretrained": False,
+        "features_only": True,
+        "feature_cls": "getter",  # keeps timm's tensor names, so that its weight files fit
+        "in_chans": in_channels,
+    }
+    if output_stride != 32:
+        options["output_stride"] = output_stride
+    if not timm.is_model(name):
+        likely = timm.list_models(f"*{name}*")[:3]
+        hint = f"; did you mean {', '.join(likely)}?" if likely else ""
+        raise ValueError(f"timm has no model {name!r}{hint}")
+    errors: list[Exception] = []
+    for any_size in ANY_SIZE:
+        try:
+            network: nn.Module = timm.create_model(name, **options, **any_size)
+            return network
+        except (TypeError, AssertionError, RuntimeError, NotImplementedError) as error:
+            errors.append(error)
+    if output_stride != 32:
+        raise ValueError(
+            f"backbone timm/{name} cannot be had at output stride {output_stride}; set "
+            "TRAIN.output_stride 32"
+        ) from errors[-1]
+    raise ValueError(f"timm/{name} cannot serve as a backbone: {errors[-1]}") from errors[-1]

@@ -1,0 +1,117 @@
+"""Backbones of timm: any head on them, any size, their weight files, synchronized batch norm."""
+
+import pytest
+import torch
+from torch import nn
+
+from stripseg.config.errors import CheckpointError, ConfigError
+from stripseg.config.load import load_config
+from stripseg.model.build import HEADS, build_segmenter
+from stripseg.model.fcn import FCNHead
+from stripseg.model.segmenter import Segmenter
+from stripseg.model.timm_backbone import TimmBackbone
+from stripseg.model.weights import load_weights
+from stripseg.util import sync_batch_norm
+
+timm = pytest.importorskip("timm")
+YAML = "config/shapes/shapes_spnet18.yaml"
+SMALL = ["convnext_atto", "resnet10t", "mobilenetv3_small_050", "vit_tiny_patch16_224"]
+
+
+def segmenter(name: str, *overrides: str) -> Segmenter:
+    crop = ["TRAIN.train_h", "64", "TRAIN.train_w", "64", "TRAIN.output_stride", "32"]
+    return build_segmenter(load_config(YAML, ["TRAIN.backbone", f"timm/{name}", *crop, *overrides]))
+
+
+@pytest.mark.parametrize("arch", HEADS)
+def test_every_head_sits_on_a_modern_backbone(arch: str) -> None:
+    network = segmenter("convnext_atto", "TRAIN.arch", arch)
+    output = network(torch.randn(2, 3, 65, 50))
+    assert output.logits.shape == output.auxiliary.shape == (2, 9, 65, 50)
+    (output.logits.square().mean() + output.auxiliary.square().mean()).backward()
+    assert network.backbone.network.model.stem[0].weight.grad.abs().sum() > 0
+
+
+@pytest.mark.parametrize("name", [*SMALL, "swin_tiny_patch4_window7_224", "hrnet_w18_small"])
+def test_maps_cover_images_of_any_size(name: str) -> None:
+    backbone = TimmBackbone(name).eval()
+    with torch.no_grad():
+        maps = backbone(torch.randn(1, 3, 41, 75))
+    assert tuple(m.shape[1] for m in maps) == backbone.channels
+    for m, stride in zip(maps, backbone.strides, strict=True):
+        assert m.shape[-2:] == (-(-41 // stride), -(-75 // stride))
+
+
+def test_output_stride_is_timms() -> None:
+    assert TimmBackbone("convnext_atto", output_stride=8).strides == (4, 8, 8, 8)
+    with pytest.raises(ValueError, match=r"cannot be had at output stride 8; set TRAIN.output_str"):
+        TimmBackbone("mobilenetv3_small_050", output_stride=8)
+
+
+@pytest.mark.parametrize("name", [*SMALL, "efficientnet_b0"])
+def test_weight_files_of_timm_load_whole(name: str) -> None:
+    source = timm.create_model(name).eval()
+    network = Segmenter(*backbone_and_head(name)).eval()
+    report = load_weights(network, source.state_dict(), origin="w", exact=False)
+    loaded = network.backbone.network.model.state_dict()
+    assert report.family == "timm backbone"
+    assert report.matched == len(loaded) == len(source.state_dict()) - len(report.unused)
+    assert all(torch.equal(value, source.state_dict()[key]) for key, value in loaded.items())
+
+
+def test_the_stem_of_a_timm_file_adapts_to_the_images_channels() -> None:
+    network = Segmenter(*backbone_and_head("convnext_atto", in_channels=6))
+    state = timm.create_model("convnext_atto").state_dict()
+    report = load_weights(network, state, origin="w", exact=False)
+    assert report.adapted == ["backbone.network.model.stem.0.weight"]
+
+
+def test_weights_of_another_network_are_refused() -> None:
+    network = Segmenter(*backbone_and_head("convnext_atto"))
+    with pytest.raises(CheckpointError, match="does not fit the network"):
+        load_weights(network, timm.create_model("resnet10t").state_dict(), origin="w", exact=False)
+
+
+def test_a_trained_network_is_loaded_back() -> None:
+    network, again = (Segmenter(*backbone_and_head("resnet10t")) for _ in range(2))
+    report = load_weights(again, network.state_dict(), origin="w", exact=True)
+    assert report.family == "stripseg"
+    assert not report.new
+    assert not report.unused
+
+
+@pytest.mark.parametrize(
+    ("name", "overrides", "message"),
+    [
+        ("convnext_tinny", [], "timm has no model 'convnext_tinny'"),
+        ("convnext_atto", ["TRAIN.norm", "group"], "TRAIN.norm must be batch"),
+        ("maxvit_tiny_tf_224", [], "does not take images of 64x64"),
+    ],
+)
+def test_what_timm_cannot_do_is_said(name: str, overrides: list[str], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        segmenter(name, *overrides)
+
+
+def test_without_timm_its_installation_is_named(monkeypatch) -> None:
+    monkeypatch.setitem(__import__("sys").modules, "timm", None)
+    with pytest.raises(ValueError, match="not installed: pip install timm"):
+        TimmBackbone("convnext_atto")
+
+
+def test_synchronized_batch_norm_keeps_the_activation_inside() -> None:
+    plain = TimmBackbone("mobilenetv3_small_050").train()
+    image = torch.randn(2, 3, 64, 64)
+    before = {key: value.clone() for key, value in plain.state_dict().items()}
+    expected = plain(image)
+    plain.load_state_dict(before)
+    converted = sync_batch_norm.convert(plain, device=torch.device("cpu"))
+    assert not any(isinstance(module, nn.BatchNorm2d) for module in converted.modules())
+    assert list(converted.state_dict()) == list(before)
+    for ours, theirs in zip(converted(image), expected, strict=True):
+        torch.testing.assert_close(ours, theirs)
+
+
+def backbone_and_head(name: str, **options) -> tuple[TimmBackbone, FCNHead]:
+    backbone = TimmBackbone(name, **options)
+    return backbone, FCNHead(backbone.channels, classes=4)
