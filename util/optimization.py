@@ -34,8 +34,12 @@ def build_optimizer(
     groups = [group for group in groups if group["params"]]
     if name == "adamw":
         betas = (momentum, 0.999)
-        return torch.optim.AdamW(groups, lr=base_rate, betas=betas, weight_decay=weight_decay)
-    return torch.optim.SGD(groups, lr=base_rate, momentum=momentum, weight_decay=weight_decay)
+        return torch.optim.AdamW(
+            groups, lr=base_rate, betas=betas, weight_decay=weight_decay, fused=True
+        )
+    return torch.optim.SGD(
+        groups, lr=base_rate, momentum=momentum, weight_decay=weight_decay, fused=True
+    )
 
 
 def set_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
