@@ -1,6 +1,7 @@
 """What several test files need: a small generated dataset and a config for it."""
 
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -57,3 +58,20 @@ def small_config(small_shapes: Path, tmp_path: Path) -> Path:
     path = tmp_path / "shapes_small.yaml"
     path.write_text(yaml.safe_dump(content), encoding="utf-8")
     return path
+
+
+@pytest.fixture
+def write(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Path]:
+    """Writes a file below the current folder, which is an empty one."""
+    monkeypatch.chdir(tmp_path)
+
+    def write(
+        text: str = "DATA:\n  data_root: data\n  classes: 3\n",
+        name: str = "config/mine/mine_run.yaml",
+    ) -> Path:
+        path = Path(name)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
+        return path
+
+    return write

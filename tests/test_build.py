@@ -1,7 +1,8 @@
-"""Every config that ships becomes the network it names, and that network takes a training step."""
+"""Every config that ships becomes the network it names, which takes a training step and a test."""
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -9,6 +10,7 @@ from stripseg.config.errors import ConfigError
 from stripseg.config.load import load_config
 from stripseg.model.build import build_segmenter
 from stripseg.model.strip_pooling import MixedPoolingModule, StripPoolingModule
+from stripseg.tool.common import build_engine
 from stripseg.util.losses import SegmentationLoss
 from stripseg.util.optimization import build_optimizer
 
@@ -39,6 +41,22 @@ def test_every_shipped_config_trains(path: Path) -> None:
     optimizer.step()
     assert loss.isfinite()
     assert not torch.equal(segmenter.backbone.stem[0].weight, before)
+
+
+@pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.stem)
+def test_every_shipped_config_tests_a_picture(path: Path) -> None:
+    """With the config's own scales and flips, in windows of a smaller crop."""
+    sides = [f"{section}_{side}" for section in ("TRAIN.train", "TEST.test") for side in "hw"]
+    crop = [word for side in sides for word in (side, "49")]
+    config = load_config(path, [*crop, "TEST.base_size", "60"])
+    network = build_segmenter(config).eval()
+    engine = build_engine(
+        config, network, device=torch.device("cpu"), dtype=torch.float32, batch_size=4
+    )
+    image = np.random.Generator(np.random.PCG64(1)).integers(0, 256, (37, 70, 3), np.uint8)
+    scores = engine.probabilities(image)
+    assert scores.shape == (config.DATA.classes, 37, 70)
+    torch.testing.assert_close(scores.sum(0), torch.ones(37, 70))
 
 
 @pytest.mark.parametrize(
