@@ -141,10 +141,10 @@ class TrainSection(Section):
     )
     compact: Annotated[bool, Flag()] = option(False, "PSANet: its smaller variant")
     shrink_factor: Annotated[int, Whole(1)] = option(2, "PSANet: shrinks features for attention")
-    mask_h: Annotated[int | None, Maybe(Whole(1))] = option(
-        None, "PSANet: height of the mask, odd; from the training crop if empty"
+    mask_h: Annotated[int | None, Maybe(Whole(1))] = option(None, "PSANet: height of the mask, odd")
+    mask_w: Annotated[int | None, Maybe(Whole(1))] = option(
+        None, "its width; from the crop if empty"
     )
-    mask_w: Annotated[int | None, Maybe(Whole(1))] = option(None, "PSANet: width, like `mask_h`")
     normalization_factor: Annotated[float | None, Maybe(Real(above=0))] = option(
         1.0, "PSANet: divides the aggregated features; empty is their height times width"
     )

@@ -8,13 +8,14 @@ import torch
 
 from stripseg.config.errors import ConfigError
 from stripseg.config.load import load_config
-from stripseg.model.build import build_segmenter
+from stripseg.model.build import HEADS, build_segmenter
 from stripseg.model.strip_pooling import MixedPoolingModule, StripPoolingModule
 from stripseg.tool.common import build_engine
 from stripseg.util.losses import SegmentationLoss
 from stripseg.util.optimization import build_optimizer
 
 ROOT = Path(__file__).resolve().parent.parent
+BACKBONES = ["resnet34", "resnet50d", "pyconvresnet18", "pyconvhgresnet50"]
 SHIPPED = sorted(ROOT.glob("config/*/*.yaml"))
 
 
@@ -57,6 +58,19 @@ def test_every_shipped_config_tests_a_picture(path: Path) -> None:
     scores = engine.probabilities(image)
     assert scores.shape == (config.DATA.classes, 37, 70)
     torch.testing.assert_close(scores.sum(0), torch.ones(37, 70))
+
+
+@pytest.mark.parametrize("output_stride", ["8", "16", "32"])
+@pytest.mark.parametrize(
+    "backbone", ["resnet34", "resnet50d", "pyconvresnet18", "pyconvhgresnet50"]
+)
+@pytest.mark.parametrize("arch", HEADS)
+def test_every_head_sits_on_every_backbone(arch: str, backbone: str, output_stride: str) -> None:
+    words = ["TRAIN.arch", arch, "TRAIN.backbone", backbone, "TRAIN.output_stride", output_stride]
+    crop = ["TRAIN.train_h", "41", "TRAIN.train_w", "33"]
+    network = build_segmenter(load_config(ROOT / "config/shapes/shapes_spnet18.yaml", words + crop))
+    output = network(torch.randn(2, 3, 41, 33))
+    assert output.logits.shape == output.auxiliary.shape == (2, 9, 41, 33)
 
 
 @pytest.mark.parametrize(
