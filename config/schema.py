@@ -3,8 +3,7 @@
     python -m stripseg.config.schema
 
 The section and key names are semseg's, so that its YAML files and its users' fingers keep working.
-Options whose default depends on others (`derived`) are filled in by checks.py while loading: they
-are never None in a loaded config.
+Options whose default depends on others (`derived`) are filled in by checks.py while loading.
 """
 
 from typing import Annotated, Any, Literal

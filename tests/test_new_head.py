@@ -23,21 +23,35 @@ def block(heading: str) -> str:
     return re.search(r"```\w+\n(.*?)```", section, re.DOTALL)[1]
 
 
-@pytest.fixture
-def head_module(tmp_path: Path, monkeypatch) -> ModuleType:
-    """The page's file, imported as a module of stripseg.model."""
-    path = tmp_path / "global_context.py"
-    path.write_text(block("The file"), encoding="utf-8")
-    spec = spec_from_file_location("stripseg.model.global_context", path)
+def imported(name: str, source: str, folder: Path, monkeypatch) -> ModuleType:
+    """Source text as the module `name`."""
+    path = folder / f"{name.rpartition('.')[2]}.py"
+    path.write_text(source, encoding="utf-8")
+    spec = spec_from_file_location(name, path)
     module = module_from_spec(spec)
-    monkeypatch.setitem(sys.modules, spec.name, module)
+    monkeypatch.setitem(sys.modules, name, module)
     spec.loader.exec_module(module)
     return module
 
 
-def test_the_page_trains_its_network(head_module, small_config: Path, monkeypatch) -> None:
-    line = eval("{" + block("The line") + "}", {**vars(build), **vars(head_module)})
-    for arch, entry in line.items():
+@pytest.fixture
+def head_module(tmp_path: Path, monkeypatch) -> ModuleType:
+    """The page's file, imported as a module of stripseg.model."""
+    name = "stripseg.model.global_context"
+    return imported(name, block("The file"), tmp_path, monkeypatch)
+
+
+def test_the_page_trains_its_network(
+    head_module, small_config: Path, tmp_path: Path, monkeypatch
+) -> None:
+    source = "\n".join(
+        [
+            "from stripseg.model.build import no_options",
+            "from stripseg.model.global_context import GlobalContextHead",
+            "LINE = {" + block("The line") + "}",
+        ]
+    )
+    for arch, entry in imported("line", source, tmp_path, monkeypatch).LINE.items():
         monkeypatch.setitem(build.HEADS, arch, entry)
     content = yaml.safe_load(block("The YAML"))
     assert (PAGE.parent.parent / "config" / "shapes" / content["base"]).is_file()
@@ -52,10 +66,9 @@ def test_the_page_trains_its_network(head_module, small_config: Path, monkeypatc
     assert not torch.equal(trainer.segmenter.head.classifier.weight, before)
 
 
-def test_the_pages_test_passes(head_module) -> None:
-    names: dict = {}
-    exec(block("The test"), names)
-    tests = [value for name, value in names.items() if name.startswith("test_")]
+def test_the_pages_test_passes(head_module, tmp_path: Path, monkeypatch) -> None:
+    module = imported("page_test", block("The test"), tmp_path, monkeypatch)
+    tests = [value for name, value in vars(module).items() if name.startswith("test_")]
     assert len(tests) == 2
     for test in tests:
         test()
