@@ -25,12 +25,14 @@ setup(
     package_data={"stripseg.config": ["*/*.yaml"], "stripseg.dataset": ["catalog/*.yaml"]},
     install_requires=Path("requirements.txt").read_text(encoding="utf-8").split("\n"),
     extras_require={
+        "matlab": ["scipy>=1.11"],
         "timm": ["timm>=1.0.12"],
         "test": [
             "hypothesis>=6",
             "pytest>=7",
             "pytest-xdist>=3",
             "ruff>=0.6",
+            "scipy>=1.11",
             "tensorboard>=2.10",
             "timm>=1.0.12",
         ],

@@ -1,6 +1,6 @@
 """The one place where a config becomes data: lists, labels, names, loaders."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,6 +20,7 @@ from .catalogue import (
     read_names,
 )
 from .labels import choose_encoding
+from .layout import official_pairs, read_ids
 from .lists import Pair, read_list
 from .loader import TrainingLoader
 from .segmentation import EvaluationSet, TrainingSet
@@ -81,9 +82,25 @@ def first_file(*candidates: str | Path | None) -> Path | None:
 
 
 def build_pairs(config: Config, list_path: str, *, split: str) -> list[Pair]:
-    """The pairs of a list of the config, all files present."""
-    root = Path(config.DATA.data_root).expanduser()
-    return read_list(resolve_list(config, list_path), root, split=split)
+    """The pairs of a list of the config, all files present.
+
+    For a dataset whose official layout the catalog knows, the list may be missing, and its name
+    then says the official split (`val.txt`); or it may hold bare ids, as PASCAL VOC's do.
+    """
+    root, path = Path(config.DATA.data_root), resolve_list(config, list_path)
+    if path.stem in official_splits(config):
+        ids = read_ids(path, root) if path.is_file() else None
+        if ids is not None or not path.is_file():
+            labelled = split != "test"
+            description = describe(config.dataset)
+            return official_pairs(description, root, path.stem, ids=ids, with_labels=labelled)
+    return read_list(path, root, split=split)
+
+
+def official_splits(config: Config) -> Collection[str]:
+    """The splits of the dataset whose official layout the catalog knows."""
+    description = description_of(config)
+    return description.layout if description else ()
 
 
 def build_training_set(config: Config) -> TrainingSet:

@@ -36,10 +36,13 @@ class ShiftedLabels(_Described):
 
 
 class TabulatedLabels(_Described):
-    """Raw ids are the closed range `known`; those outside the map are unlabelled."""
+    """Raw ids are the closed range `known`, and the `unlabelled` ones; those outside the map
+    become `others`."""
 
     kind: Literal["table"]
     known: tuple[int, int]
+    unlabelled: tuple[int, ...] = ()
+    others: Byte = 255
     map: dict[int, Byte]
 
     @model_validator(mode="after")
@@ -60,6 +63,24 @@ class Evidence(_Described):
     otherwise: Literal["raw", "train"]
 
 
+class Split(_Described):
+    """Where a split's files lie: patterns that layout.py explains. The test split has no labels."""
+
+    images: str
+    labels: str | None = None
+    ids: str | None = None
+
+
+class Submission(_Described):
+    """What a benchmark's server wants: see submission.py."""
+
+    values: Literal["train", "raw"]
+    file: str
+    archive: Literal["zip", "tgz"] = "zip"
+    palette: bool = False
+    size: tuple[int, int] | None = None
+
+
 class DatasetDescription(_Described):
     """Everything the tools know about a dataset: one file of catalog/."""
 
@@ -71,6 +92,9 @@ class DatasetDescription(_Described):
     colors: tuple[Colour, ...]
     ignore: Byte = 255
     splits: dict[str, int]
+    folder: str | None = None
+    layout: dict[str, Split] = {}
+    submission: Submission | None = None
     raw_labels: Annotated[ShiftedLabels | TabulatedLabels, Field(discriminator="kind")] | None = (
         None
     )
@@ -86,7 +110,8 @@ class DatasetDescription(_Described):
         if (self.raw_labels is None) != (self.evidence is None):
             raise ValueError("raw_labels and evidence belong together: give both or neither")
         if isinstance(self.raw_labels, TabulatedLabels):
-            wrong = set(self.raw_labels.map.values()) - set(range(self.classes)) - {self.ignore}
+            reached = {*self.raw_labels.map.values(), self.raw_labels.others}
+            wrong = reached - set(range(self.classes)) - {self.ignore}
             if wrong:
                 raise ValueError(f"raw_labels.map leads to {sorted(wrong)}, which are no classes")
         return self
@@ -118,9 +143,10 @@ def describe(name: str) -> DatasetDescription:
 
 
 def raw_to_train_table(description: DatasetDescription) -> np.ndarray:
-    """Lookup (256,) int16 from the official 8-bit value to train id, ignore, or FORBIDDEN."""
-    table = np.full(256, FORBIDDEN, np.int16)
+    """Lookup (256 or more,) int16 from the official value to train id, ignore, or FORBIDDEN."""
     raw = description.raw_labels
+    largest = max(raw.known[1], *raw.unlabelled, 0) if isinstance(raw, TabulatedLabels) else 0
+    table = np.full(max(256, largest + 1), FORBIDDEN, np.int16)
     if raw is None:  # official files hold train ids already
         table[: description.classes] = np.arange(description.classes)
         table[description.ignore] = description.ignore
@@ -129,7 +155,8 @@ def raw_to_train_table(description: DatasetDescription) -> np.ndarray:
         last = min(description.classes - raw.offset, 256)
         table[-raw.offset : last] = np.arange(last + raw.offset)
     else:
-        table[max(raw.known[0], 0) : raw.known[1] + 1] = description.ignore
+        table[max(raw.known[0], 0) : raw.known[1] + 1] = raw.others
+        table[list(raw.unlabelled)] = description.ignore
         for value, train_id in raw.map.items():
             if value >= 0:  # Cityscapes' -1 does not occur in an 8-bit file
                 table[value] = train_id

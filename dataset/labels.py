@@ -10,13 +10,14 @@ from ..config.errors import ConfigError, DataError
 from ..util.images import read_label
 from .catalogue import FORBIDDEN, DatasetDescription, raw_to_train_table
 from .lists import Pair
+from .matlab import read_matlab_label
 
 FILES_EXAMINED = 32
 
 
 @dataclass(frozen=True)
 class LabelEncoding:
-    """How label files are read: `table` (256,) maps stored values to train ids or FORBIDDEN."""
+    """How label files are read: `table` maps stored values to train ids or FORBIDDEN."""
 
     table: np.ndarray
     classes: int
@@ -30,12 +31,9 @@ class LabelEncoding:
         Raises:
             DataError: the file is damaged or holds a value that is neither class nor ignored.
         """
-        stored = read_label(path)
-        if stored.dtype != np.uint8 and (stored.min() < 0 or stored.max() > 255):
-            raise DataError(
-                f"{path}: label values {stored.min()} to {stored.max()} do not fit 8 bits; a label "
-                "file holds one class index a pixel"
-            )
+        stored = read_stored(path)
+        if stored.dtype != np.uint8 and (stored.min() < 0 or stored.max() >= len(self.table)):
+            self._refuse(path, np.unique(stored[(stored < 0) | (stored >= len(self.table))]))
         train_id = self.table[stored]
         if train_id.min() == FORBIDDEN:
             self._refuse(path, np.unique(stored[train_id == FORBIDDEN]))
@@ -51,6 +49,11 @@ class LabelEncoding:
             f"{'are' if len(values) > 1 else 'is'} outside the classes; expected {allowed}."
             f"{' ' + self.hint if self.hint else ''}"
         )
+
+
+def read_stored(path: Path) -> np.ndarray:
+    """(H, W) integers as a label file stores them: an image, or a MATLAB file."""
+    return read_matlab_label(path) if path.suffix == ".mat" else read_label(path)
 
 
 def choose_encoding(
@@ -122,7 +125,7 @@ def recognise(pairs: Sequence[Pair], description: DatasetDescription) -> str:
     chosen = np.unique(np.linspace(0, len(files) - 1, FILES_EXAMINED).round().astype(int))
     seen: set[int] = set()
     for index in chosen:
-        seen.update(np.unique(read_label(files[index])).tolist())
+        seen.update(np.unique(read_stored(files[index])).tolist())
     if seen & set(evidence.train_values):
         return "train_id"
     if seen & set(evidence.raw_values):

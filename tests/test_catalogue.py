@@ -82,7 +82,7 @@ def test_train_ids_pass_through_where_nothing_is_raw():
 def test_unknown_dataset_names_the_nearest():
     with pytest.raises(ConfigError, match=r"'cityscape': did you mean cityscapes"):
         describe("cityscape")
-    with pytest.raises(ConfigError, match="ade20k or camvid or cityscapes"):
+    with pytest.raises(ConfigError, match="ade20k or bdd100k or camvid or cityscapes"):
         describe("zzz")
 
 

@@ -120,5 +120,5 @@ def test_sixteen_bit_values_that_fit_are_read(tmp_path: Path) -> None:
     Image.fromarray(np.array([[0, 3, 255]], np.uint16)).save(path)
     assert encoding.read(path).tolist() == [[0, 3, 255]]
     Image.fromarray(np.array([[0, 300]], np.uint16)).save(path)
-    with pytest.raises(DataError, match="values 0 to 300 do not fit 8 bits"):
+    with pytest.raises(DataError, match="label value 300 is outside the classes; expected 0 to"):
         encoding.read(path)

@@ -12,9 +12,16 @@ from stripseg.config.atomic import atomic_write
 from stripseg.config.errors import DataError
 from stripseg.config.load import check_files
 from stripseg.config.schema import Config
-from stripseg.dataset.build import Classes, build_classes, build_evaluation_set
+from stripseg.dataset.build import (
+    Classes,
+    build_classes,
+    build_evaluation_set,
+    description_of,
+    official_splits,
+)
 from stripseg.dataset.loader import evaluation_samples
 from stripseg.dataset.segmentation import EvaluationSet, Sample
+from stripseg.dataset.submission import SubmissionWriter
 from stripseg.model.build import build_segmenter
 from stripseg.model.weights import load_weights
 from stripseg.tool import common
@@ -32,7 +39,7 @@ def main(argv: Sequence[str]) -> int | None:
     """Predict, save, count, report."""
     parser = common.argument_parser("test.py", __doc__)
     _, config = common.parse_config(parser, argv)
-    check_files(config, "test")
+    check_files(config, "test", official_splits=official_splits(config))
     devices = distributed.choose_devices(config.TEST.test_gpu, key="TEST.test_gpu")
     processes = common.process_count(config, devices)
     if common.must_launch(config, processes) and not config.TEST.has_prediction:
@@ -46,6 +53,7 @@ def main(argv: Sequence[str]) -> int | None:
     classes = build_classes(config)
     dataset = chosen_images(config)
     files = PredictionFiles(folder, [pair.name for pair in dataset.pairs], classes)
+    files.submission = submission_of(config, folder)
     log.info(f"{len(dataset)} images of {config.TEST.test_list} ({config.TEST.split})")
     if config.TEST.has_prediction:
         scores = score_saved(config, dataset, files)
@@ -54,6 +62,10 @@ def main(argv: Sequence[str]) -> int | None:
         log.info(f"weights: {config.TEST.model_path}")
         scores = predict(config, engine, dataset, files)
         log.info(f"predictions: {files.gray} and {files.color}")
+    distributed.barrier()
+    if files.submission is not None and distributed.is_main():
+        archive = files.submission.pack([pair.name for pair in dataset.pairs])
+        log.info(f"for {config.dataset}'s server: {archive}")
     if config.TEST.split != "test" and distributed.is_main():
         log.info("\n" + class_table(scores, classes.names))
         write_metrics(config, scores, classes, len(dataset), folder / "metrics.json")
@@ -90,8 +102,19 @@ def load_engine(config: Config, device: torch.device) -> SlidingWindow:
     )
 
 
+def submission_of(config: Config, folder: Path) -> SubmissionWriter | None:
+    """What writes the server's files: for the test split of a dataset that has a server."""
+    description, test = description_of(config), config.TEST
+    if test.split != "test" or test.has_prediction or not test.save_predictions:
+        return None
+    if description is None or description.submission is None:
+        return None
+    return SubmissionWriter(description, folder / "submission")
+
+
 class PredictionFiles:
-    """Where predictions lie: `gray/` (class indices) and `color/` below the result folder.
+    """Where predictions lie: `gray/` (class indices) and `color/` below the result folder, and
+    what a benchmark's server wants of them in `submission/`.
 
     Files are named like the images. Where two images of different folders share a name, the
     folders are kept.
@@ -100,6 +123,7 @@ class PredictionFiles:
     def __init__(self, folder: Path, names: Sequence[str], classes: Classes) -> None:
         self.gray, self.color = folder / "gray", folder / "color"
         self.colors = classes.colors
+        self.submission: SubmissionWriter | None = None
         stems = [PurePosixPath(name.replace(os.sep, "/")).with_suffix("") for name in names]
         flat = len({stem.name for stem in stems}) == len(stems)
         self.relative = {
@@ -110,6 +134,8 @@ class PredictionFiles:
     def save(self, sample: Sample, prediction: np.ndarray) -> None:
         write_png(self.gray / self.relative[sample.name], prediction)
         write_png(self.color / self.relative[sample.name], colorize(prediction, self.colors))
+        if self.submission is not None:
+            self.submission.save(sample.name, prediction)
 
     def read(self, name: str) -> np.ndarray:
         return read_label(self.gray / self.relative[name])

@@ -22,6 +22,7 @@ from stripseg.dataset.build import (
     build_evaluation_set,
     build_training_loader,
     build_training_set,
+    official_splits,
 )
 from stripseg.dataset.loader import TrainingLoader, class_pixels, evaluation_samples
 from stripseg.dataset.segmentation import TrainingSet
@@ -44,7 +45,7 @@ def main(argv: Sequence[str]) -> int | None:
     """Parse, decide on processes, train."""
     parser = common.argument_parser("train.py", __doc__)
     _, config = common.parse_config(parser, argv)
-    check_files(config, "train")
+    check_files(config, "train", official_splits=official_splits(config))
     devices = distributed.choose_devices(config.TRAIN.train_gpu, key="TRAIN.train_gpu")
     processes = common.process_count(config, devices)
     if common.must_launch(config, processes):

@@ -1,0 +1,80 @@
+"""What the benchmarks' servers want of a test split: encoding, file names, archive.
+
+The catalog describes it (`submission`): the values to store, the path inside the archive, whether
+the PNG has the classes' palette, and a size that every prediction must have.
+"""
+
+import os
+import tarfile
+import zipfile
+from pathlib import Path, PurePosixPath
+
+import numpy as np
+
+from ..config.atomic import atomic_write
+from ..config.errors import DataError
+from ..util.images import write_png
+from .catalogue import DatasetDescription
+
+
+def stored_values(description: DatasetDescription) -> np.ndarray:
+    """(K,) uint8: what the server wants for each class."""
+    classes = np.arange(description.classes, dtype=np.uint8)
+    raw = description.raw_labels
+    if description.submission.values == "train" or raw is None:
+        return classes
+    if raw.kind == "shift":
+        return classes - np.array(raw.offset).astype(np.uint8)
+    official = {train_id: value for value, train_id in sorted(raw.map.items(), reverse=True)}
+    return np.array([official[train_id] for train_id in classes], np.uint8)
+
+
+class SubmissionWriter:
+    """Writes predictions below `folder`, as the server's archive holds them, and packs them.
+
+    Args:
+        description: of a dataset with a `submission`.
+        folder: where the files go; the archive is put beside it.
+    """
+
+    def __init__(self, description: DatasetDescription, folder: Path) -> None:
+        self.description = description
+        self.wanted = description.submission
+        self.folder = folder
+        self.values = stored_values(description)
+
+    def path(self, name: str) -> Path:
+        """The file of the image that the list calls `name`."""
+        stem = PurePosixPath(name.replace(os.sep, "/")).stem
+        return self.folder / self.wanted.file.replace("{stem}", stem)
+
+    def save(self, name: str, prediction: np.ndarray) -> None:
+        """Write the (H, W) classes of one image.
+
+        Raises:
+            DataError: the server wants another size.
+        """
+        size = prediction.shape[1], prediction.shape[0]
+        if self.wanted.size is not None and size != self.wanted.size:
+            raise DataError(
+                f"{name}: {self.description.name}'s server takes predictions of "
+                f"{self.wanted.size[0]}x{self.wanted.size[1]} pixels (width x height), and this "
+                f"image is {size[0]}x{size[1]}; test the original images"
+            )
+        colors = self.description.colors if self.wanted.palette else None
+        write_png(self.path(name), self.values[prediction], colors)
+
+    def pack(self, names: list[str]) -> Path:
+        """The archive of all these images' files, in a fixed order."""
+        archive = self.folder.with_suffix(f".{self.wanted.archive}")
+        files = sorted(self.path(name).relative_to(self.folder).as_posix() for name in names)
+        with atomic_write(archive) as file:
+            if self.wanted.archive == "tgz":
+                with tarfile.open(fileobj=file, mode="w:gz") as tar:
+                    for name in files:
+                        tar.add(self.folder / name, arcname=name)
+            else:
+                with zipfile.ZipFile(file, "w", zipfile.ZIP_STORED) as packed:  # PNGs are packed
+                    for name in files:
+                        packed.write(self.folder / name, arcname=name)
+        return archive
