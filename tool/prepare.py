@@ -1,22 +1,162 @@
-"""Prepare data: `python tool/prepare.py shapes OUT` writes the built-in dataset below OUT."""
+"""Prepare data.
+
+prepare.py shapes ROOT      writes the built-in dataset below ROOT
+prepare.py DATASET ROOT     lists of an official download in ROOT, its counts checked
+prepare.py custom --images DIR --labels DIR --name NAME
+                            lists, classes and a config for data of your own
+"""
 
 import argparse
+import os
 from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
+
+from stripseg.config.errors import DataError
+from stripseg.dataset import custom, inspection
+from stripseg.dataset.catalogue import available, describe
+from stripseg.dataset.layout import official_pairs, official_root
 from stripseg.dataset.shapes import write_shapes
 from stripseg.tool import common
+from stripseg.util.logging import progress
+
+INCOMPLETE = 1
 
 
 def main(argv: Sequence[str]) -> int | None:
-    """Write a dataset in the layout that training reads."""
-    parser = argparse.ArgumentParser(prog="prepare.py", description=__doc__)
-    parser.add_argument("dataset", choices=["shapes"], help="shapes: the built-in dataset")
-    parser.add_argument("root", type=Path, help="folder to write to, made if need be")
+    """Write a dataset, or what a training run needs to know of one."""
+    parser = argparse.ArgumentParser(
+        prog="prepare.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    official = [name for name in available() if describe(name).layout]
+    parser.add_argument("dataset", choices=["custom", "shapes", *official])
+    parser.add_argument("root", nargs="?", type=Path, help="folder of the data")
+    parser.add_argument("--lists", type=Path, help="folder for an official download's lists")
+    parser.add_argument("--images", type=Path, help="custom: folder of images")
+    parser.add_argument("--labels", type=Path, help="custom: folder of labels")
+    parser.add_argument("--name", help="custom: what to call the dataset")
+    parser.add_argument("--colors", type=Path, help="custom: table of `R G B name` lines")
+    parser.add_argument("--validation", type=float, default=0.15, help="custom: share")
+    parser.add_argument("--seed", type=int, default=0, help="custom: of the split")
+    parser.add_argument(
+        "--leave-out-broken", action="store_true", help="custom: go on without broken pairs"
+    )
+    workers = min(8, os.cpu_count() or 1)
+    parser.add_argument("--workers", type=int, default=workers, help="processes")
     options = parser.parse_args(argv)
-    write_shapes(options.root)
-    print(f"{options.root}: images/, labels/, train.txt, val.txt, names.txt, colors.txt")
-    return None
+    if options.dataset == "custom":
+        if not (options.images and options.labels and options.name):
+            parser.error("custom needs --images, --labels and --name")
+        return prepare_custom(options)
+    if options.root is None:
+        parser.error(f"name the folder of {options.dataset}")
+    if options.dataset == "shapes":
+        write_shapes(options.root)
+        print(f"{options.root}: images/, labels/, train.txt, val.txt, names.txt, colors.txt")
+        return None
+    return write_official_lists(options.dataset, options.root, options.lists)
+
+
+def write_official_lists(name: str, root: Path, folder: Path | None) -> int | None:
+    """A list of pairs for every split that is there; 1 if one is not whole."""
+    description = describe(name)
+    base = official_root(description, root)
+    folder = folder or Path("dataset") / name / "list"
+    incomplete, written = False, 0
+    for split, layout in description.layout.items():
+        try:
+            pairs = official_pairs(description, root, split, with_labels=layout.labels is not None)
+        except DataError as error:
+            print(f"{split}: not there ({error})")
+            continue
+        lines = [
+            "\t".join(str(p.relative_to(base)) for p in (pair.image, pair.label) if p is not None)
+            for pair in pairs
+        ]
+        custom.write_text(folder / f"{split}.txt", lines)
+        written += 1
+        expected = description.splits.get(split, len(pairs))
+        whole = len(pairs) == expected
+        incomplete |= not whole
+        verdict = "as published" if whole else f"NOT WHOLE, published are {expected}"
+        print(f"{split}: {len(pairs)} images ({verdict}) -> {folder / f'{split}.txt'}")
+    if not written:
+        raise DataError(f"{root}: holds no split of {name}; name the folder of the download")
+    print(f"DATA.data_root for these lists: {base}")
+    return INCOMPLETE if incomplete else None
+
+
+def prepare_custom(options: argparse.Namespace) -> None:
+    """Match, inspect, report, write."""
+    pairs, alone, unused = inspection.match(options.images, options.labels)
+    if not pairs:
+        raise DataError(
+            f"no image of {options.images} has a label in {options.labels}: file names differ, "
+            f"such as {alone[0].name} and {unused[0].name}"
+        )
+    looked = inspection.inspect_pairs(pairs, options.images, workers=options.workers)
+    items = list(progress(looked, total=len(pairs), unit="pair", what="reading"))
+    channels = np.bincount([item.channels for item in items if not item.problem] or [3]).argmax()
+    for item in items:
+        if not item.problem and max(channels, item.channels) > 4 and item.channels != channels:
+            item.problem = f"{item.image}: has {item.channels} channels, most have {channels}"
+    found = [item for item in items if item.problem is None]
+    report_broken([item.problem for item in items if item.problem], alone, unused, options)
+    table = custom.read_table(options.colors) if options.colors else None
+    encoding = custom.choose_encoding(found, table)
+    training, validation = custom.split(found, options.validation, options.seed)
+    folder = Path("dataset") / options.name
+    root = Path(os.path.commonpath([options.images.resolve(), options.labels.resolve()]))
+    parts = {"train": training, "val": validation}
+    custom.write_lists(folder, parts, encoding, root=root)
+    config = Path("config") / options.name / f"{options.name}_spnet18.yaml"
+    content = custom.settings(options.name, folder, root, training, encoding)
+    custom.write_config(config, content)
+    print(summary(found, encoding))
+    print(f"{len(training)} pairs to train on, {len(validation)} to validate: {folder}/")
+    print(f"config: {config}\nnow: sh tool/train.sh {options.name} spnet18")
+
+
+def report_broken(
+    problems: Sequence[str | None],
+    alone: Sequence[Path],
+    unused: Sequence[Path],
+    options: argparse.Namespace,
+) -> None:
+    """Say what cannot be used; stop there unless the user has allowed to leave it out.
+
+    Raises:
+        DataError: something cannot be used.
+    """
+    lines = [*map(str, problems), *(f"{path}: has no label" for path in alone)]
+    lines += [f"{path}: belongs to no image" for path in unused]
+    for line in lines:
+        print(f"broken: {line}")
+    if lines and not options.leave_out_broken:
+        raise DataError(
+            f"{len(lines)} broken pair(s), listed above; mend them, or leave them out with "
+            "--leave-out-broken"
+        )
+
+
+def summary(found: Sequence[inspection.Inspection], encoding: custom.Encoding) -> str:
+    """The classes with their share of the pixels, and the sizes of the images."""
+    pixels = encoding.pixels(found)
+    images = np.zeros(256, np.int64)
+    for item in found:
+        images[np.unique(encoding.translate(item.values))] += 1
+    lines = [f"{'class':24}{'share':>9}{'images':>9}"]
+    lines += [
+        f"{name:24}{pixels[index] / max(pixels.sum(), 1):9.2%}{images[index]:9}"
+        for index, name in enumerate(encoding.names)
+    ]
+    heights, widths = np.array([item.size for item in found]).T
+    lines.append(
+        f"images: {len(found)}, {widths.min()}x{heights.min()} to {widths.max()}x{heights.max()} "
+        f"pixels (width x height); ignored: {images[255]} files have some"
+    )
+    return "\n".join(lines)
 
 
 if __name__ == "__main__":

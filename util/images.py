@@ -64,6 +64,23 @@ def _read_channels(path: Path, content: bytes, channels: int) -> np.ndarray:
     return np.ascontiguousarray(image)
 
 
+def stored_channels(path: Path) -> int:
+    """How many channels an image file has, without decoding it; a palette counts as three.
+
+    Raises:
+        DataError: the file is missing or no image.
+    """
+    content = _read_bytes(path, "image")
+    try:
+        if content[:4] in TIFF_MARKS:
+            with tifffile.TiffFile(io.BytesIO(content)) as file:
+                return int(file.pages[0].samplesperpixel)
+        with Image.open(io.BytesIO(content)) as picture:
+            return 3 if picture.mode == "P" else len(picture.getbands())
+    except Exception as error:  # decoders raise whatever they like on damaged bytes
+        raise DataError(f"{path}: cannot be decoded as an image ({error})") from error
+
+
 def as_rgb(image: np.ndarray) -> np.ndarray:
     """A picture to look at: the first three channels, or one grey one, as (H, W, 3)."""
     return image[..., :3] if image.shape[2] >= 3 else np.repeat(image[..., :1], 3, axis=2)
