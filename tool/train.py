@@ -24,6 +24,7 @@ from stripseg.dataset.build import (
     build_training_set,
     official_splits,
 )
+from stripseg.dataset.doctor import refuse_bad_data
 from stripseg.dataset.loader import TrainingLoader, class_pixels, evaluation_samples
 from stripseg.dataset.segmentation import TrainingSet
 from stripseg.model.build import build_segmenter
@@ -76,6 +77,7 @@ def build_trainer(config: Config, device: torch.device) -> Trainer:
     torch.manual_seed(seed)
     segmenter = build_segmenter(config)
     training_set = build_training_set(config)
+    refuse_bad_data(training_set, command=f"python tool/check.py --config {config.source}")
     loader = build_training_loader(
         config,
         training_set,

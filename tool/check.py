@@ -1,0 +1,118 @@
+"""Check a dataset: `python tool/check.py DATASET EXPERIMENT [--json FILE] [KEY VALUE ...]`.
+
+Reads everything that a training run of this config will read. Exits with 1 if it found an error.
+"""
+
+import json
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from stripseg.config.atomic import atomic_write
+from stripseg.config.load import check_files
+from stripseg.config.schema import Config
+from stripseg.dataset import doctor
+from stripseg.dataset.build import build_classes, build_pairs, label_encoding, official_splits
+from stripseg.tool import common
+from stripseg.util.logging import progress
+from stripseg.util.losses import balanced_class_weights
+
+FOUND_ERRORS = 1
+FILES_SHOWN = 4
+
+
+def main(argv: Sequence[str]) -> int | None:
+    """Examine, diagnose, report."""
+    parser = common.argument_parser("check.py", __doc__)
+    parser.add_argument("--json", type=Path, help="write the report as JSON, too")
+    parser.add_argument("--workers", type=int, default=min(16, os.cpu_count() or 1))
+    options, config = common.parse_config(parser, argv)
+    check_files(config, "train", official_splits=official_splits(config))
+    names = build_classes(config).names
+    found = examine_all(config, options.workers)
+    crop = (config.TRAIN.train_h, config.TRAIN.train_w)
+    findings = doctor.diagnose(found, names, crop=crop)
+    print(class_table(found, names))
+    print(size_line(found, crop))
+    for finding in findings:
+        print(f"{finding.severity}: {finding.message}")
+        if finding.kind != "unusable":
+            for file in finding.files[:FILES_SHOWN]:
+                print(f"    {file}")
+    errors = sum(finding.severity == "error" for finding in findings)
+    print(f"{len(found)} pairs: {errors} error(s), {len(findings) - errors} warning(s)")
+    if options.json:
+        write_json(options.json, found, findings, names)
+    return FOUND_ERRORS if errors else None
+
+
+def examine_all(config: Config, workers: int) -> list[doctor.Examination]:
+    """The training and the validation list."""
+    found = []
+    lists = {"train": config.DATA.train_list}
+    if config.TRAIN.evaluate:
+        lists["val"] = config.DATA.val_list
+    for split, path in lists.items():
+        pairs = build_pairs(config, path, split=split)
+        encoding = label_encoding(config, pairs)
+        channels = config.DATA.in_channels
+        items = doctor.examine(split, pairs, encoding, channels=channels, workers=workers)
+        found += progress(items, total=len(pairs), unit="pair", what=f"reading {split}")
+    return found
+
+
+def class_table(found: Sequence[doctor.Examination], names: Sequence[str]) -> str:
+    """Shares and files of every class in every split, and the weights that would balance them."""
+    splits = list(dict.fromkeys(item.split for item in found))
+    pixels = {split: doctor.class_pixels(found, split) for split in splits}
+    weights = balanced_class_weights(torch.from_numpy(pixels["train"][: len(names)]))
+    head = f"{'class':24}" + "".join(f"{split:>10}{'files':>7}" for split in splits)
+    lines = [head + f"{'weight':>9}"]
+    for index, name in enumerate([*names, "(ignored)"]):
+        train_id = index if index < len(names) else 255
+        line = f"{name[:23]:24}"
+        for split in splits:
+            files = sum(bool(i.pixels[train_id]) for i in found if i.split == split)
+            share = pixels[split][train_id] / max(pixels[split].sum(), 1)
+            line += f"{share:10.2%}{files:7}"
+        lines.append(line + (f"{weights[index]:9.3f}" if index < len(names) else ""))
+    return "\n".join(lines)
+
+
+def size_line(found: Sequence[doctor.Examination], crop: tuple[int, int]) -> str:
+    sizes = np.array([item.size for item in found if not item.error]).reshape(-1, 2)
+    if not len(sizes):
+        return "no image could be read"
+    least, middle, most = np.percentile(sizes, [0, 50, 100], axis=0).astype(int)
+    return (
+        f"image sizes (height x width): {least[0]}x{least[1]} to {most[0]}x{most[1]}, the middle "
+        f"{middle[0]}x{middle[1]}; training crop {crop[0]}x{crop[1]}"
+    )
+
+
+def write_json(
+    path: Path,
+    found: Sequence[doctor.Examination],
+    findings: Sequence[doctor.Finding],
+    names: Sequence[str],
+) -> None:
+    splits = list(dict.fromkeys(item.split for item in found))
+    pixels = {split: doctor.class_pixels(found, split) for split in splits}
+    weights = balanced_class_weights(torch.from_numpy(pixels["train"][: len(names)]))
+    content = {
+        "findings": [vars(finding) for finding in findings],
+        "pairs": {split: sum(item.split == split for item in found) for split in splits},
+        "pixels": {split: pixels[split][: len(names)].tolist() for split in splits},
+        "ignored": {split: int(pixels[split][255]) for split in splits},
+        "names": list(names),
+        "class_weights": weights.tolist(),
+    }
+    with atomic_write(path) as file:
+        file.write(json.dumps(content, indent=2).encode() + b"\n")
+
+
+if __name__ == "__main__":
+    common.run_command(main)
