@@ -28,6 +28,7 @@ setup(
         "matlab": ["scipy>=1.11"],
         "timm": ["timm>=1.0.12"],
         "test": [
+            "cityscapesscripts>=2.2",
             "hypothesis>=6",
             "pytest>=7",
             "pytest-xdist>=3",

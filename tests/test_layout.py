@@ -14,6 +14,7 @@ from stripseg.dataset.build import build_evaluation_set, build_pairs, official_s
 from stripseg.dataset.catalogue import available, describe
 from stripseg.dataset.layout import expression, official_pairs
 from stripseg.dataset.matlab import read_matlab_label
+from stripseg.tool import prepare
 
 RAW = np.arange(12, dtype=np.uint8).reshape(3, 4)
 
@@ -214,3 +215,29 @@ def test_damaged_matlab_files_are_named(content, message: str, tmp_path: Path) -
         read_matlab_label(path)
     with pytest.raises(DataError, match="b.mat: label file does not exist"):
         read_matlab_label(tmp_path / "b.mat")
+
+
+def test_train_aug_joins_voc_and_sbd_without_vocs_validation(tmp_path: Path) -> None:
+    """VOC's own label goes before SBD's; a second run keeps what is there."""
+    voc, sbd = tmp_path / "VOCdevkit/VOC2012", tmp_path / "benchmark_RELEASE/dataset"
+    for name in ("own", "both", "sbd", "val"):
+        image(voc / f"JPEGImages/{name}.jpg")
+    label(voc / "SegmentationClass/own.png", palette=True)
+    label(voc / "SegmentationClass/both.png", palette=True)
+    for name in ("both", "sbd", "val"):
+        matlab(sbd / f"cls/{name}.mat", GTcls={"Segmentation": 20 - RAW})
+    (voc / "ImageSets/Segmentation").mkdir(parents=True)
+    (voc / "ImageSets/Segmentation/train.txt").write_text("own\nboth\n")
+    (voc / "ImageSets/Segmentation/val.txt").write_text("val\n")
+    (sbd / "train.txt").write_text("both\nsbd\n")
+    (sbd / "val.txt").write_text("val\n")
+    words = ["voc2012", str(tmp_path), "--sbd", str(sbd), "--lists", str(tmp_path / "lists")]
+    prepare.main(words)
+    prepare.main(words)
+    samples = build_evaluation_set(
+        config(tmp_path, "voc2012", "train_aug"), "train_aug.txt", split="train"
+    )
+    found = {Path(sample.name).stem: sample.label for sample in samples}
+    assert sorted(found) == ["both", "own", "sbd"]
+    assert np.array_equal(found["both"], RAW)
+    assert np.array_equal(found["sbd"], 20 - RAW)

@@ -17,6 +17,7 @@ from stripseg.config.errors import DataError
 from stripseg.dataset import custom, inspection
 from stripseg.dataset.catalogue import available, describe
 from stripseg.dataset.layout import official_pairs, official_root
+from stripseg.dataset.sbd import train_aug_ids, write_train_aug
 from stripseg.dataset.shapes import write_shapes
 from stripseg.tool import common
 from stripseg.util.logging import progress
@@ -33,6 +34,7 @@ def main(argv: Sequence[str]) -> int | None:
     parser.add_argument("dataset", choices=["custom", "shapes", *official])
     parser.add_argument("root", nargs="?", type=Path, help="folder of the data")
     parser.add_argument("--lists", type=Path, help="folder for an official download's lists")
+    parser.add_argument("--sbd", type=Path, help="voc2012: SBD's benchmark_RELEASE/dataset")
     parser.add_argument("--images", type=Path, help="custom: folder of images")
     parser.add_argument("--labels", type=Path, help="custom: folder of labels")
     parser.add_argument("--name", help="custom: what to call the dataset")
@@ -55,6 +57,15 @@ def main(argv: Sequence[str]) -> int | None:
         write_shapes(options.root)
         print(f"{options.root}: images/, labels/, train.txt, val.txt, names.txt, colors.txt")
         return None
+    if options.sbd:
+        if options.dataset != "voc2012":
+            parser.error("--sbd goes with voc2012")
+        voc = official_root(describe("voc2012"), options.root)
+        count = len(train_aug_ids(voc, options.sbd))
+        for _ in progress(
+            write_train_aug(voc, options.sbd), total=count, unit="label", what="train_aug"
+        ):
+            pass
     return write_official_lists(options.dataset, options.root, options.lists)
 
 
