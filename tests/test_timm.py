@@ -11,6 +11,7 @@ from stripseg.model.fcn import FCNHead
 from stripseg.model.segmenter import Segmenter
 from stripseg.model.timm_backbone import TimmBackbone
 from stripseg.model.weights import load_weights
+from stripseg.tool.summary import UNKNOWN, summarise
 from stripseg.util import sync_batch_norm
 
 timm = pytest.importorskip("timm")
@@ -115,3 +116,13 @@ def test_synchronized_batch_norm_keeps_the_activation_inside() -> None:
 def backbone_and_head(name: str, **options) -> tuple[TimmBackbone, FCNHead]:
     backbone = TimmBackbone(name, **options)
     return backbone, FCNHead(backbone.channels, classes=4)
+
+
+def test_the_summary_counts_a_timm_backbone_as_one_part() -> None:
+    parts = summarise(segmenter("convnext_atto"), (64, 64))
+    backbone, head = parts[:2]
+    assert (backbone.name, backbone.shape, backbone.stride) == ("backbone", (320, 2, 2), 32)
+    expected = sum(p.numel() for p in TimmBackbone("convnext_atto").parameters())
+    assert backbone.parameters == expected
+    assert backbone.multiply_adds > 10**7
+    assert (head.name, head.receptive_field) == ("head", UNKNOWN)

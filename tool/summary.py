@@ -21,6 +21,7 @@ from stripseg.config.schema import Config
 from stripseg.model.build import build_segmenter
 from stripseg.model.fcn import FCNHead
 from stripseg.model.strip_pooling import StripPoolingModule
+from stripseg.model.timm_backbone import TimmBackbone
 from stripseg.tool import common
 from stripseg.util.checkpoint import read_checkpoint
 
@@ -87,6 +88,9 @@ def summarise_config(config: Config) -> list["Part"]:
     return summarise(segmenter, size, in_channels=config.DATA.in_channels)
 
 
+UNKNOWN = 0
+
+
 @dataclass(frozen=True)
 class Part:
     """One part of a network at one input size.
@@ -97,7 +101,8 @@ class Part:
         shape: (C, H, W) of its output.
         stride: input pixels per output pixel, rounded.
         receptive_field: side in input pixels that a value can depend on through convolutions;
-            None behind pooling over strips or the whole map, which see everything.
+            None behind pooling over strips or the whole map, which see everything; UNKNOWN where
+            the network is not ours.
     """
 
     name: str
@@ -113,20 +118,32 @@ def summarise(segmenter: nn.Module, size: tuple[int, int], *, in_channels: int =
     """The parts of a `Segmenter` in order; computed on meta tensors, so nothing is allocated."""
     network = deepcopy(segmenter).to("meta").eval()
     image = torch.empty(1, in_channels, *size, device="meta")
+    if isinstance(network.backbone, TimmBackbone):
+        field = Field(UNKNOWN)
+        part, features = measure("backbone", network.backbone, image, size, field)
+        parts, fields = [part], [field, field]
+    else:
+        parts, features, fields = stages(network.backbone, image, size)
+    for name, field in (("head", fields[-1]), ("auxiliary_head", fields[-2])):
+        module = getattr(network, name)
+        if module is not None:
+            field = field if field.side == UNKNOWN else field.after(module)
+            parts.append(measure(name.replace("_", " "), module, features, size, field)[0])
+    return parts
+
+
+def stages(
+    backbone: nn.Module, image: Tensor, size: tuple[int, int]
+) -> tuple[list[Part], list[Tensor], list["Field"]]:
+    """(the stem and the stages, the stages' features, the receptive fields) of a ResNet."""
     parts, features, fields = [], [image], [Field()]
     for name in ("stem", "layer1", "layer2", "layer3", "layer4"):
-        module = getattr(network.backbone, name)
+        module = getattr(backbone, name)
         fields.append(fields[-1].after(module))
         part, out = measure(name.replace("layer", "stage "), module, features[-1], size, fields[-1])
         parts.append(part)
         features.append(out)
-    for name, field in (("head", fields[-1]), ("auxiliary_head", fields[-2])):
-        module = getattr(network, name)
-        if module is not None:
-            parts.append(
-                measure(name.replace("_", " "), module, features[2:], size, field.after(module))[0]
-            )
-    return parts
+    return parts, features[2:], fields
 
 
 def measure(
@@ -135,11 +152,16 @@ def measure(
     x: Tensor | Sequence[Tensor],
     size: tuple[int, int],
     field: "Field",
-) -> tuple[Part, Tensor]:
-    """(the part's costs, its output)."""
+) -> tuple[Part, Tensor | list[Tensor]]:
+    """(the part's costs, its output); a list of outputs has the shape of its last."""
     sizes: list[int] = []
+
+    def note(_module: nn.Module, _inputs: object, out: object) -> None:
+        if isinstance(out, Tensor):
+            sizes.append(out.numel())
+
     handles = [
-        layer.register_forward_hook(lambda _m, _i, out: sizes.append(out.numel()))
+        layer.register_forward_hook(note)
         for layer in module.modules()
         if not list(layer.children()) and not isinstance(layer, (nn.Identity, nn.Dropout2d))
     ]
@@ -147,13 +169,14 @@ def measure(
         out = module(x)
     for handle in handles:
         handle.remove()
+    last = out if isinstance(out, Tensor) else out[-1]
     part = Part(
         name=name,
         parameters=sum(p.numel() for p in module.parameters()),
         multiply_adds=counter.get_total_flops() // 2,
         activations=4 * sum(sizes),
-        shape=tuple(out.shape[1:]),
-        stride=round(size[0] / out.shape[-2]),
+        shape=tuple(last.shape[1:]),
+        stride=round(size[0] / last.shape[-2]),
         receptive_field=field.side,
     )
     return part, out
@@ -206,7 +229,7 @@ def part_table(parts: Sequence[Part]) -> str:
     lines = [head]
     for p in parts:
         shape = " x ".join(map(str, p.shape))
-        field = "all" if p.receptive_field is None else str(p.receptive_field)
+        field = {None: "all", UNKNOWN: "?"}.get(p.receptive_field, str(p.receptive_field))
         lines.append(
             f"{p.name:15}{shape:>20}{p.stride:8}{field:>8}{p.parameters:13,}"
             f"{p.multiply_adds / 1e9:9.2f}{p.activations / 2**20:11.1f} MB"
