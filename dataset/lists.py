@@ -1,7 +1,8 @@
 """List files: one image, or one image and its label, a line."""
 
+import json
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 from ..config.errors import DataError
 
@@ -33,8 +34,9 @@ def read_list(path: Path, root: Path, *, split: str, check_files: bool = True) -
         lines.pop()
     if not lines:
         raise DataError(f"{path}: the list is empty; expected one 'image label' pair a line")
+    parse = parse_json if path.suffix == ".odgt" else parse_line
     pairs = [
-        parse_line(line, root, split=split, where=f"{path}, line {number}")
+        parse(line, root, split=split, where=f"{path}, line {number}")
         for number, line in enumerate(lines, 1)
     ]
     if check_files:
@@ -59,13 +61,41 @@ def parse_line(line: str, root: Path, *, split: str, where: str) -> Pair:
     if split == "test":
         if len(fields) > 2:
             raise DataError(f"{where}: {line.strip()!r} names more than an image and its label")
-        return Pair(fields[0], root / fields[0], None)
+        return Pair(fields[0], locate(root, fields[0]), None)
     if len(fields) != 2:
         raise DataError(
             f"{where}: expected 'image label' with paths relative to DATA.data_root, got "
             f"{line.strip()!r}; a split without labels is tested with TEST.split test"
         )
-    return Pair(fields[0], root / fields[0], root / fields[1])
+    return Pair(fields[0], locate(root, fields[0]), locate(root, fields[1]))
+
+
+def parse_json(line: str, root: Path, *, split: str, where: str) -> Pair:
+    """One line of an .odgt list (mit_semseg): a JSON object with `fpath_img` and `fpath_segm`."""
+    try:
+        record = json.loads(line)
+        image, label = str(record["fpath_img"]), record.get("fpath_segm")
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise DataError(
+            f"{where}: expected a JSON object with fpath_img and fpath_segm, got {line.strip()!r}"
+        ) from error
+    if label is None and split != "test":
+        raise DataError(f"{where}: has no fpath_segm; such a split is tested with TEST.split test")
+    return Pair(image, locate(root, image), None if split == "test" else locate(root, str(label)))
+
+
+def locate(root: Path, text: str) -> Path:
+    """A path of a list below `root`.
+
+    An absolute one of another machine, such as the SegNet tutorial's `/SegNet/CamVid/train/x.png`,
+    means the longest end of it that is a file below `root`.
+    """
+    path = root / text
+    if not PurePosixPath(text).is_absolute() or path.is_file():
+        return path
+    parts = PurePosixPath(text).parts
+    ends = (root.joinpath(*parts[start:]) for start in range(1, len(parts)))
+    return next((end for end in ends if end.is_file()), path)
 
 
 def join_blanks(fields: list[str], root: Path) -> list[str]:

@@ -84,6 +84,16 @@ def test_cityscapes_is_recognised_by_its_file_names(
     assert encoding.read(pairs[0].label).tolist() == [expected]
 
 
+def test_camvids_twelfth_value_is_unlabelled(tmp_path: Path) -> None:
+    """The SegNet tutorial's labels; with 255 instead they are in train ids."""
+    pairs = labels(tmp_path, [0, 10, 11])
+    encoding = choose(pairs, "camvid", classes=11)
+    assert encoding.kind == "raw"
+    assert encoding.read(pairs[0].label).ravel().tolist() == [0, 10, 255]
+    pairs = labels(tmp_path, [0, 10, 255])
+    assert choose(pairs, "camvid", classes=11).kind == "train_id"
+
+
 def test_a_declaration_beats_recognition(tmp_path: Path) -> None:
     pairs = labels(tmp_path, [1, 150])
     encoding = choose(pairs, "ade20k", declared="train_id")
@@ -101,8 +111,8 @@ def test_a_wrong_recognition_names_the_switch(tmp_path: Path) -> None:
 
 
 def test_raw_labels_of_a_dataset_without_an_encoding(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="camvid has no official encoding"):
-        choose(labels(tmp_path, [1]), "camvid", declared="raw")
+    with pytest.raises(ConfigError, match="bdd100k has no official encoding"):
+        choose(labels(tmp_path, [1]), "bdd100k", declared="raw")
     with pytest.raises(ConfigError, match="this dataset has no official encoding"):
         choose(labels(tmp_path, [1]), None, declared="raw")
 

@@ -59,6 +59,29 @@ def test_absolute_paths_stay(root: Path) -> None:
     assert names(pairs) == BOTH[:1]
 
 
+def test_absolute_paths_of_another_machine_are_found_below_the_root(root: Path) -> None:
+    (root / "train").mkdir()
+    for name in ("x.png", "y.png"):
+        (root / "train" / name).touch()
+    pairs = read(root, "/SegNet/CamVid/train/x.png /SegNet/CamVid/train/y.png\n")
+    assert pairs[0].image == root / "train" / "x.png"
+    assert pairs[0].label == root / "train" / "y.png"
+
+
+def test_lists_of_json_objects(root: Path) -> None:
+    path = root / "train.odgt"
+    record = '{"fpath_img": "a.jpg", "fpath_segm": "a.png", "width": 3, "height": 2}'
+    path.write_text(record + "\n")
+    assert names(read_list(path, root, split="train")) == BOTH[:1]
+    assert names(read_list(path, root, split="test")) == [("a.jpg", None)]
+    path.write_text(record + "\n{a.jpg}\n")
+    with pytest.raises(DataError, match="train.odgt, line 2: expected a JSON object with fpath_im"):
+        read_list(path, root, split="train")
+    path.write_text('{"fpath_img": "a.jpg"}\n')
+    with pytest.raises(DataError, match="line 1: has no fpath_segm"):
+        read_list(path, root, split="train")
+
+
 @pytest.mark.parametrize("line", ["my photo.jpg\tmy label.png", "my photo.jpg my label.png"])
 def test_blanks_in_paths(root: Path, line: str) -> None:
     assert names(read(root, line)) == [("my photo.jpg", "my label.png")]
