@@ -110,6 +110,8 @@ def likely_cause(pair: Pair, encoding: LabelEncoding) -> str:
     strange = {v for v in values if v >= len(encoding.table) or encoding.table[v] < 0}
     if not strange:
         return ""
+    if max(values) >= 1000:
+        return " They look like instance ids (class * 1000 + instance): take the label ids."
     greys = {(299 * r + 587 * g + 114 * b + 500) // 1000 for r, g, b in default_colors(255)}
     classes = encoding.classes
     if values - {0, 255} <= {grey + d for grey in greys for d in (-1, 0, 1)} and max(values) > 34:

@@ -67,6 +67,11 @@ def parse_line(line: str, root: Path, *, split: str, where: str) -> Pair:
             f"{where}: expected 'image label' with paths relative to DATA.data_root, got "
             f"{line.strip()!r}; a split without labels is tested with TEST.split test"
         )
+    if fields[1] in ("1", "0", "-1"):
+        raise DataError(
+            f"{where}: {line.strip()!r} is of a list for classification (PASCAL VOC's "
+            "ImageSets/Main); those for segmentation are in ImageSets/Segmentation"
+        )
     return Pair(fields[0], locate(root, fields[0]), locate(root, fields[1]))
 
 

@@ -241,3 +241,25 @@ def test_train_aug_joins_voc_and_sbd_without_vocs_validation(tmp_path: Path) -> 
     assert sorted(found) == ["both", "own", "sbd"]
     assert np.array_equal(found["both"], RAW)
     assert np.array_equal(found["sbd"], 20 - RAW)
+
+
+@pytest.mark.parametrize("workers", ["1", "2"])
+def test_a_plain_copy_holds_train_ids_and_is_not_shifted_again(
+    workers: str, tmp_path: Path
+) -> None:
+    """It reads back as the original does; a second run writes nothing, a lost file comes back."""
+    ade20k(tmp_path)
+    copy = tmp_path / "copy"
+    words = ["ade20k", str(tmp_path), "--lists", str(tmp_path / "lists"), "--workers", workers]
+    words += ["--convert", str(copy)]
+    prepare.main(words)
+    samples = build_evaluation_set(config(copy, "ade20k", "train"), "train.txt", split="train")
+    assert samples.encoding.kind == "train_id"
+    assert samples[0].label.ravel().tolist() == SHIFTED
+    written = {path: path.stat().st_mtime_ns for path in copy.rglob("*.png")}
+    lost = next(iter(written))
+    lost.unlink()
+    prepare.main(words)
+    after = {path: path.stat().st_mtime_ns for path in copy.rglob("*.png")}
+    assert after.keys() == written.keys()
+    assert all(after[path] == time for path, time in written.items() if path != lost)

@@ -15,8 +15,11 @@ import numpy as np
 
 from stripseg.config.errors import DataError
 from stripseg.dataset import custom, inspection
-from stripseg.dataset.catalogue import available, describe
+from stripseg.dataset.catalogue import DatasetDescription, available, describe
+from stripseg.dataset.conversion import convert
+from stripseg.dataset.labels import choose_encoding
 from stripseg.dataset.layout import official_pairs, official_root
+from stripseg.dataset.lists import Pair
 from stripseg.dataset.sbd import train_aug_ids, write_train_aug
 from stripseg.dataset.shapes import write_shapes
 from stripseg.tool import common
@@ -34,6 +37,7 @@ def main(argv: Sequence[str]) -> int | None:
     parser.add_argument("dataset", choices=["custom", "shapes", *official])
     parser.add_argument("root", nargs="?", type=Path, help="folder of the data")
     parser.add_argument("--lists", type=Path, help="folder for an official download's lists")
+    parser.add_argument("--convert", type=Path, help="also write a plain copy below this folder")
     parser.add_argument("--sbd", type=Path, help="voc2012: SBD's benchmark_RELEASE/dataset")
     parser.add_argument("--images", type=Path, help="custom: folder of images")
     parser.add_argument("--labels", type=Path, help="custom: folder of labels")
@@ -66,14 +70,15 @@ def main(argv: Sequence[str]) -> int | None:
             write_train_aug(voc, options.sbd), total=count, unit="label", what="train_aug"
         ):
             pass
-    return write_official_lists(options.dataset, options.root, options.lists)
+    return prepare_official(options)
 
 
-def write_official_lists(name: str, root: Path, folder: Path | None) -> int | None:
-    """A list of pairs for every split that is there; 1 if one is not whole."""
+def prepare_official(options: argparse.Namespace) -> int | None:
+    """A list of pairs for every split that is there, and a plain copy; 1 if one is not whole."""
+    name, root = options.dataset, options.root
     description = describe(name)
     base = official_root(description, root)
-    folder = folder or Path("dataset") / name / "list"
+    folder = options.lists or Path("dataset") / name / "list"
     incomplete, written = False, 0
     for split, layout in description.layout.items():
         try:
@@ -92,10 +97,39 @@ def write_official_lists(name: str, root: Path, folder: Path | None) -> int | No
         incomplete |= not whole
         verdict = "as published" if whole else f"NOT WHOLE, published are {expected}"
         print(f"{split}: {len(pairs)} images ({verdict}) -> {folder / f'{split}.txt'}")
+        if options.convert and layout.labels is not None:
+            write_copy(split, pairs, description, base, options)
     if not written:
         raise DataError(f"{root}: holds no split of {name}; name the folder of the download")
     print(f"DATA.data_root for these lists: {base}")
     return INCOMPLETE if incomplete else None
+
+
+def write_copy(
+    split: str,
+    pairs: Sequence[Pair],
+    description: DatasetDescription,
+    base: Path,
+    options: argparse.Namespace,
+) -> None:
+    """A split as plain PNGs of train ids, with its list."""
+    encoding = choose_encoding(
+        pairs, description, classes=description.classes, ignore_label=description.ignore
+    )
+    copies = convert(
+        pairs,
+        encoding,
+        options.convert,
+        root=base,
+        colors=description.colors,
+        workers=options.workers,
+    )
+    lines = [
+        f"{image.as_posix()}\t{label.as_posix()}"
+        for image, label in progress(copies, total=len(pairs), unit="pair", what=split)
+    ]
+    custom.write_text(options.convert / f"{split}.txt", lines)
+    print(f"{split}: copied as train ids -> {options.convert / f'{split}.txt'}")
 
 
 def prepare_custom(options: argparse.Namespace) -> None:
