@@ -82,6 +82,11 @@ def images_by_pattern(layout: Split, base: Path) -> Iterator[tuple[str, Parts]]:
 
 def images_by_id(layout: Split, base: Path, ids: Sequence[str]) -> Iterator[tuple[str, Parts]]:
     """The same for the images that a list of ids names."""
+    if set(PLACE.findall(layout.images)) != {"id"}:
+        raise DataError(
+            f"a list of bare ids cannot say which files are meant ({layout.images}); list images "
+            "and labels, or leave the list out to take the whole split"
+        )
     for name in ids:
         relative = fill(layout.images, {"id": name})
         if not (base / relative).is_file():

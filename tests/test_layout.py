@@ -263,3 +263,10 @@ def test_a_plain_copy_holds_train_ids_and_is_not_shifted_again(
     after = {path: path.stat().st_mtime_ns for path in copy.rglob("*.png")}
     assert after.keys() == written.keys()
     assert all(after[path] == time for path, time in written.items() if path != lost)
+
+
+def test_ids_alone_do_not_name_cityscapes_files(tmp_path: Path) -> None:
+    cityscapes(tmp_path)
+    (tmp_path / "val.txt").write_text("frankfurt_000001_000019\n")
+    with pytest.raises(DataError, match="bare ids cannot say which files are meant"):
+        build_pairs(config(tmp_path, "cityscapes", "val"), "val.txt", split="val")

@@ -292,3 +292,14 @@ def test_the_made_config_says_only_what_exists(home: Path) -> None:
         assert Path(content["DATA"][key]).is_file()
     for key in ("names_path", "colors_path"):
         assert Path(content["TEST"][key]).is_file()
+
+
+@pytest.mark.parametrize(
+    "words", [["--name", "../up"], ["--name", "ade20k"], ["--validation", "1"]], ids=str
+)
+def test_impossible_words_are_refused(home: Path, words: list[str], capsys) -> None:
+    write_pairs(3)
+    with pytest.raises(SystemExit):
+        custom(*words)
+    assert words[0] in capsys.readouterr().err
+    assert not Path("config").exists()

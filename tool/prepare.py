@@ -8,6 +8,7 @@ prepare.py custom --images DIR --labels DIR --name NAME
 
 import argparse
 import os
+import re
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -54,6 +55,13 @@ def main(argv: Sequence[str]) -> int | None:
     if options.dataset == "custom":
         if not (options.images and options.labels and options.name):
             parser.error("custom needs --images, --labels and --name")
+        if not re.fullmatch(r"[a-z0-9_][a-z0-9_.-]*", options.name) or options.name in available():
+            parser.error(
+                f"--name {options.name}: a name of small letters, digits, '_', '-' and '.', and of "
+                "none of the datasets that are known"
+            )
+        if not 0 <= options.validation < 1:
+            parser.error(f"--validation {options.validation}: a share from 0 to below 1")
         return prepare_custom(options)
     if options.root is None:
         parser.error(f"name the folder of {options.dataset}")
