@@ -124,6 +124,7 @@ def build_training_set(config: Config) -> TrainingSet:
         augmentation,
         seed=train.manual_seed or 0,
         channels=config.DATA.in_channels,
+        skip_bad=train.bad_data == "skip",
     )
 
 

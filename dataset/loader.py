@@ -1,7 +1,7 @@
 """Batches in an order that depends on the seed alone, for any number of processes and workers."""
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import torch
@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from ..config.errors import DataError
+from ..util.interruption import leave_to_parent
 from .labels import LabelEncoding
 from .lists import Pair
 from .segmentation import EvaluationSet, Sample, TrainingSet
@@ -21,9 +22,10 @@ class Batch:
     image: Tensor
     label: Tensor
     names: list[str]
+    problems: list[str] = field(default_factory=list)  # of images that were left out
 
     def pin_memory(self) -> "Batch":
-        return Batch(self.image.pin_memory(), self.label.pin_memory(), self.names)
+        return replace(self, image=self.image.pin_memory(), label=self.label.pin_memory())
 
 
 class TrainingLoader:
@@ -79,6 +81,7 @@ class TrainingLoader:
             num_workers=self.workers,
             collate_fn=collate,
             pin_memory=self.pin_memory,
+            worker_init_fn=leave_to_parent,
         )
         for batch in loader:
             if isinstance(batch, DataError):
@@ -125,7 +128,8 @@ def collate(samples: Sequence[Sample | DataError]) -> Batch | DataError:
             return sample
     image = torch.from_numpy(np.stack([sample.image for sample in samples])).permute(0, 3, 1, 2)
     label = torch.from_numpy(np.stack([sample.label for sample in samples]))
-    return Batch(image, label, [sample.name for sample in samples])
+    problems = [sample.problem for sample in samples if sample.problem is not None]
+    return Batch(image, label, [sample.name for sample in samples], problems)
 
 
 def untouched(item: object) -> object:

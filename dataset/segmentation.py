@@ -21,6 +21,7 @@ class Sample:
     label: np.ndarray | None
     name: str
     index: int
+    problem: str | None = None  # why it is blank
 
 
 def read_pair(
@@ -64,7 +65,11 @@ class EvaluationSet(Dataset):
 
 
 class TrainingSet(Dataset):
-    """Augmented crops; every random choice is a function of (seed, epoch, index) alone."""
+    """Augmented crops; every random choice is a function of (seed, epoch, index) alone.
+
+    A pair that cannot be used is an error, or with `skip_bad` a crop that is ignored as a whole and
+    carries its `problem`: the others of the batch are what they would have been.
+    """
 
     def __init__(
         self,
@@ -74,9 +79,11 @@ class TrainingSet(Dataset):
         *,
         seed: int,
         channels: int = 3,
+        skip_bad: bool = False,
     ) -> None:
         self.pairs = pairs
         self.encoding = encoding
+        self.skip_bad = skip_bad
         self.augmentation = augmentation
         self.seed = seed
         self.channels = channels
@@ -90,7 +97,15 @@ class TrainingSet(Dataset):
         try:
             sample = read_pair(self.pairs[index], self.encoding, index, channels=self.channels)
         except DataError as error:
-            return error
+            return self.blank(index, str(error)) if self.skip_bad else error
         generator = np.random.Generator(np.random.PCG64([self.seed, epoch, index]))
         image, label = self.augmentation(sample.image, sample.label, generator)
         return Sample(image, label, sample.name, index)
+
+    def blank(self, index: int, problem: str) -> Sample:
+        """The colour of padding, ignored everywhere."""
+        size = self.augmentation.crop
+        fill = np.array(self.augmentation.fill[: self.channels]).round().astype(np.uint8)
+        image = np.broadcast_to(fill, (*size, self.channels)).copy()
+        label = np.full(size, self.augmentation.ignore_label, np.uint8)
+        return Sample(image, label, self.pairs[index].name, index, problem)

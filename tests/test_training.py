@@ -175,8 +175,8 @@ def test_single_value_batch_norm_is_found_before_training(small_config: Path) ->
 
 
 def test_diverging_loss_stops_the_run(small_config: Path) -> None:
-    config = load_config(small_config, ["TRAIN.base_lr", "1e30"])
-    with pytest.raises(TrainingError, match="lower TRAIN.base_lr"):
+    config = load_config(small_config, ["TRAIN.base_lr", "1e30", "TRAIN.skipped_steps", "2"])
+    with pytest.raises(TrainingError, match="3 steps in a row were skipped.*lower TRAIN.base_lr"):
         build_trainer(config, CPU).fit()
 
 

@@ -17,6 +17,7 @@ from stripseg.config.schema import Config
 from stripseg.model.build import check_arch
 from stripseg.util import distributed
 from stripseg.util.inference import InferenceSettings, SlidingWindow
+from stripseg.util.interruption import STOPPED, Stopped
 
 USER_ERROR = 2
 INTERRUPTED = 130
@@ -33,6 +34,10 @@ def run_command(main: Callable[[Sequence[str]], int | None]) -> None:
     except StripsegError as error:
         print(f"error: {error}", file=sys.stderr)
         code = USER_ERROR
+    except Stopped as reason:
+        if distributed.is_main():
+            print(reason, file=sys.stderr)
+        code = STOPPED
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         code = INTERRUPTED

@@ -1,20 +1,17 @@
 """Train a network: `python tool/train.py DATASET EXPERIMENT [KEY VALUE ...]`."""
 
-import inspect
 import logging
+import os
 import time
-import warnings
 from collections.abc import Callable, Sequence
-from copy import deepcopy
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from torch import nn
-from torch.nn.parallel import DistributedDataParallel
 
-from stripseg.config.errors import CheckpointError, TrainingError
+from stripseg.config.errors import CheckpointError
 from stripseg.config.load import check_files, save_effective
 from stripseg.config.schema import Config
 from stripseg.dataset.build import (
@@ -31,29 +28,49 @@ from stripseg.model.build import build_segmenter
 from stripseg.model.segmenter import Segmenter
 from stripseg.model.weights import load_weights
 from stripseg.tool import common
-from stripseg.util import distributed, sync_batch_norm
-from stripseg.util.checkpoint import CheckpointFolder, read_checkpoint
+from stripseg.util import distributed
+from stripseg.util.checkpoint import (
+    CheckpointFolder,
+    folder_lock,
+    move_aside,
+    read_checkpoint,
+)
 from stripseg.util.evaluation import Evaluator
 from stripseg.util.images import as_rgb, colorize, overlay
 from stripseg.util.logging import progress, run_logger
 from stripseg.util.losses import SegmentationLoss, balanced_class_weights
 from stripseg.util.metrics import Scores
 from stripseg.util.optimization import build_optimizer, choose_precision
+from stripseg.util.placement import check_batch_norm, place_network
 from stripseg.util.trainer import Trainer, TrainerSettings
 
 
 def main(argv: Sequence[str]) -> int | None:
     """Parse, decide on processes, train."""
     parser = common.argument_parser("train.py", __doc__)
-    _, config = common.parse_config(parser, argv)
+    parser.add_argument(
+        "--fresh", action="store_true", help="start anew; an earlier run's folder is moved aside"
+    )
+    options, config = common.parse_config(parser, argv)
     check_files(config, "train", official_splits=official_splits(config))
     devices = distributed.choose_devices(config.TRAIN.train_gpu, key="TRAIN.train_gpu")
     processes = common.process_count(config, devices)
+    folder = Path(config.TRAIN.save_path)
+    if options.fresh and int(os.environ.get("RANK", 0)) == 0:
+        with folder_lock(folder):
+            print(f"the earlier run is kept in {move_aside(folder)}")
     if common.must_launch(config, processes):
-        return common.launch("stripseg.tool.train", argv, config, processes)
+        words = [word for word in argv if word != "--fresh"]
+        return common.launch("stripseg.tool.train", words, config, processes)
     device = common.own_device(devices)
     place = config.Distributed
     distributed.start(device, backend=place.dist_backend, timeout_minutes=place.timeout_minutes)
+    with folder_lock(folder) if distributed.is_main() else nullcontext():
+        return run(config, device)
+
+
+def run(config: Config, device: torch.device) -> None:
+    """Train from where the run's folder says to the end."""
     trainer = build_trainer(config, device)
     if trainer.step >= trainer.total_steps:
         trainer.log.info(
@@ -61,10 +78,9 @@ def main(argv: Sequence[str]) -> int | None:
             "nothing to do. Raise TRAIN.epochs, or set TRAIN.resume none and another "
             "TRAIN.save_path to train anew"
         )
-        return None
+        return
     trainer.fit()
     trainer.log.info(f"done: {trainer.checkpoints.last}")
-    return None
 
 
 def build_trainer(config: Config, device: torch.device) -> Trainer:
@@ -143,30 +159,6 @@ def describe_run(
     )
 
 
-def check_batch_norm(config: Config, segmenter: Segmenter) -> None:
-    """Find out before training whether a batch leaves batch norm a single value a channel.
-
-    A pass without data (meta tensors) over the batch that batch norm will see.
-    """
-    train = config.TRAIN
-    share = train.batch_size
-    if not train.sync_bn:
-        share //= distributed.world_size()
-    hollow = deepcopy(segmenter).to("meta").train()
-    image = torch.empty(share, config.DATA.in_channels, train.train_h, train.train_w, device="meta")
-    try:
-        with torch.no_grad():
-            hollow(image)
-    except ValueError as error:
-        if "more than 1 value per channel" not in str(error):
-            raise
-        raise TrainingError(
-            f"TRAIN.batch_size {train.batch_size} with crop {train.train_h}x{train.train_w} leaves "
-            f"batch norm one value per channel ({share} image a process); raise TRAIN.batch_size "
-            "or the crop, or set TRAIN.norm group"
-        ) from error
-
-
 def find_resume(
     config: Config, checkpoints: CheckpointFolder, log: logging.Logger
 ) -> tuple[Path, dict[str, Any]] | None:
@@ -206,33 +198,6 @@ def initialise_weights(config: Config, segmenter: Segmenter, log: logging.Logger
         loaded = True
     if not loaded:
         log.info("no pretrained weights: training from scratch")
-
-
-def place_network(config: Config, segmenter: Segmenter, device: torch.device) -> nn.Module:
-    """Move the network to its device and make it one of several processes where there are."""
-    train = config.TRAIN
-    segmenter.to(device)
-    if train.channels_last:
-        segmenter.to(memory_format=torch.channels_last)
-    if device.type == "cuda":
-        torch.backends.cudnn.benchmark = True
-    synchronized = train.sync_bn and train.norm == "batch"
-    if distributed.world_size() == 1:
-        return segmenter
-    if synchronized:
-        with warnings.catch_warnings():
-            if not distributed.is_main():
-                warnings.simplefilter("ignore")
-            sync_batch_norm.convert(segmenter, device=device, use_apex=config.Distributed.use_apex)
-    # newer releases of PyTorch renamed the switch for synchronizing buffers in every forward pass
-    known = inspect.signature(DistributedDataParallel).parameters
-    switch = "forward_sync_buffers" if "forward_sync_buffers" in known else "broadcast_buffers"
-    return DistributedDataParallel(
-        segmenter,
-        device_ids=[device.index] if device.type == "cuda" else None,
-        gradient_as_bucket_view=True,
-        **{switch: not synchronized},
-    )
 
 
 def optimizer_of(config: Config, segmenter: Segmenter) -> torch.optim.Optimizer:
@@ -287,6 +252,8 @@ def trainer_settings(config: Config, device: torch.device, dtype: torch.dtype) -
         print_every=train.print_freq,
         save_every_epochs=train.save_freq,
         save_every_minutes=train.save_minutes,
+        save_every_steps=train.save_steps,
+        skipped_in_a_row=train.skipped_steps,
         evaluate_every_epochs=train.evaluate_freq,
     )
 

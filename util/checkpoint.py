@@ -3,7 +3,13 @@
 import os
 import re
 import shutil
-from collections.abc import Iterator
+import socket
+import time
+import warnings
+import zipfile
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +18,12 @@ import torch
 from torch import Tensor
 
 from ..config.atomic import atomic_write
-from ..config.errors import CheckpointError
+from ..config.errors import CheckpointError, TrainingError
+
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None  # type: ignore[assignment]
 
 FORMAT_VERSION = 1
 
@@ -52,6 +63,7 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
     try:
         if path.suffix == ".safetensors":
             return dict(safetensors.torch.load_file(path))
+        check_sums(path)
         content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:
         if re.search("GLOBAL|Unsupported (global|class)", str(error)):
@@ -69,15 +81,110 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
     return content
 
 
+def check_sums(path: Path) -> None:
+    """Compare every record of the file with its CRC-32, which PyTorch writes and does not read.
+
+    Raises:
+        ValueError: a record was altered.
+        zipfile.BadZipFile: the file ends early.
+    """
+    with open(path, "rb") as file:
+        is_zip = file.read(2) == b"PK"  # PyTorch's format since 1.6
+    if is_zip:
+        with zipfile.ZipFile(path) as records:
+            altered = records.testzip()
+        if altered is not None:
+            raise ValueError(f"{altered} does not match its checksum")
+
+
+@contextmanager
+def folder_lock(folder: Path) -> Iterator[None]:
+    """Hold a run's folder, so that no second run writes there; freed when the process ends.
+
+    Raises:
+        TrainingError: another run holds it.
+    """
+    if fcntl is None:
+        yield
+        return
+    folder.mkdir(parents=True, exist_ok=True)
+    with open(folder / ".lock", "a+") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            file.seek(0)
+            raise TrainingError(
+                f"{folder} is in use by another run ({file.read().strip()}); wait for it, or set "
+                "another TRAIN.save_path or experiment"
+            ) from error
+        file.truncate(0)
+        file.write(f"process {os.getpid()} on {socket.gethostname()}")
+        file.flush()
+        yield
+
+
+def move_aside(folder: Path) -> Path | None:
+    """Rename a run's folder, so that a new run can have its name; None if there is none."""
+    if not folder.is_dir():
+        return None
+    aside = folder.with_name(f"{folder.name}-until-{time.strftime('%Y%m%d_%H%M%S')}")
+    folder.rename(aside)
+    return aside
+
+
+def snapshot(value: Any) -> Any:
+    """`value` with every tensor copied to the CPU: what it is now, whatever training does next."""
+    if isinstance(value, Tensor):
+        return value.detach().to("cpu", copy=True)
+    if isinstance(value, dict):
+        return {key: snapshot(entry) for key, entry in value.items()}
+    if isinstance(value, list | tuple):
+        return type(value)(snapshot(entry) for entry in value)
+    return value
+
+
 class CheckpointFolder:
     """The checkpoints of one run: `last.pth`, `best.pth` and `train_epoch_N.pth`.
 
     `train_epoch_N.pth` are kept for the last `keep` saved epochs, under the family's names.
+    Writing happens beside the training: `save` returns when the content is copied, `finish` when
+    all is written. A file that cannot be written (a full disk) is complained of; those before it
+    stay.
     """
 
     def __init__(self, folder: str | Path, *, keep: int = 2) -> None:
         self.folder = Path(folder)
         self.keep = keep
+        self.complain: Callable[[str], None] = warnings.warn
+        self._writer = ThreadPoolExecutor(1)
+        self._written: Future | None = None
+
+    def save(
+        self, content: dict[str, Any], *, epoch: int | None = None, best: bool = False
+    ) -> None:
+        """Write `last.pth`, and keep it as an epoch's and as the best one where these say so."""
+        self.finish()
+        copied = snapshot(content)
+        self._written = self._writer.submit(self._write, copied, epoch, best)
+
+    def finish(self) -> None:
+        """Wait until everything is written."""
+        if self._written is not None:
+            self._written.result()
+            self._written = None
+
+    def _write(self, content: dict[str, Any], epoch: int | None, best: bool) -> None:
+        try:
+            self.save_last(content)
+            if epoch is not None:
+                self.keep_epoch(epoch)
+            if best:
+                self.keep_best()
+        except (OSError, RuntimeError) as error:  # PyTorch's writer raises the latter
+            self.complain(
+                f"{self.last}: THE CHECKPOINT COULD NOT BE WRITTEN ({error}); training goes on, "
+                "the checkpoints before it are as they were. Make room on the disk"
+            )
 
     @property
     def last(self) -> Path:

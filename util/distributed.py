@@ -11,6 +11,8 @@ from torch import Tensor
 
 from ..config.errors import DeviceError
 
+_control: dist.ProcessGroup | None = None  # a group of CPU processes, for words between hosts
+
 
 def rank() -> int:
     return dist.get_rank() if dist.is_initialized() else 0
@@ -52,6 +54,15 @@ def barrier() -> None:
         dist.barrier()
 
 
+def any_process(flag: bool) -> bool:
+    """Is the flag up in any process? Every process must ask; nothing waits for the GPUs."""
+    if world_size() == 1:
+        return flag
+    up = torch.tensor(int(flag))
+    dist.all_reduce(up, group=_control)
+    return bool(up)
+
+
 def choose_devices(wanted: Sequence[int] | None, *, key: str) -> list[torch.device]:
     """The GPUs that `train_gpu` or `test_gpu` asks for; `[cpu]` for an empty list.
 
@@ -81,7 +92,10 @@ def start(device: torch.device, *, backend: str = "auto", timeout_minutes: float
         return
     if backend == "auto" or (backend == "nccl" and device.type == "cpu"):
         backend = "nccl" if device.type == "cuda" else "gloo"
-    dist.init_process_group(backend, timeout=timedelta(minutes=timeout_minutes))
+    global _control
+    timeout = timedelta(minutes=timeout_minutes)
+    dist.init_process_group(backend, timeout=timeout)
+    _control = dist.group.WORLD if backend == "gloo" else dist.new_group(None, timeout, "gloo")
 
 
 def stop() -> None:

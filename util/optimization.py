@@ -37,9 +37,13 @@ def build_optimizer(
         return torch.optim.AdamW(
             groups, lr=base_rate, betas=betas, weight_decay=weight_decay, fused=True
         )
-    return torch.optim.SGD(
+    optimizer = torch.optim.SGD(
         groups, lr=base_rate, momentum=momentum, weight_decay=weight_decay, fused=True
     )
+    if momentum:  # zero is what the first step means, and stays if that step is skipped
+        for parameter in parameters:
+            optimizer.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
+    return optimizer
 
 
 def set_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:

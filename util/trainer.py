@@ -1,6 +1,5 @@
 """The training loop: one path for CPU, one GPU and many processes."""
 
-import hashlib
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -13,12 +12,15 @@ from torch import Tensor, nn
 from ..config.errors import CheckpointError, TrainingError
 from . import distributed
 from .checkpoint import CheckpointFolder
+from .guard import NonFiniteGuard
+from .interruption import Stopped, StopRequest
 from .logging import progress
 from .losses import SegmentationLoss
 from .metrics import ConfusionMatrix, Scores
 from .normalization import Normalization
 from .optimization import autocast, set_rate
 from .schedule import poly
+from .seeds import derived_seed
 
 CPU = torch.device("cpu")
 
@@ -29,6 +31,7 @@ class Batch(Protocol):
     image: Tensor  # (N, C, H, W) uint8
     label: Tensor  # (N, H, W) uint8
     names: list[str]
+    problems: list[str]  # of images that were left out
 
 
 class Loader(Protocol):
@@ -58,7 +61,9 @@ class TrainerSettings:
     print_every: int = 10
     save_every_epochs: int = 1
     save_every_minutes: float | None = 10
+    save_every_steps: int | None = None
     evaluate_every_epochs: int = 1
+    skipped_in_a_row: int = 10
 
 
 class Trainer:
@@ -110,6 +115,8 @@ class Trainer:
         self.confusion = self._new_confusion()
         self.loss_sums = torch.zeros(4, device=device)  # total, main, auxiliary, steps
         self.normalize = Normalization(settings.mean, settings.std, device)
+        self.guard = NonFiniteGuard(segmenter, optimizer, device)
+        self.checkpoints.complain = log.error
         self.last_save = self.last_print = time.monotonic()
 
     @property
@@ -122,23 +129,43 @@ class Trainer:
         return self.step // self.loader.steps_per_epoch
 
     def fit(self, *, until: int | None = None) -> None:
-        """Train from the current step to the end, or to step `until`."""
+        """Train from the current step to the end, or to step `until`.
+
+        Raises:
+            Stopped: a signal asked for it; everything is saved.
+            TrainingError: too many steps in a row had to be skipped; the state is saved.
+        """
         end = self.total_steps if until is None else min(self.total_steps, until)
         self.network.train()
+        with StopRequest() as request:
+            self._steps(end, request)
+            if self.step % self.loader.steps_per_epoch:
+                self.save()
+            self.checkpoints.finish()
+
+    def _steps(self, end: int, request: StopRequest) -> None:
         batches = self.loader.batches(self.step, end)
         for batch in progress(
             batches, total=self.total_steps, start=self.step, unit="step", what="training"
         ):
+            for problem in batch.problems:
+                self.log.error(f"left out: {problem}")
             self.train_step(batch)
-            save_is_due = False
+            save_is_due = self._steps_are_due()
             if self.step % self.settings.print_every == 0 or self.step == end:
-                save_is_due = self._report()
+                save_is_due |= self._report()
             if self.step % self.loader.steps_per_epoch == 0:
                 self._finish_epoch()
             elif save_is_due:
                 self.save()
-        if self.step % self.loader.steps_per_epoch:
-            self.save()
+            if distributed.any_process(request.name is not None):
+                self.save()
+                self.checkpoints.finish()
+                reason = request.name or "another process"
+                raise Stopped(
+                    f"stopped by {reason} after step {self.step} of {self.total_steps}; saved in "
+                    f"{self.checkpoints.last}, the same command goes on from there"
+                )
 
     def train_step(self, batch: Batch) -> None:
         """One optimizer step on one global batch."""
@@ -152,18 +179,37 @@ class Trainer:
         image = self.normalize(image)
         if settings.channels_last:
             image = image.contiguous(memory_format=torch.channels_last)
+        self.guard.before_step()
         with autocast(settings.device, settings.dtype):
             logits, auxiliary = self.network(image)
         total, main, second = self.loss(logits, auxiliary, label)
         self.optimizer.zero_grad(set_to_none=True)
         self.scaler.scale(total).backward()
-        self.scaler.step(self.optimizer)
-        self.scaler.update()
+        bad = self._update(total)
         self.step += 1
+        self.guard.note(self.step, batch.names, bad)
         with torch.no_grad():
-            self.loss_sums += torch.stack([total, main, second, torch.ones_like(total)])
+            self.guard.keep_or_restore(bad)
+            figures = torch.stack([total, main, second, torch.ones_like(total)])
+            self.loss_sums += torch.where(bad.bool(), torch.zeros_like(figures), figures)
             if logits.shape[-2:] == label.shape[-2:]:
-                self.confusion.update(logits.argmax(1), label)
+                kept = torch.where(bad.bool(), settings.ignore_label, label)
+                self.confusion.update(logits.argmax(1), kept)
+
+    def _update(self, loss: Tensor) -> Tensor:
+        """Step the optimizer unless loss or gradients are not finite: 1.0 where it was skipped.
+
+        With fp16 the gradient scaler skips steps as a matter of course; then only the loss counts.
+        """
+        scaled = self.scaler.is_enabled()
+        bad = self.guard.judge(loss, gradients=not scaled)
+        if scaled:
+            self.scaler.step(self.optimizer)
+            self.scaler.update()
+        else:
+            self.optimizer.found_inf = bad  # the fused kernels leave everything alone where it is 1
+            self.optimizer.step()
+        return bad
 
     def _report(self) -> bool:
         """One line, and the curves, of the steps since the last one; is a checkpoint due?
@@ -172,17 +218,12 @@ class Trainer:
         """
         due = torch.full_like(self.loss_sums[:1], self._save_is_due() and distributed.is_main())
         sums = distributed.all_reduce_sum(torch.cat([self.loss_sums, due]))
-        total, main, second = (sums[:3] / sums[3].clamp(min=1)).tolist()
-        steps = int(self.loss_sums[3].item())
+        total, main, second = (sums[:3] / sums[3]).tolist()  # NaN: all were skipped
         self.loss_sums.zero_()
+        steps = len(self.guard.seen)
         now = time.monotonic()
         seconds, self.last_print = (now - self.last_print) / max(steps, 1), now
-        if not total - total == 0:  # NaN or infinite
-            raise TrainingError(
-                f"the loss is {total} after step {self.step}; lower TRAIN.base_lr, or use "
-                f"TRAIN.precision bf16 or fp32. The checkpoints in {self.checkpoints.folder} are "
-                "from before it"
-            )
+        self._report_skipped()
         rate = self.optimizer.param_groups[0]["lr"]
         remaining = time.strftime("%H:%M:%S", time.gmtime(seconds * (self.total_steps - self.step)))
         per_epoch = self.loader.steps_per_epoch
@@ -193,6 +234,19 @@ class Trainer:
         )
         self._draw("train_step", {"loss": total, "main": main, "auxiliary": second, "lr": rate})
         return bool(sums[4] > 0)
+
+    def _report_skipped(self) -> None:
+        """Name the steps that were skipped, and stop where there were too many in a row."""
+        for complaint in self.guard.look():
+            self.log.error(complaint)
+        if self.guard.in_a_row > self.settings.skipped_in_a_row:
+            self.save()
+            self.checkpoints.finish()
+            raise TrainingError(
+                f"{self.guard.in_a_row} steps in a row were skipped up to step {self.step}, their "
+                "loss or gradient is not finite; lower TRAIN.base_lr, or use TRAIN.precision bf16 "
+                f"or fp32. {self.checkpoints.last} has the weights from before them"
+            )
 
     def _finish_epoch(self) -> None:
         """Training figures, validation, checkpoints."""
@@ -211,13 +265,9 @@ class Trainer:
         due = epoch % settings.save_every_epochs == 0 or last
         if not (due or improved):
             return
-        self.save()
-        if distributed.is_main():
-            if due:
-                self.checkpoints.keep_epoch(epoch)
-            if improved:
-                self.checkpoints.keep_best()
-                self.log.info(f"best so far: {self.checkpoints.best}")
+        self.save(epoch=epoch if due else None, best=improved)
+        if improved:
+            self.log.info(f"best so far: {self.checkpoints.best}")
         self.last_print = time.monotonic()
 
     def _tell(self, split: str, scores: Scores) -> None:
@@ -243,12 +293,16 @@ class Trainer:
         minutes = self.settings.save_every_minutes
         return minutes is not None and time.monotonic() - self.last_save > 60 * minutes
 
-    def save(self) -> None:
+    def _steps_are_due(self) -> bool:
+        steps = self.settings.save_every_steps
+        return steps is not None and self.step % steps == 0
+
+    def save(self, *, epoch: int | None = None, best: bool = False) -> None:
         """Write `last.pth`: everything a run needs to go on as if never stopped."""
         counts = distributed.all_reduce_sum(self.confusion.counts.clone())
         sums = distributed.all_reduce_sum(self.loss_sums.clone())
         if distributed.is_main():
-            self.checkpoints.save_last(
+            self.checkpoints.save(
                 {
                     "state_dict": self.segmenter.state_dict(),
                     "optimizer": self.optimizer.state_dict(),
@@ -260,7 +314,9 @@ class Trainer:
                     "confusion": counts,
                     "loss_sums": sums,
                     "config": self.config,
-                }
+                },
+                epoch=epoch,
+                best=best,
             )
         self.last_save = time.monotonic()
 
@@ -288,9 +344,3 @@ class Trainer:
         share = distributed.is_main()  # sums over processes live on in one of them
         self.confusion.counts.copy_(content["confusion"] * share)
         self.loss_sums.copy_(content["loss_sums"] * share)
-
-
-def derived_seed(*parts: int) -> int:
-    """A 63-bit seed that depends on every part."""
-    digest = hashlib.sha256(repr(parts).encode()).digest()
-    return int.from_bytes(digest[:8], "little") >> 1

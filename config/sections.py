@@ -1,0 +1,322 @@
+"""Every option there is: its type, its default and what it means.
+
+The section and key names are semseg's, so that its YAML files and its users' fingers keep working.
+Options whose default depends on others (`derived`) are filled in by checks.py while loading.
+"""
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from .values import (
+    DEPTHS,
+    GPUS,
+    POOL_SIZES,
+    PRECISIONS,
+    URL,
+    Choice,
+    Either,
+    FilePath,
+    Flag,
+    ListOf,
+    LowerName,
+    Maybe,
+    Precision,
+    Real,
+    Text,
+    Whole,
+)
+
+
+def option(default: Any, description: str) -> Any:
+    return Field(default, description=description)
+
+
+def derived(description: str) -> Any:
+    """An option that may be left out; checks.py then works its value out from the others."""
+    return Field(None, description=description, json_schema_extra={"derived": True})
+
+
+class Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class DataSection(Section):
+    """The images and labels."""
+
+    dataset: Annotated[str, Maybe(LowerName())] = derived(
+        "name in `dataset/catalog/`, which knows classes and colours; from the file's name if empty"
+    )
+    data_root: Annotated[str, FilePath()] = Field(description="folder that list entries start from")
+    train_list: Annotated[str | None, Maybe(FilePath())] = option(
+        None, "list of training images and labels; looked for as it stands, then in `data_root`"
+    )
+    val_list: Annotated[str | None, Maybe(FilePath())] = option(
+        None, "the same for the validation during training"
+    )
+    in_channels: Annotated[int, Whole(1)] = option(
+        3, "of the image: 3 RGB, 1 grey, else the file's"
+    )
+    classes: Annotated[int, Whole(1, 255)] = Field(description="number of classes, ids from 0")
+    labels: Annotated[Literal["auto", "raw", "train_id"], Choice("auto", "raw", "train_id")] = (
+        option(
+            "auto",
+            "what label files hold: `raw` the dataset's official ids, translated while loading; "
+            "`train_id` 0 to classes - 1; `auto` finds out from the files",
+        )
+    )
+    mean: Annotated[list[float], Maybe(ListOf(Real(0, 255), filled=True))] = derived(
+        "mean of each channel; if empty ImageNet's 123.675, 116.28, 103.53 for RGB, else their mean"
+    )
+    std: Annotated[list[float], Maybe(ListOf(Real(0, 255, above=0), filled=True))] = derived(
+        "standard deviation of each channel; if empty 58.395, 57.12, 57.375, like `mean`"
+    )
+
+
+class TrainSection(Section):
+    """The network and how it is trained."""
+
+    arch: Annotated[str, LowerName(also={"pspnet": "psp", "psanet": "psa"})] = option(
+        "spnet", "the head: spnet, psp, psa, pyconvsegnet, fcn, or one that you have added"
+    )
+    layers: Annotated[int, Maybe(Choice(*DEPTHS))] = derived(
+        "depth of the backbone; 50 unless it says so"
+    )
+    backbone: Annotated[str, Maybe(Text())] = derived(
+        "`resnet50` (50s, 50d), `pyconvresnet50`, `pyconvhgresnet50` or another depth of these, or "
+        "`timm/NAME`; `resnet<layers>` if empty"
+    )
+    stem: Annotated[Literal["deep", "classic"], Choice("auto", "deep", "classic")] = option(
+        "auto",
+        "ResNet's first layers: `deep` three 3x3 convolutions, `classic` one 7x7; "
+        "`auto` is classic for pyconvsegnet and deep for the others",
+    )
+    output_stride: Annotated[Literal[8, 16, 32], Choice(8, 16, 32)] = option(
+        8, "input size divided by the size of the last feature map"
+    )
+    dilate_first_block: Annotated[bool, Maybe(Flag())] = derived(
+        "where dilation takes a stride's place, dilate the first block of the stage too; if empty "
+        "True for psp, psa and pyconvsegnet, as released, and False for the others"
+    )
+    multi_grid: Annotated[
+        bool | list[int] | None, Maybe(Either(Flag(), ListOf(Whole(1), filled=True)))
+    ] = option(
+        None,
+        "dilations in the last stage: True for growing ones (4, 8, 16 at output stride 8), False "
+        "for equal ones, a list of one per block; empty is True for spnet and False for others",
+    )
+    spm_on: Annotated[bool, Flag()] = option(True, "strip pooling modules in SPNet's backbone")
+    spm_blocks: Annotated[
+        list[Literal["none", "last", "all"] | list[int]],
+        ListOf(Either(Choice("none", "last", "all"), ListOf(Whole(0))), length=4),
+    ] = option(
+        ["last", "last", "last", "all"],
+        "the blocks with a strip pooling module, for each of the four stages: by word or number",
+    )
+    mixed_pooling_modules: Annotated[int, Whole(0)] = option(2, "how many SPNet's head has")
+    mixed_pooling_sizes: Annotated[list[int], POOL_SIZES] = option(
+        [20, 12], "grids that the short-range branch of the mixed pooling module pools to"
+    )
+    dropout: Annotated[float, Real(0, 1)] = option(0.1, "dropped share before the classifiers")
+    sync_bn: Annotated[bool, Flag()] = option(True, "batch norm over all processes together")
+    norm: Annotated[Literal["batch", "group"], Choice("batch", "group")] = option(
+        "batch", "normalisation; `group` does not depend on the batch size"
+    )
+    use_ppm: Annotated[bool, Flag()] = option(True, "pyramid pooling in PSPNet's head")
+    ppm_bins: Annotated[list[int], ListOf(Whole(1), filled=True)] = option(
+        [1, 2, 3, 6], "PSPNet: sides of the grids that the pyramid pools to"
+    )
+    ppm_pooling: Annotated[Literal["average", "max"], Choice("average", "max")] = option(
+        "average", "PSPNet: how the pyramid pools"
+    )
+    ppm_reduction: Annotated[bool, Flag()] = option(
+        True, "PSPNet: a 1x1 convolution narrows every level of the pyramid"
+    )
+    psa_type: Annotated[Literal[0, 1, 2], Choice(0, 1, 2)] = option(
+        2, "PSANet's attention: 0 collects, 1 distributes, 2 does both"
+    )
+    compact: Annotated[bool, Flag()] = option(False, "PSANet: its smaller variant")
+    shrink_factor: Annotated[int, Whole(1)] = option(2, "PSANet: shrinks features for attention")
+    mask_h: Annotated[int | None, Maybe(Whole(1))] = option(None, "PSANet: height of the mask, odd")
+    mask_w: Annotated[int | None, Maybe(Whole(1))] = option(
+        None, "its width; from the crop if empty"
+    )
+    normalization_factor: Annotated[float | None, Maybe(Real(above=0))] = option(
+        1.0, "PSANet: divides the aggregated features; empty is their height times width"
+    )
+    psa_softmax: Annotated[bool, Flag()] = option(True, "PSANet: softmax over the mask")
+    train_h: Annotated[int, Whole(1)] = option(480, "height of the training crop")
+    train_w: Annotated[int, Whole(1)] = option(480, "width of the training crop")
+    scale_min: Annotated[float, Real(above=0)] = option(0.5, "smallest random scale")
+    scale_max: Annotated[float, Real(above=0)] = option(2.0, "largest random scale")
+    rotate_min: Annotated[float, Real(-180, 180)] = option(-10.0, "smallest random angle, degrees")
+    rotate_max: Annotated[float, Real(-180, 180)] = option(10.0, "largest random angle, degrees")
+    rotate_probability: Annotated[float, Real(0, 1)] = option(0.5, "share of images rotated")
+    blur_probability: Annotated[float, Real(0, 1)] = option(0.5, "share of images blurred")
+    flip_probability: Annotated[float, Real(0, 1)] = option(0.5, "share of images mirrored")
+    zoom_factor: Annotated[Literal[1, 2, 4, 8], Choice(1, 2, 4, 8)] = option(
+        8, "size of the training logits: 8 is the full size, 1 an eighth of it"
+    )
+    ignore_label: Annotated[int, Whole(0, 255)] = option(
+        255, "label of pixels that count nowhere; not a class id"
+    )
+    aux_weight: Annotated[float, Real(0)] = option(
+        0.4, "weight of the auxiliary loss on stage 3; 0 leaves the auxiliary head out"
+    )
+    loss: Annotated[Literal["cross_entropy", "ohem"], Choice("cross_entropy", "ohem")] = option(
+        "cross_entropy", "`ohem` learns from the hardest pixels only"
+    )
+    ohem_threshold: Annotated[float, Real(0, 1)] = option(
+        0.7, "OHEM: pixels whose class has at most this probability are hard"
+    )
+    ohem_min_kept: Annotated[int, Whole(0)] = option(100000, "OHEM: pixels kept at least")
+    class_weights: Annotated[
+        Literal["none", "auto"] | list[float],
+        Maybe(Either(Choice("none", "auto"), ListOf(Real(above=0))), empty="none"),
+    ] = option("none", "weights of the classes in the loss; `auto` counts the training labels")
+    train_gpu: Annotated[list[int] | None, GPUS] = option(
+        None, "GPUs to use; empty is every visible one, or the CPU without any; [] is the CPU"
+    )
+    workers: Annotated[int, Whole(0)] = option(
+        4, "loader processes, shared by the training processes of a machine; at most one a CPU"
+    )
+    batch_size: Annotated[int, Whole(1)] = option(16, "images per step, all processes together")
+    batch_size_val: Annotated[int, Whole(1)] = option(
+        8, "windows per forward pass in the validation during training"
+    )
+    optimizer: Annotated[Literal["sgd", "adamw"], Choice("sgd", "adamw")] = option(
+        "sgd", "`sgd` as in the papers; `adamw` learns faster from scratch, at a rate near 0.001"
+    )
+    base_lr: Annotated[float, Real(above=0)] = option(0.01, "learning rate of the backbone")
+    head_lr_factor: Annotated[float, Real(above=0)] = option(
+        10.0, "the head's and the auxiliary head's learning rate in units of `base_lr`"
+    )
+    epochs: Annotated[int, Whole(1)] = option(100, "passes over the training list")
+    start_epoch: Annotated[int, Whole(0)] = option(0, "first epoch of a run that resumes nothing")
+    power: Annotated[float, Real(0)] = option(0.9, "exponent of the poly learning rate schedule")
+    momentum: Annotated[float, Real(0, 1)] = option(0.9, "momentum of SGD")
+    weight_decay: Annotated[float, Real(0)] = option(1e-4, "weight decay of SGD")
+    manual_seed: Annotated[int | None, Maybe(Whole(0))] = option(
+        None, "seed; empty is 0: every run is seeded"
+    )
+    print_freq: Annotated[int, Whole(1)] = option(10, "steps between two lines of the log")
+    save_freq: Annotated[int, Whole(1)] = option(1, "epochs between two checkpoints")
+    save_steps: Annotated[int | None, Maybe(Whole(1))] = option(
+        None, "steps between two checkpoints within an epoch; empty leaves it to `save_minutes`"
+    )
+    save_minutes: Annotated[float | None, Maybe(Real(above=0))] = option(
+        10.0, "minutes between two checkpoints within an epoch; empty switches these off"
+    )
+    keep_last: Annotated[int, Whole(1)] = option(2, "how many of the newest checkpoints to keep")
+    save_path: Annotated[str, Maybe(FilePath())] = derived(
+        "folder for checkpoints and log; `exp/<dataset>/<experiment>/model` if empty"
+    )
+    weight: Annotated[str | None, Maybe(FilePath())] = option(
+        None, "weights to start from, of a whole network or a backbone: the file shows which"
+    )
+    pretrained: Annotated[str | None, Maybe(FilePath())] = option(
+        None, "weights of the backbone to start from"
+    )
+    pretrained_optional: Annotated[bool, Flag()] = option(
+        False, "without the file of `weight` or `pretrained`, say so and start from scratch"
+    )
+    resume: Annotated[str, Maybe(Either(Choice("auto", "none"), FilePath()), empty="auto")] = (
+        option("auto", "`auto` the newest checkpoint of `save_path`, `none` a new start, or a file")
+    )
+    bad_data: Annotated[Literal["stop", "skip"], Choice("stop", "skip")] = option(
+        "stop",
+        "an image or label that cannot be used: stop the run, or say so and go on without it",
+    )
+    skipped_steps: Annotated[int, Whole(0)] = option(
+        10, "steps in a row that may be skipped for a loss or gradient that is not finite"
+    )
+    evaluate: Annotated[bool, Flag()] = option(True, "validate during training")
+    evaluate_freq: Annotated[int, Whole(1)] = option(1, "epochs between two validations")
+    precision: Annotated[Precision, PRECISIONS] = option(
+        "fp32", "arithmetic of the network; `auto` is bf16 where the hardware has it, else fp32"
+    )
+    channels_last: Annotated[bool, Flag()] = option(True, "memory layout; faster on most GPUs")
+    tensorboard: Annotated[bool, Flag()] = option(True, "write curves for TensorBoard")
+    sample_predictions: Annotated[int, Whole(0)] = option(4, "predictions shown per validation")
+
+
+class DistributedSection(Section):
+    """Several processes and machines."""
+
+    dist_url: Annotated[str, URL] = option("tcp://127.0.0.1:6789", "where processes meet")
+    dist_backend: Annotated[Literal["nccl", "gloo", "auto"], Choice("nccl", "gloo", "auto")] = (
+        option("auto", "how processes talk; `auto` is nccl on GPUs and gloo on the CPU")
+    )
+    multiprocessing_distributed: Annotated[bool, Flag()] = option(
+        True, "one process for each GPU; False trains with a single process"
+    )
+    world_size: Annotated[int, Whole(1)] = option(1, "number of machines")
+    rank: Annotated[int, Whole(0)] = option(0, "number of this machine, from 0")
+    processes: Annotated[int | None, Maybe(Whole(1))] = option(
+        None, "processes on this machine; empty is one for each GPU, or one on the CPU"
+    )
+    timeout_minutes: Annotated[float, Real(above=0)] = option(
+        30.0, "how long a process waits for the others before it gives up"
+    )
+    use_apex: Annotated[bool, Flag()] = option(
+        False, "older YAMLs: whether `opt_level` counts; PyTorch's own mixed precision is used"
+    )
+    opt_level: Annotated[
+        Literal["O0", "O1", "O2", "O3"] | None, Maybe(Choice("O0", "O1", "O2", "O3"))
+    ] = option(None, "older YAMLs: O0 is TRAIN.precision fp32, the others are fp16")
+    keep_batchnorm_fp32: Annotated[bool | str | None, Maybe(Either(Flag(), Text()))] = option(
+        None, "older YAMLs: no effect, batch norm always computes in fp32"
+    )
+    loss_scale: Annotated[
+        float | Literal["dynamic"] | None, Maybe(Either(Real(above=0), Choice("dynamic")))
+    ] = option(None, "first factor of the fp16 gradient scaler; empty and `dynamic` are PyTorch's")
+
+
+class TestSection(Section):
+    """Testing a trained network on a list of images."""
+
+    test_list: Annotated[str | None, Maybe(FilePath())] = option(
+        None, "list of images (and labels); looked for as it stands, then in `data_root`"
+    )
+    split: Annotated[Literal["train", "val", "test"], Choice("train", "val", "test")] = option(
+        "val", "what the list is; `test` has no labels and is not scored"
+    )
+    base_size: Annotated[int, Whole(0)] = option(
+        512, "long side of the image at scale 1; 0 is the image's own size"
+    )
+    test_h: Annotated[int, Maybe(Whole(1))] = derived("height of a window; train_h if empty")
+    test_w: Annotated[int, Maybe(Whole(1))] = derived("width of a window; train_w if empty")
+    scales: Annotated[list[float], ListOf(Real(above=0), filled=True, one_alone=True)] = option(
+        [1.0], "scales whose scores are averaged; often 0.5, 0.75, ... 1.75"
+    )
+    flip: Annotated[bool, Flag()] = option(True, "average with the mirrored image's scores")
+    has_prediction: Annotated[bool, Flag()] = option(
+        False, "score the predictions already in `save_folder`, run no network"
+    )
+    index_start: Annotated[int, Whole(0)] = option(0, "first image of the list to take")
+    index_step: Annotated[int, Whole(0)] = option(0, "how many images to take; 0 is all")
+    test_gpu: Annotated[list[int] | None, GPUS] = option(None, "GPUs to use, like `train_gpu`")
+    model_path: Annotated[str, Maybe(FilePath())] = derived(
+        "checkpoint to test; `last.pth` in `TRAIN.save_path` if empty"
+    )
+    save_folder: Annotated[str, Maybe(FilePath())] = derived(
+        "folder for predictions; `exp/<dataset>/<experiment>/result/<split>/ss` if empty, "
+        "or `ms` with more than one scale"
+    )
+    colors_path: Annotated[str | None, Maybe(FilePath())] = option(
+        None, "text file, a line `red green blue` per class; the catalog's colours if empty"
+    )
+    names_path: Annotated[str | None, Maybe(FilePath())] = option(
+        None, "text file, a name per class and line; the catalog's names if empty"
+    )
+    batch_size: Annotated[int, Whole(1)] = option(8, "windows per forward pass")
+    precision: Annotated[Precision, PRECISIONS] = option("fp32", "like TRAIN.precision")
+    channels_last: Annotated[bool, Flag()] = option(True, "like TRAIN.channels_last")
+    save_predictions: Annotated[bool, Flag()] = option(True, "write the predictions as PNG files")
+    workers: Annotated[int, Whole(0)] = option(2, "loader processes, like those of TRAIN")
+    best_mIoU_model_path: Annotated[str | None, Maybe(Text())] = option(
+        None, "PyConvSegNet's YAMLs: no effect, `model_path` counts"
+    )
+    best_mIoU_save_folder: Annotated[str | None, Maybe(Text())] = option(
+        None, "PyConvSegNet's YAMLs: no effect, `save_folder` counts"
+    )

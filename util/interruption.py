@@ -1,0 +1,47 @@
+"""Signals that ask a run to end: it saves after the step at hand, and its exit code says so."""
+
+import os
+import signal
+import threading
+from types import FrameType
+
+STOPPED = 75  # the exit code of a run that was asked to stop: it can go on (EX_TEMPFAIL)
+SIGNALS = ("SIGTERM", "SIGINT", "SIGUSR1")  # of schedulers, of a terminal, of Slurm before the end
+
+
+class Stopped(Exception):
+    """The run was asked to stop and has saved where it is."""
+
+
+class StopRequest:
+    """Listens while it is entered; `name` is the signal that came, or None.
+
+    A second SIGINT ends the process at once.
+    """
+
+    def __init__(self) -> None:
+        self.name: str | None = None
+        self._before: dict[int, object] = {}
+
+    def __enter__(self) -> "StopRequest":
+        if threading.current_thread() is threading.main_thread():
+            for name in SIGNALS:
+                number = getattr(signal, name, None)  # Windows lacks SIGUSR1
+                if number is not None:
+                    self._before[number] = signal.signal(number, self._receive)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+        self._before.clear()
+
+    def _receive(self, number: int, _: FrameType | None) -> None:
+        if self.name is not None and number == signal.SIGINT:
+            os._exit(128 + number)
+        self.name = signal.Signals(number).name
+
+
+def leave_to_parent(_worker: int) -> None:
+    """For a loader's worker: a Ctrl-C in the terminal reaches it too, but its parent decides."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)

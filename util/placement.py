@@ -1,0 +1,64 @@
+"""A network onto its device and among its processes."""
+
+import inspect
+import warnings
+from copy import deepcopy
+
+import torch
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+
+from ..config.errors import TrainingError
+from ..config.schema import Config
+from . import distributed, sync_batch_norm
+
+
+def check_batch_norm(config: Config, segmenter: nn.Module) -> None:
+    """Find out before training whether a batch leaves batch norm a single value a channel.
+
+    A pass without data (meta tensors) over the batch that batch norm will see.
+    """
+    train = config.TRAIN
+    share = train.batch_size
+    if not train.sync_bn:
+        share //= distributed.world_size()
+    hollow = deepcopy(segmenter).to("meta").train()
+    image = torch.empty(share, config.DATA.in_channels, train.train_h, train.train_w, device="meta")
+    try:
+        with torch.no_grad():
+            hollow(image)
+    except ValueError as error:
+        if "more than 1 value per channel" not in str(error):
+            raise
+        raise TrainingError(
+            f"TRAIN.batch_size {train.batch_size} with crop {train.train_h}x{train.train_w} leaves "
+            f"batch norm one value per channel ({share} image a process); raise TRAIN.batch_size "
+            "or the crop, or set TRAIN.norm group"
+        ) from error
+
+
+def place_network(config: Config, segmenter: nn.Module, device: torch.device) -> nn.Module:
+    """Move the network to its device and make it one of several processes where there are."""
+    train = config.TRAIN
+    segmenter.to(device)
+    if train.channels_last:
+        segmenter.to(memory_format=torch.channels_last)
+    if device.type == "cuda":
+        torch.backends.cudnn.benchmark = True
+    synchronized = train.sync_bn and train.norm == "batch"
+    if distributed.world_size() == 1:
+        return segmenter
+    if synchronized:
+        with warnings.catch_warnings():
+            if not distributed.is_main():
+                warnings.simplefilter("ignore")
+            sync_batch_norm.convert(segmenter, device=device, use_apex=config.Distributed.use_apex)
+    # newer releases of PyTorch renamed the switch for synchronizing buffers in every forward pass
+    known = inspect.signature(DistributedDataParallel).parameters
+    switch = "forward_sync_buffers" if "forward_sync_buffers" in known else "broadcast_buffers"
+    return DistributedDataParallel(
+        segmenter,
+        device_ids=[device.index] if device.type == "cuda" else None,
+        gradient_as_bucket_view=True,
+        **{switch: not synchronized},
+    )
