@@ -75,7 +75,7 @@ def _dilate_first_block(train: TrainSection) -> bool:
 def problems(config: Config) -> Iterator[Problem]:
     """Everything in a filled-in config that cannot work together."""
     yield from _backbone(config.TRAIN)
-    yield from _psa(config.TRAIN)
+    yield from _psa(config.TRAIN, config.TEST)
     yield from _channels(config.DATA)
     yield from _labels(config.DATA, config.TRAIN)
     yield from _ranges(config.TRAIN)
@@ -110,13 +110,20 @@ def _backbone(train: TrainSection) -> Iterator[Problem]:
         )
 
 
-def _psa(train: TrainSection) -> Iterator[Problem]:
+def _psa(train: TrainSection, test: TestSection) -> Iterator[Problem]:
     both = _of("TRAIN", "mask_h", "mask_w")
     if (train.mask_h is None) != (train.mask_w is None):
         yield both, "TRAIN.mask_h and TRAIN.mask_w must be given together, or both left empty"
     for key, size in (("mask_h", train.mask_h), ("mask_w", train.mask_w)):
         if size is not None and size % 2 == 0 and not train.compact:
             yield _of("TRAIN", key), f"TRAIN.{key} must be odd, not {size}"
+    crop, window = (train.train_h, train.train_w), (test.test_h, test.test_w)
+    if train.arch == "psa" and train.compact and crop != window:
+        yield (
+            (("TEST", "test_h"), ("TEST", "test_w"), ("TRAIN", "compact")),
+            f"TRAIN.compact has a mask of the training crop's size: TEST.test_h and TEST.test_w "
+            f"must be {crop[0]} and {crop[1]}, not {window[0]} and {window[1]}",
+        )
 
 
 def _channels(data: DataSection) -> Iterator[Problem]:

@@ -54,6 +54,9 @@ class DataSection(Section):
     val_list: Annotated[str | None, Maybe(FilePath())] = option(
         None, "the same for the validation during training"
     )
+    outside_root: Annotated[bool, Flag()] = option(
+        False, "whether lists may name files outside of `data_root`"
+    )
     in_channels: Annotated[int, Whole(1)] = option(
         3, "of the image: 3 RGB, 1 grey, else the file's"
     )
@@ -142,7 +145,7 @@ class TrainSection(Section):
         None, "its width; from the crop if empty"
     )
     normalization_factor: Annotated[float | None, Maybe(Real(above=0))] = option(
-        1.0, "PSANet: divides the aggregated features; empty is their height times width"
+        1.0, "PSANet: divides the aggregated features; empty is the mask's height times width"
     )
     psa_softmax: Annotated[bool, Flag()] = option(True, "PSANet: softmax over the mask")
     train_h: Annotated[int, Whole(1)] = option(480, "height of the training crop")

@@ -94,7 +94,7 @@ def build_pairs(config: Config, list_path: str, *, split: str) -> list[Pair]:
             labelled = split != "test"
             description = describe(config.dataset)
             return official_pairs(description, root, path.stem, ids=ids, with_labels=labelled)
-    return read_list(path, root, split=split)
+    return read_list(path, root, split=split, outside=config.DATA.outside_root)
 
 
 def official_splits(config: Config) -> Collection[str]:

@@ -241,6 +241,8 @@ def settings(
         "classes": len(encoding.names),
         "labels": "train_id",
     }
+    if not encoding.plain or any(item.turned for item in training):
+        data["outside_root"] = True  # rewritten labels lie beside the lists
     if channels != 3:
         mean, square = np.mean([item.sums for item in training], axis=0)
         data |= {"in_channels": channels, "mean": [round(v, 3) for v in mean.tolist()]}

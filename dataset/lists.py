@@ -1,6 +1,7 @@
 """List files: one image, or one image and its label, a line."""
 
 import json
+import os
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
@@ -16,12 +17,15 @@ class Pair:
     label: Path | None
 
 
-def read_list(path: Path, root: Path, *, split: str, check_files: bool = True) -> list[Pair]:
+def read_list(
+    path: Path, root: Path, *, split: str, check_files: bool = True, outside: bool = False
+) -> list[Pair]:
     """The pairs of a list, paths relative to `root`.
 
     Fields are separated by tabs or blanks; CRLF, a byte order mark, trailing blanks and a missing
     last newline are fine, and so are blanks inside paths where the files tell the fields apart.
-    `split` "test" needs no labels and passes over those there are.
+    `split` "test" needs no labels and passes over those there are. Files outside of `root` are
+    refused unless `outside` allows them: a list of a stranger should not choose what is read.
 
     Raises:
         DataError: the list is missing or empty, or a line is malformed or names a missing file.
@@ -39,6 +43,14 @@ def read_list(path: Path, root: Path, *, split: str, check_files: bool = True) -
         parse(line, root, split=split, where=f"{path}, line {number}")
         for number, line in enumerate(lines, 1)
     ]
+    if not outside:
+        for number, pair in enumerate(pairs, 1):
+            for file in (pair.image, pair.label):
+                if file is not None and not is_below(file, root):
+                    raise DataError(
+                        f"{path}, line {number}: {file} lies outside of DATA.data_root ({root}); "
+                        "set DATA.outside_root True if the list may name it"
+                    )
     if check_files:
         for number, pair in enumerate(pairs, 1):
             for file in (pair.image, pair.label):
@@ -87,6 +99,12 @@ def parse_json(line: str, root: Path, *, split: str, where: str) -> Pair:
     if label is None and split != "test":
         raise DataError(f"{where}: has no fpath_segm; such a split is tested with TEST.split test")
     return Pair(image, locate(root, image), None if split == "test" else locate(root, str(label)))
+
+
+def is_below(path: Path, root: Path) -> bool:
+    """Does the path, as it is written, stay below `root`? Links below `root` are the owner's."""
+    whole, folder = os.path.abspath(path), os.path.abspath(root)
+    return os.path.commonpath([whole, folder]) == folder
 
 
 def locate(root: Path, text: str) -> Path:

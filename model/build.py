@@ -75,7 +75,12 @@ def build_segmenter(config: Config) -> Segmenter:
     options = {"dropout": train.dropout, "norm_layer": norm_layer_of(train)}
     head_class, head_options = HEADS[train.arch]
     try:
-        backbone = build_backbone(train, in_channels=config.DATA.in_channels)
+        if train.backbone.startswith("timm/"):
+            backbone = timm_backbone(config)
+        else:
+            backbone = build_backbone(train, in_channels=config.DATA.in_channels)
+        if train.arch == "psa" and isinstance(backbone, TimmBackbone):
+            train = train.model_copy(update={"output_stride": backbone.strides[-1]})
         head = head_class(backbone.channels, classes, **head_options(train), **options)
     except ValueError as error:
         raise ConfigError(f"{config.source}: TRAIN: {error}") from error
@@ -110,8 +115,6 @@ def build_backbone(train: TrainSection, *, in_channels: int = 3) -> nn.Module:
     Raises:
         ValueError: a backbone that is not known, or an option that it does not have.
     """
-    if train.backbone.startswith("timm/"):
-        return timm_backbone(train, in_channels=in_channels)
     common = {
         "in_channels": in_channels,
         "output_stride": train.output_stride,
@@ -138,15 +141,16 @@ def build_backbone(train: TrainSection, *, in_channels: int = 3) -> nn.Module:
     return known[train.backbone](**common)
 
 
-def timm_backbone(train: TrainSection, *, in_channels: int) -> nn.Module:
+def timm_backbone(config: Config) -> nn.Module:
     """A timm network as it is: without strip pooling modules, multi-grid, or norms of ours."""
+    train, test = config.TRAIN, config.TEST
     if train.norm != "batch":
         raise ValueError(f"backbone {train.backbone} keeps timm's norms; TRAIN.norm must be batch")
     return TimmBackbone(
         train.backbone.removeprefix("timm/"),
-        in_channels=in_channels,
+        in_channels=config.DATA.in_channels,
         output_stride=train.output_stride,
-        size=(train.train_h, train.train_w),
+        sizes=((train.train_h, train.train_w), (test.test_h, test.test_w)),
     )
 
 
@@ -165,8 +169,11 @@ def strip_pooling_of(train: TrainSection) -> Sequence[str | Sequence[int]]:
 
 
 def psanet_mask_size(train: TrainSection) -> tuple[int, int]:
-    """As given, or what the training crop needs: all of the map, twice over unless compact."""
-    if train.mask_h is not None and train.mask_w is not None:
+    """As given, or what the training crop needs: all of the map, twice over unless compact.
+
+    Compact masks have the map's size whatever is given, as in semseg.
+    """
+    if train.mask_h is not None and train.mask_w is not None and not train.compact:
         return train.mask_h, train.mask_w
     shrunk = [
         ((side - 1) // train.output_stride) // train.shrink_factor + 1

@@ -21,6 +21,8 @@ class Family:
         prefixes: how a key begins; the first pair that fits is applied.
         infixes: parts within a key, applied after the prefix, each at most once.
         unused: keys that have no place in our networks.
+        always: regular expressions; the author's program knows no network without such a key.
+        never: a regular expression of keys that it does not know.
         whole: a whole segmentation network; otherwise a backbone, perhaps with a classifier.
     """
 
@@ -30,6 +32,8 @@ class Family:
     infixes: Pairs = ()
     unused: str | None = None
     whole: bool = True
+    always: tuple[str, ...] = ()
+    never: str | None = None
 
     def fits(self, keys: Iterable[str]) -> bool:
         keys = tuple(keys)
@@ -126,8 +130,9 @@ CLASSIC_STEM: Pairs = (
 )
 
 FAMILIES = (
-    Family("stripseg", (r"backbone\..+", r"head\.classifier\.weight")),
-    Family("stripseg encoder", (r"backbone\..+",), whole=False),  # perhaps with a classifier
+    Family("stripseg", (r"backbone\.(stem|network)\..+", r"head\..+")),
+    # perhaps with a classifier
+    Family("stripseg encoder", (r"backbone\.(stem|network)\..+",), whole=False),
     Family(
         "stripseg backbone",
         (r"stem\.0\.weight", r"layer1\.0\..+"),
@@ -151,6 +156,13 @@ FAMILIES = (
         ),
         STRIPS_IN_BLOCKS,
         unused=r"pretrained\.fc\..+",
+        always=(
+            r"pretrained\.conv1\.6\.weight",
+            r"pretrained\.bn1\.running_mean",
+            r"pretrained\.layer1\.0\.conv3\.weight",
+            r"head\.strip_pool2\.conv3\.1\.running_mean",
+        ),
+        never=r".*\.levels\..+|.*\.downsample\.2\.weight|head\.mixed_pooling\..+",
     ),
     Family(
         "semseg PSANet",
@@ -238,4 +250,11 @@ def authors_keys(state: Mapping, family: Family) -> dict:
     ]
     if stray or not family.fits(renamed):
         raise ValueError(f"{family.name} has no names for this network, such as {stray[:3]}")
+    missing = [mark for mark in family.always if not any(re.fullmatch(mark, k) for k in renamed)]
+    strange = [key for key in renamed if family.never and re.fullmatch(family.never, key)]
+    if missing or strange:
+        raise ValueError(
+            f"{family.name}'s program has no such network: "
+            + "; ".join([f"it lacks {mark}" for mark in missing] + strange[:3])
+        )
     return renamed

@@ -36,18 +36,21 @@ class PyramidalConvolution(nn.Module):
         dilation: int = 1,
     ) -> None:
         super().__init__()
+        splits = SPLITS[len(groups)]
+        widths = [out_channels // split for split in splits]
+        widths[0] += out_channels - sum(widths)  # what does not divide goes to the smallest kernel
         self.levels = nn.ModuleList(
             nn.Conv2d(
                 in_channels,
-                out_channels // split,
+                width,
                 kernel,
                 stride,
                 padding=kernel // 2 * dilation,
                 dilation=dilation,
-                groups=math.gcd(group, in_channels, out_channels // split),
+                groups=math.gcd(group, in_channels, width),
                 bias=False,
             )
-            for kernel, group, split in zip(KERNELS, groups, SPLITS[len(groups)], strict=False)
+            for kernel, group, width in zip(KERNELS, groups, widths, strict=False)
         )
 
     def forward(self, x: Tensor) -> Tensor:

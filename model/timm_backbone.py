@@ -27,7 +27,7 @@ class TimmBackbone(nn.Module):
         name: of a timm model, such as convnext_tiny.
         in_channels: of the image.
         output_stride: 8, 16 or 32, where the model can be had at less than its own.
-        size: (height, width) that the network must take; tried out without data.
+        sizes: (height, width) of images that the network must take; tried out without data.
     Raises:
         ValueError: timm is not installed, has no such model, or the model cannot be had at this
             output stride, as a backbone, or for this size.
@@ -39,7 +39,7 @@ class TimmBackbone(nn.Module):
         *,
         in_channels: int = 3,
         output_stride: int = 32,
-        size: Sequence[int] = (224, 224),
+        sizes: Sequence[tuple[int, int]] = ((224, 224),),
     ) -> None:
         super().__init__()
         self.network = create_features(name, in_channels, output_stride)
@@ -50,14 +50,23 @@ class TimmBackbone(nn.Module):
         self.channels = tuple(widths[index] for index in self.chosen)
         self.strides = tuple(strides[index] for index in self.chosen)
         self.multiple = max(strides)
+        for size in dict.fromkeys(sizes):
+            self._try(name, in_channels, size)
+
+    def _try(self, name: str, in_channels: int, size: tuple[int, int]) -> None:
+        """Without data: does the network take such images, and do its maps lie on its strides?"""
+        complaint = f"backbone timm/{name} does not take images of {size[0]}x{size[1]}"
+        height, width = (side + -side % self.multiple for side in size)
+        hollow = deepcopy(self.network).to("meta").eval()
         try:
-            hollow = deepcopy(self).to("meta").eval()
             with torch.no_grad():
-                hollow(torch.empty(1, in_channels, *size, device="meta"))
-        except (AssertionError, RuntimeError) as error:
-            raise ValueError(
-                f"backbone timm/{name} does not take images of {size[0]}x{size[1]}: {error}"
-            ) from error
+                maps = hollow(torch.empty(1, in_channels, height, width, device="meta"))
+        except (AssertionError, RuntimeError, ValueError) as error:
+            raise ValueError(f"{complaint}: {error}") from error
+        for index, stride in zip(self.chosen, self.strides, strict=True):
+            found = tuple(maps[index].shape[-2:])
+            if found != (height // stride, width // stride):
+                raise ValueError(f"{complaint}: its maps are {found} at a stride of {stride}")
 
     def forward(self, image: Tensor) -> list[Tensor]:
         height, width = image.shape[-2:]

@@ -144,13 +144,15 @@ def check_stem(
     family: Family, state: Mapping[str, Tensor], target: Mapping[str, Tensor], origin: str
 ) -> None:
     """A stem of the other kind is the commonest mismatch: say so, and which switch mends it."""
-    third = "backbone.stem.6.weight"
-    if family.whole or (third in state) == (third in target):
+    first, third = "backbone.stem.0.weight", "backbone.stem.6.weight"
+    if family.whole or first not in state or first not in target:
+        return
+    if (third in state) == (third in target):
         return
     has, wants = ("deep", "classic") if third in state else ("classic", "deep")
     raise CheckpointError(
-        f"{origin}: {family.name} has the {has} stem and the network the {wants} one; "
-        f"set TRAIN.stem to '{has}'"
+        f"{origin}: {family.name} has the {has} stem and the network the {wants} one; set "
+        f"TRAIN.stem to '{has}' with a backbone that has both, such as resnet50"
     )
 
 

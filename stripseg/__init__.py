@@ -1,6 +1,10 @@
 """stripseg: train and test semantic segmentation networks from one YAML file."""
 
+import os
 from pathlib import Path
+
+# OpenCV reads this once, when it is loaded: a picture that claims to be larger is refused
+os.environ.setdefault("OPENCV_IO_MAX_IMAGE_PIXELS", str(2**28))
 
 __version__ = "0.1.0"
 

@@ -35,6 +35,7 @@ def small_config(small_shapes: Path, tmp_path: Path) -> Path:
             "train_list": "train.txt",
             "val_list": "val.txt",
             "classes": 9,
+            "outside_root": True,  # tests name files that they make elsewhere
         },
         "TRAIN": {
             "arch": "spnet",

@@ -9,6 +9,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from stripseg.config.errors import CheckpointError
+from stripseg.model.layers import group_norm
 from stripseg.model.psanet import PSANetHead
 from stripseg.model.pspnet import PSPNetHead
 from stripseg.model.pyconv import PyConvResNet
@@ -21,7 +22,7 @@ from stripseg.tool.convert import main
 from stripseg.util.checkpoint import read_checkpoint
 
 NETWORKS = {
-    "spnet": spnet,
+    "spnet": lambda: spnet(50),
     "semseg-pspnet": lambda: whole(PSPNetHead),
     "semseg-psanet": lambda: whole(PSANetHead, mask_size=(3, 3)),
     "pyconvsegnet": lambda: whole(PyConvSegNetHead, PyConvResNet(18)),
@@ -108,7 +109,7 @@ def test_timms_files_go_there_and_back(tmp_path: Path) -> None:
 
 def test_authors_programs_find_their_prefix(tmp_path: Path) -> None:
     """A data-parallel wrapper loads keys that begin with `module.`, others silently not at all."""
-    saved(spnet(), tmp_path / "ours.pth")
+    saved(spnet(50), tmp_path / "ours.pth")
     main([str(tmp_path / "ours.pth"), str(tmp_path / "theirs.pth"), "--to", "spnet"])
     content = torch.load(tmp_path / "theirs.pth", weights_only=True)
     assert "module.pretrained.conv1.0.weight" in content["state_dict"]
@@ -119,6 +120,19 @@ def test_a_network_the_author_does_not_have_is_refused(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="with the names of semseg PSPNet: .* has no names"):
         main([str(tmp_path / "ours.pth"), str(tmp_path / "x.pth"), "--to", "semseg-pspnet"])
     assert not (tmp_path / "x.pth").exists()
+
+
+@pytest.mark.parametrize(
+    ("make", "lacks"),
+    [(spnet, "layer1"), (lambda: spnet(50, norm_layer=group_norm), "running_mean")],
+    ids=["basic blocks", "group norm"],
+)
+def test_a_variant_the_authors_program_cannot_build_is_refused(
+    make, lacks: str, tmp_path: Path
+) -> None:
+    saved(make(), tmp_path / "ours.pth")
+    with pytest.raises(CheckpointError, match=f"program has no such network: it lacks .*{lacks}"):
+        main([str(tmp_path / "ours.pth"), str(tmp_path / "x.pth"), "--to", "spnet"])
 
 
 def test_another_suffix_is_refused(tmp_path: Path) -> None:

@@ -68,6 +68,15 @@ def test_absolute_paths_of_another_machine_are_found_below_the_root(root: Path) 
     assert pairs[0].label == root / "train" / "y.png"
 
 
+@pytest.mark.parametrize(
+    "line", ["../a.jpg a.png", "a.jpg /etc/hostname", "x/../../a.jpg a.png", "/etc/passwd a.png"]
+)
+def test_files_outside_of_the_root_are_refused_unless_allowed(root: Path, line: str) -> None:
+    with pytest.raises(DataError, match=r"line 1: .* lies outside of .*DATA.outside_root True"):
+        read(root, line)
+    assert len(read(root, line, outside=True, check_files=False)) == 1
+
+
 def test_lists_of_json_objects(root: Path) -> None:
     path = root / "train.odgt"
     record = '{"fpath_img": "a.jpg", "fpath_segm": "a.png", "width": 3, "height": 2}'

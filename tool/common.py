@@ -108,6 +108,7 @@ def launch(module: str, argv: Sequence[str], config: Config, processes: int) -> 
     On one machine torchrun finds a free port by itself; several machines meet at
     `Distributed.dist_url`.
     """
+    from torch.distributed.elastic.multiprocessing.api import SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.run import get_args_parser, run
 
@@ -130,11 +131,16 @@ def launch(module: str, argv: Sequence[str], config: Config, processes: int) -> 
     )
     threads = max(1, (os.cpu_count() or 1) // processes)
     os.environ.setdefault("OMP_NUM_THREADS", str(threads))
+    parser = get_args_parser()
+    if "--signals-to-handle" in parser.format_help():  # it passes these on, and waits for the end
+        arguments += ["--signals-to-handle", "SIGTERM,SIGINT,SIGHUP,SIGQUIT,SIGUSR1"]
     try:
-        run(get_args_parser().parse_args([*arguments, "-m", module, *argv]))
+        run(parser.parse_args([*arguments, "-m", module, *argv]))
     except ChildFailedError as error:
         codes = [failure.exitcode for failure in error.failures.values()]
         return next((code for code in codes if code > 0), 1)
+    except SignalException:
+        return STOPPED
     return 0
 
 

@@ -2,7 +2,7 @@
 
 One config gets a table of its parts at the training crop, several are compared, one line each.
 Multiply-adds count convolutions and matrix products; activations are what the layers put out in
-float32 for one image, which is what training keeps.
+float32 for one image.
 """
 
 import argparse
@@ -59,6 +59,8 @@ def main(argv: Sequence[str]) -> int | None:
         for pair in zip(names[::2], names[1::2], strict=True)
     ]
     configs += [load_config(path, overrides) for path in options.config]
+    if overrides and options.checkpoint:
+        parser.error("options change configs, not what a checkpoint holds; name its config instead")
     configs += [config_in(path) for path in options.checkpoint]
     results = [(config, summarise_config(config)) for config in configs]
     if len(results) == 1:
@@ -97,7 +99,8 @@ class Part:
 
     Args:
         parameters, multiply_adds: of the part; multiply-adds of convolutions and matrix products.
-        activations: bytes of float32 that its layers put out, per image: what training keeps.
+        activations: bytes of float32 that its layers put out, per image; what additions,
+            products and concatenations put out is not among them.
         shape: (C, H, W) of its output.
         stride: input pixels per output pixel, rounded.
         receptive_field: side in input pixels that a value can depend on through convolutions;

@@ -11,6 +11,7 @@ import torch
 from stripseg.config.atomic import atomic_write
 from stripseg.config.errors import DataError
 from stripseg.config.load import check_files
+from stripseg.config.network import check_same_network
 from stripseg.config.schema import Config
 from stripseg.dataset.build import (
     Classes,
@@ -91,6 +92,7 @@ def load_engine(config: Config, device: torch.device) -> SlidingWindow:
     """The engine with the weights of `TEST.model_path`, strictly loaded."""
     path = config.TEST.model_path
     content = read_checkpoint(path)
+    check_same_network(content, config, origin=path)
     network = build_segmenter(config)
     load_weights(network, content, origin=str(path), exact=True)
     network.to(device).eval()

@@ -13,6 +13,7 @@ import torch
 
 from stripseg.config.errors import CheckpointError
 from stripseg.config.load import check_files, save_effective
+from stripseg.config.network import check_same_network
 from stripseg.config.schema import Config
 from stripseg.dataset.build import (
     build_classes,
@@ -108,7 +109,13 @@ def build_trainer(config: Config, device: torch.device) -> Trainer:
         initialise_weights(config, segmenter, log)
     else:
         origin, content = resumed
-        load_weights(segmenter, content, origin=str(origin), exact=True)
+        check_same_network(content, config, origin=str(origin))
+        report = load_weights(segmenter, content, origin=str(origin), exact=True)
+        if report.new or report.unused:
+            raise CheckpointError(
+                f"{origin}: was trained with{'out' * bool(report.new)} an auxiliary head; set "
+                f"TRAIN.aux_weight {'0' if report.new else 'above 0'} to go on with it"
+            )
     network = place_network(config, segmenter, device)
     trainer = Trainer(
         network=network,

@@ -14,6 +14,7 @@ from ..config.errors import DataError
 
 cv2.setNumThreads(0)  # loader workers are the parallelism; OpenCV's own threads fight them
 
+LARGEST_IMAGE = 2**32  # bytes, decoded
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp")
 TIFF_MARKS = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")  # classic and big, of either byte order
 
@@ -31,7 +32,10 @@ def read_image(path: Path, channels: int = 3) -> np.ndarray:
     if channels not in (1, 3):
         return _read_channels(path, content, channels)
     flag = cv2.IMREAD_COLOR if channels == 3 else cv2.IMREAD_GRAYSCALE
-    image = cv2.imdecode(np.frombuffer(content, np.uint8), flag)
+    try:
+        image = cv2.imdecode(np.frombuffer(content, np.uint8), flag)
+    except cv2.error as error:  # a picture of absurd size
+        raise DataError(f"{path}: cannot be decoded as an image ({error.err})") from error
     if image is None:
         raise DataError(f"{path}: cannot be decoded as an image; replace or remove it")
     return cv2.cvtColor(image, cv2.COLOR_BGR2RGB) if channels == 3 else image[..., None]
@@ -42,6 +46,8 @@ def _read_channels(path: Path, content: bytes, channels: int) -> np.ndarray:
     try:
         if content[:4] in TIFF_MARKS:
             with tifffile.TiffFile(io.BytesIO(content)) as file:
+                if file.series[0].nbytes > LARGEST_IMAGE:
+                    raise ValueError(f"claims to hold {file.series[0].nbytes} bytes")
                 image, axes = file.series[0].asarray(), file.series[0].axes
             # the axis that the file calls samples or channels, else the last or first that fits
             likely = [axes.find("S"), axes.find("C"), image.ndim - 1, 0]

@@ -151,7 +151,8 @@ class Trainer:
             for problem in batch.problems:
                 self.log.error(f"left out: {problem}")
             self.train_step(batch)
-            save_is_due = self._steps_are_due()
+            every = self.settings.save_every_steps
+            save_is_due = every is not None and self.step % every == 0
             if self.step % self.settings.print_every == 0 or self.step == end:
                 save_is_due |= self._report()
             if self.step % self.loader.steps_per_epoch == 0:
@@ -293,10 +294,6 @@ class Trainer:
         minutes = self.settings.save_every_minutes
         return minutes is not None and time.monotonic() - self.last_save > 60 * minutes
 
-    def _steps_are_due(self) -> bool:
-        steps = self.settings.save_every_steps
-        return steps is not None and self.step % steps == 0
-
     def save(self, *, epoch: int | None = None, best: bool = False) -> None:
         """Write `last.pth`: everything a run needs to go on as if never stopped."""
         counts = distributed.all_reduce_sum(self.confusion.counts.clone())
@@ -337,7 +334,13 @@ class Trainer:
                 f"{self.loader.steps_per_epoch}; the list or TRAIN.batch_size changed. Set "
                 "TRAIN.weight to it to start a new run from its weights"
             )
-        self.optimizer.load_state_dict(content["optimizer"])
+        try:
+            self.optimizer.load_state_dict(content["optimizer"])
+        except (ValueError, KeyError) as error:
+            raise CheckpointError(
+                f"{origin}: its optimizer does not fit ({error}); TRAIN.optimizer or the network "
+                "changed. Set TRAIN.weight to it to start a new run from its weights"
+            ) from error
         self.scaler.load_state_dict(content["scaler"])
         self.step = content["step"]
         self.best_mean_iou = content["best_mean_iou"]
