@@ -45,5 +45,5 @@ def check_same_network(content: Mapping[str, Any], config: Config, *, origin: st
             if key in theirs and theirs[key] != given[section][key]:
                 raise CheckpointError(
                     f"{origin}: was trained with {section}.{key} {theirs[key]}, and now it is "
-                    f"{given[section][key]}; use the config beside the checkpoint, or set the option"
+                    f"{given[section][key]}; take the config beside the checkpoint, or set it"
                 )

@@ -92,9 +92,9 @@ def load_engine(config: Config, device: torch.device) -> SlidingWindow:
     """The engine with the weights of `TEST.model_path`, strictly loaded."""
     path = config.TEST.model_path
     content = read_checkpoint(path)
-    check_same_network(content, config, origin=path)
     network = build_segmenter(config)
     load_weights(network, content, origin=str(path), exact=True)
+    check_same_network(content, config, origin=path)
     network.to(device).eval()
     if config.TEST.channels_last:
         network.to(memory_format=torch.channels_last)

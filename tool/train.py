@@ -109,8 +109,8 @@ def build_trainer(config: Config, device: torch.device) -> Trainer:
         initialise_weights(config, segmenter, log)
     else:
         origin, content = resumed
-        check_same_network(content, config, origin=str(origin))
         report = load_weights(segmenter, content, origin=str(origin), exact=True)
+        check_same_network(content, config, origin=str(origin))
         if report.new or report.unused:
             raise CheckpointError(
                 f"{origin}: was trained with{'out' * bool(report.new)} an auxiliary head; set "
