@@ -1,0 +1,1 @@
+"""Real training processes under fire: see __main__.py."""
