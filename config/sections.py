@@ -259,7 +259,7 @@ class DistributedSection(Section):
         None, "processes on this machine; empty is one for each GPU, or one on the CPU"
     )
     timeout_minutes: Annotated[float, Real(above=0)] = option(
-        30.0, "how long a process waits for the others before it gives up"
+        30.0, "without progress for so long, the run ends and names the process that hangs"
     )
     use_apex: Annotated[bool, Flag()] = option(
         False, "older YAMLs: whether `opt_level` counts; PyTorch's own mixed precision is used"

@@ -11,7 +11,6 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
-from faults.harness import bombard
 
 from stripseg.config.errors import CheckpointError, TrainingError
 from stripseg.config.load import load_config
@@ -335,15 +334,3 @@ def test_resuming_with_other_parts_is_refused(small_config: Path, words, message
     build_trainer(load_config(small_config), CPU).fit(until=1)
     with pytest.raises(CheckpointError, match=message):
         build_trainer(load_config(small_config, words), CPU)
-
-
-@pytest.mark.slow
-def test_a_run_under_fire_ends_as_an_untouched_one(small_config: Path, tmp_path: Path) -> None:
-    """The short version of `python -m tests.faults`."""
-    words = {"TRAIN": {"tensorboard": False, "evaluate_freq": 2}}
-    content = yaml.safe_load(small_config.read_text())
-    content["TRAIN"] |= words["TRAIN"]
-    small_config.write_text(yaml.safe_dump(content))
-    report = bombard(small_config, tmp_path / "fire", kills=3, seed=1)
-    assert report.kills + report.stops >= 3
-    assert report.differences == []

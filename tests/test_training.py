@@ -13,6 +13,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from stripseg.config.errors import CheckpointError, TrainingError
 from stripseg.config.load import load_config
 from stripseg.tool.train import build_trainer
+from stripseg.util.checkpoint import read_checkpoint
 
 CPU = torch.device("cpu")
 
@@ -143,6 +144,23 @@ def test_tensorboard_has_losses_rates_and_figures(small_config: Path, tmp_path: 
     assert "val/0" in events.Tags()["images"]
 
 
+def test_tensorboard_has_each_step_once_after_a_stop(small_config: Path, tmp_path: Path) -> None:
+    """The run dies two steps after its last checkpoint; these steps are done and drawn again."""
+    trainer = build_trainer(load_config(small_config), CPU)
+    trainer.fit(until=2)
+    trainer.save = lambda **_: None
+    trainer.fit(until=4)
+    trainer.board.close()
+    resumed = build_trainer(load_config(small_config), CPU)
+    assert resumed.step == 2
+    resumed.fit()
+    resumed.board.close()
+    events = EventAccumulator(str(tmp_path / "run" / "model"))
+    events.Reload()
+    assert [event.step for event in events.Scalars("train_step/loss")] == [1, 2, 3, 4, 5, 6]
+    assert [event.step for event in events.Scalars("train/mIoU")] == [3, 6]
+
+
 def test_first_step_runs_at_the_base_rate(small_config: Path) -> None:
     trainer = build_trainer(load_config(small_config), CPU)
     trainer.fit(until=1)
@@ -157,6 +175,15 @@ def test_damaged_newest_checkpoint_falls_back(small_config: Path, tmp_path: Path
     last.write_bytes(content[: len(content) // 2])
     trainer = build_trainer(load_config(small_config, ["TRAIN.epochs", "3"]), CPU)
     assert trainer.step == 6
+    assert read_checkpoint(last)["step"] == 6
+
+
+def test_checkpoint_of_a_newer_program_is_refused(small_config: Path, tmp_path: Path) -> None:
+    trained(small_config, until=1)
+    last = tmp_path / "run" / "model" / "last.pth"
+    torch.save(torch.load(last, weights_only=True) | {"version": 2}, last)
+    with pytest.raises(CheckpointError, match="is of version 2 of stripseg's checkpoints and this"):
+        build_trainer(load_config(small_config), CPU)
 
 
 def test_epoch_of_another_length_is_refused(small_config: Path) -> None:

@@ -3,7 +3,7 @@
 import logging
 import os
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
@@ -33,6 +33,7 @@ from stripseg.util import distributed
 from stripseg.util.checkpoint import (
     CheckpointFolder,
     folder_lock,
+    link_or_copy,
     move_aside,
     read_checkpoint,
 )
@@ -43,7 +44,9 @@ from stripseg.util.losses import SegmentationLoss, balanced_class_weights
 from stripseg.util.metrics import Scores
 from stripseg.util.optimization import build_optimizer, choose_precision
 from stripseg.util.placement import check_batch_norm, place_network
-from stripseg.util.trainer import Trainer, TrainerSettings
+from stripseg.util.trainer import Trainer
+from stripseg.util.trainer_settings import TrainerSettings
+from stripseg.util.watchdog import EVALUATING
 
 
 def main(argv: Sequence[str]) -> int | None:
@@ -181,6 +184,8 @@ def find_resume(
     path, content, warnings_ = found
     for warning in warnings_:
         log.warning(f"warning: {warning}")
+    if warnings_ and distributed.is_main():
+        link_or_copy(path, checkpoints.last)  # also where all its epochs are done already
     return path, content
 
 
@@ -261,6 +266,7 @@ def trainer_settings(config: Config, device: torch.device, dtype: torch.dtype) -
         save_every_minutes=train.save_minutes,
         save_every_steps=train.save_steps,
         skipped_in_a_row=train.skipped_steps,
+        hung_after_minutes=config.Distributed.timeout_minutes,
         evaluate_every_epochs=train.evaluate_freq,
     )
 
@@ -303,8 +309,13 @@ def validator(
         rank, size = distributed.rank(), distributed.world_size()
         samples = evaluation_samples(dataset, rank=rank, world_size=size, workers=workers)
         share = len(range(rank, len(dataset), size))
-        evaluator = Evaluator(engine, train.ignore_label, draw)
-        return evaluator.run(progress(samples, total=share, unit="image", what="validating"))
+        samples = progress(samples, total=share, unit="image", what="validating")
+        return Evaluator(engine, train.ignore_label, draw).run(watched(samples))
+
+    def watched(samples: Iterable) -> Iterator:
+        for sample in samples:
+            trainer.watchdog.note(trainer.step, EVALUATING, sample.name)
+            yield sample
 
     return validate
 

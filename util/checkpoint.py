@@ -78,6 +78,13 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
         raise CheckpointError(
             f"{path}: holds a {type(content).__name__}, not a dictionary of weights"
         )
+    version = content.get("version")
+    if content.get("format") == "stripseg" and version not in range(1, FORMAT_VERSION + 1):
+        raise CheckpointError(
+            f"{path}: is of version {version} of stripseg's checkpoints and this program reads "
+            f"1 to {FORMAT_VERSION}; update stripseg, or convert the file with the newer one "
+            "(tool/convert.py)"
+        )
     return content
 
 

@@ -12,6 +12,7 @@ from torch import Tensor
 from ..config.errors import DeviceError
 
 _control: dist.ProcessGroup | None = None  # a group of CPU processes, for words between hosts
+_store: dist.Store | None = None  # the launcher's: messages that need no collective
 
 
 def rank() -> int:
@@ -92,10 +93,17 @@ def start(device: torch.device, *, backend: str = "auto", timeout_minutes: float
         return
     if backend == "auto" or (backend == "nccl" and device.type == "cpu"):
         backend = "nccl" if device.type == "cuda" else "gloo"
-    global _control
-    timeout = timedelta(minutes=timeout_minutes)
-    dist.init_process_group(backend, timeout=timeout)
+    global _control, _store
+    timeout = timedelta(minutes=timeout_minutes + 1)  # the watchdog, which names names, is first
+    _store, number, count = next(dist.rendezvous("env://", timeout=timeout))
+    _store.set_timeout(timeout)
+    dist.init_process_group(backend, store=_store, rank=number, world_size=count, timeout=timeout)
     _control = dist.group.WORLD if backend == "gloo" else dist.new_group(None, timeout, "gloo")
+
+
+def message_store() -> dist.Store:
+    """Where the processes of the run leave each other messages; a local one with one process."""
+    return dist.PrefixStore("messages", _store if _store is not None else dist.HashStore())
 
 
 def stop() -> None:

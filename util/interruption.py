@@ -36,6 +36,10 @@ class StopRequest:
             signal.signal(number, handler)
         self._before.clear()
 
+    def ask(self, reason: str) -> None:
+        """Ask for the end from within the program."""
+        self.name = self.name or reason
+
     def _receive(self, number: int, _: FrameType | None) -> None:
         if self.name is not None and number == signal.SIGINT:
             os._exit(128 + number)

@@ -2,9 +2,8 @@
 
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from logging import Logger
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -21,49 +20,8 @@ from .normalization import Normalization
 from .optimization import autocast, set_rate
 from .schedule import poly
 from .seeds import derived_seed
-
-CPU = torch.device("cpu")
-
-
-class Batch(Protocol):
-    """What the loader yields: this process's share of a global batch."""
-
-    image: Tensor  # (N, C, H, W) uint8
-    label: Tensor  # (N, H, W) uint8
-    names: list[str]
-    problems: list[str]  # of images that were left out
-
-
-class Loader(Protocol):
-    """Batches of the run from a global step on, epoch after epoch without an end."""
-
-    steps_per_epoch: int
-
-    def batches(self, first_step: int, last_step: int) -> Iterator[Batch]: ...
-
-
-@dataclass(frozen=True)
-class TrainerSettings:
-    """Plain values of the loop; `base_rate` and `power` describe the poly schedule."""
-
-    classes: int
-    epochs: int
-    base_rate: float
-    power: float = 0.9
-    ignore_label: int = 255
-    seed: int = 0
-    mean: tuple[float, ...] = (123.675, 116.28, 103.53)
-    std: tuple[float, ...] = (58.395, 57.12, 57.375)
-    device: torch.device = CPU
-    dtype: torch.dtype = torch.float32
-    channels_last: bool = True
-    loss_scale: float | None = None
-    print_every: int = 10
-    save_every_epochs: int = 1
-    save_every_minutes: float | None = 10
-    save_every_steps: int | None = None
-    evaluate_every_epochs: int = 1
-    skipped_in_a_row: int = 10
+from .trainer_settings import Batch, Loader, TrainerSettings
+from .watchdog import COMPUTING, READING, Watchdog
 
 
 class Trainer:
@@ -117,6 +75,12 @@ class Trainer:
         self.normalize = Normalization(settings.mean, settings.std, device)
         self.guard = NonFiniteGuard(segmenter, optimizer, device)
         self.checkpoints.complain = log.error
+        self.request = StopRequest()
+        self.watchdog = Watchdog(
+            minutes=settings.hung_after_minutes,
+            complain=log.error,
+            lost=lambda: self.request.ask("the end of its launcher"),
+        )
         self.last_save = self.last_print = time.monotonic()
 
     @property
@@ -137,14 +101,15 @@ class Trainer:
         """
         end = self.total_steps if until is None else min(self.total_steps, until)
         self.network.train()
-        with StopRequest() as request:
-            self._steps(end, request)
+        self.watchdog.note(self.step + 1, READING)
+        with self.request, self.watchdog:
+            self._steps(end)
             if self.step % self.loader.steps_per_epoch:
                 self.save()
             self.checkpoints.finish()
 
-    def _steps(self, end: int, request: StopRequest) -> None:
-        batches = self.loader.batches(self.step, end)
+    def _steps(self, end: int) -> None:
+        batches = self._watched(self.loader.batches(self.step, end))
         for batch in progress(
             batches, total=self.total_steps, start=self.step, unit="step", what="training"
         ):
@@ -159,14 +124,21 @@ class Trainer:
                 self._finish_epoch()
             elif save_is_due:
                 self.save()
-            if distributed.any_process(request.name is not None):
+            if distributed.any_process(self.request.name is not None):
                 self.save()
                 self.checkpoints.finish()
-                reason = request.name or "another process"
+                reason = self.request.name or "another process"
                 raise Stopped(
                     f"stopped by {reason} after step {self.step} of {self.total_steps}; saved in "
                     f"{self.checkpoints.last}, the same command goes on from there"
                 )
+
+    def _watched(self, batches: Iterator[Batch]) -> Iterator[Batch]:
+        """The batches; the watchdog is told when this process waits for one and when it has one."""
+        for batch in batches:
+            self.watchdog.note(self.step + 1, COMPUTING)
+            yield batch
+            self.watchdog.note(self.step + 1, READING)
 
     def train_step(self, batch: Batch) -> None:
         """One optimizer step on one global batch."""

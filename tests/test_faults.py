@@ -1,0 +1,51 @@
+"""The short versions of `python -m tests.faults` and `python -m tests.faults.long_haul`."""
+
+from pathlib import Path
+
+import pytest
+import yaml
+from faults import long_haul
+from faults.harness import bombard
+
+from stripseg.util.checkpoint import CheckpointFolder
+
+
+@pytest.mark.slow
+def test_a_run_under_fire_ends_as_an_untouched_one(small_config: Path, tmp_path: Path) -> None:
+    words = {"TRAIN": {"tensorboard": False, "evaluate_freq": 2}}
+    content = yaml.safe_load(small_config.read_text())
+    content["TRAIN"] |= words["TRAIN"]
+    small_config.write_text(yaml.safe_dump(content))
+    report = bombard(small_config, tmp_path / "fire", kills=3, seed=1)
+    assert report.kills + report.stops >= 3
+    assert report.differences == []
+
+
+def test_a_finished_run_whose_newest_checkpoint_is_damaged_gets_it_back(
+    small_config: Path, tmp_path: Path
+) -> None:
+    from stripseg.tool import train
+
+    words = ["--config", str(small_config), "TRAIN.epochs", "1"]
+    train.main(words)
+    files = CheckpointFolder(tmp_path / "run/model")
+    whole = files.last.read_bytes()
+    files.last.unlink()  # it is a second name of the epoch's
+    files.last.write_bytes(whole[:-100])
+    train.main(words)
+    assert files.last.read_bytes() == whole
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not Path("/proc/self/statm").is_file(), reason="Linux's /proc")
+def test_nothing_grows(tmp_path: Path) -> None:
+    looks = long_haul.haul(tmp_path, steps=160, looks=10)
+    assert len(looks) == 10
+    assert long_haul.growth(looks) == []
+
+
+def test_what_grows_is_found() -> None:
+    looks = [long_haul.Usage(step, 100 + 6 * step, 9, 3, 1) for step in range(10)]
+    assert long_haul.growth(looks) == ["grew from 115 to 151 MiB"]
+    looks = [long_haul.Usage(step, 100, 9 + step // 9, 3 + step, 1) for step in range(10)]
+    assert long_haul.growth(looks) == ["grew from 9 to 10 open files", "grew from 6 to 12 threads"]

@@ -1,0 +1,209 @@
+"""Processes that die or hang: the run names them in bounded time, torchrun restarts it."""
+
+import os
+import re
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from stripseg.config.errors import TrainingError
+from stripseg.util import distributed
+from stripseg.util import watchdog as watchdog_module
+from stripseg.util.checkpoint import read_checkpoint
+from stripseg.util.interruption import STOPPED
+from stripseg.util.watchdog import COMPUTING, HUNG, READING, Watchdog
+
+QUIET = ["TRAIN.evaluate", "False", "TRAIN.tensorboard", "False"]
+LONG = ["TRAIN.epochs", "2000", *QUIET]
+
+
+class Run:
+    """A command of its own whose output is gathered while it runs."""
+
+    def __init__(self, command: list[str]) -> None:
+        self.process = subprocess.Popen(
+            command,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            start_new_session=True,
+        )
+        self.text = ""
+        self.reader = threading.Thread(target=self._read, daemon=True)
+        self.reader.start()
+
+    def _read(self) -> None:
+        for line in self.process.stdout:
+            self.text += line
+
+    def wait_for(self, words: str, seconds: float = 90) -> None:
+        end = time.monotonic() + seconds
+        while words not in self.text:
+            assert time.monotonic() < end, self.text
+            assert self.process.poll() is None or words in self.text, self.text
+            time.sleep(0.05)
+
+    def end(self, seconds: float = 90) -> int:
+        try:
+            code = self.process.wait(timeout=seconds)
+        finally:
+            if self.process.poll() is None:
+                os.killpg(self.process.pid, signal.SIGKILL)
+        self.reader.join(timeout=10)
+        return code
+
+
+def training(config: Path, *words: str) -> list[str]:
+    return [sys.executable, "-u", "-m", "stripseg.tool.train", "--config", str(config), *words]
+
+
+def worker(run: Run, rank: int) -> int:
+    """The process number of a rank, from Linux's table of processes."""
+    for folder in Path("/proc").glob("[0-9]*"):
+        try:
+            content = (folder / "environ").read_bytes().split(b"\0")
+            parent = int((folder / "stat").read_text().rsplit(")", 1)[1].split()[1])
+        except OSError:
+            continue
+        if parent == run.process.pid and f"RANK={rank}".encode() in content:
+            return int(folder.name)
+    raise AssertionError(f"no process of rank {rank}")
+
+
+needs_proc = pytest.mark.skipif(not Path("/proc/self/environ").is_file(), reason="Linux's /proc")
+
+
+@pytest.mark.slow
+@needs_proc
+def test_a_killed_process_is_named_with_its_last_step(small_config: Path) -> None:
+    run = Run(training(small_config, *LONG, "Distributed.processes", "2"))
+    run.wait_for("epoch 2/")
+    time.sleep(2 * watchdog_module.BEAT)
+    os.kill(worker(run, 1), signal.SIGKILL)
+    assert run.end(60) != 0
+    named = re.search(r"error: rank 1 \(computing step (\d+)\) no longer answers", run.text)
+    assert named, run.text
+    assert int(named[1]) >= 2
+    assert "Traceback" not in run.text.split("error: rank 1")[0]
+
+
+@pytest.mark.slow
+@needs_proc
+def test_a_hung_process_ends_the_run_and_is_named(small_config: Path) -> None:
+    limit = ["Distributed.timeout_minutes", "0.1"]
+    run = Run(training(small_config, *LONG, "Distributed.processes", "2", *limit))
+    run.wait_for(" step 2/")
+    hung = worker(run, 1)
+    os.kill(hung, signal.SIGSTOP)
+    run.wait_for("keeps the run waiting", 60)
+    os.kill(hung, signal.SIGCONT)  # spares torchrun its half minute of patience
+    assert run.end(60) == HUNG, run.text
+    assert re.search(
+        r"error: no progress for 0.1 minutes \(Distributed.timeout_minutes\): rank 1 \((computing|"
+        r"reading the images of) step \d+\) keeps the run waiting; rank 0 \(computing step",
+        run.text,
+    ), run.text
+
+
+@pytest.mark.slow
+@needs_proc
+def test_the_end_of_the_launcher_saves_and_stops(small_config: Path, tmp_path: Path) -> None:
+    run = Run(training(small_config, *LONG, "Distributed.processes", "2"))
+    run.wait_for(" step 2/")
+    pair = [worker(run, 0), worker(run, 1)]
+    run.process.kill()
+    end = time.monotonic() + 60
+    while any(Path(f"/proc/{number}").exists() for number in pair):
+        assert time.monotonic() < end, run.text
+        time.sleep(0.1)
+    run.reader.join(timeout=10)
+    assert "stopped by the end of its launcher after step" in run.text
+    assert read_checkpoint(tmp_path / "run/model/last.pth")["step"] >= 2
+    assert STOPPED == 75
+
+
+@pytest.mark.slow
+@needs_proc
+def test_torchrun_restarts_a_run_that_lost_a_process(small_config: Path, tmp_path: Path) -> None:
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node"]
+    ends = {}
+    for name in ("whole", "struck"):
+        words = ["TRAIN.save_path", str(tmp_path / name), "TRAIN.save_steps", "1", *QUIET]
+        command = [*torchrun, "2", "--max-restarts", "2", "-m", "stripseg.tool.train"]
+        run = Run([*command, "--config", str(small_config), "TRAIN.epochs", "8", *words])
+        if name == "struck":
+            run.wait_for(" step 2/")
+            os.kill(worker(run, 1), signal.SIGKILL)
+        assert run.end(180) == 0, run.text
+        ends[name] = read_checkpoint(tmp_path / name / "last.pth")
+        assert ("resuming from" in run.text) == (name == "struck"), run.text
+    assert ends["whole"]["step"] == ends["struck"]["step"] == 24
+    for key, value in ends["whole"]["state_dict"].items():
+        assert torch.allclose(value, ends["struck"]["state_dict"][key], atol=1e-6), key
+
+
+# ---- the watchdog alone
+
+
+class Gone(Exception):
+    """Instead of the end of the process."""
+
+
+def watchdogs(monkeypatch, count: int) -> list[Watchdog]:
+    """Several in one process, around one store; only their thread-less parts are used."""
+    store = distributed.message_store()
+    monkeypatch.setattr(distributed, "message_store", lambda: store)
+    dogs = []
+    for rank in range(count):
+        monkeypatch.setattr(distributed, "rank", lambda rank=rank: rank)
+        monkeypatch.setattr(distributed, "world_size", lambda: count)
+        dogs.append(Watchdog(minutes=0.01, complain=print, lost=lambda: None))
+    return dogs
+
+
+def test_those_behind_are_named_and_the_others_told(monkeypatch, capsys) -> None:
+    def leave(code: int) -> None:
+        raise Gone(code)
+
+    monkeypatch.setattr(watchdog_module.os, "_exit", leave)
+    dogs = watchdogs(monkeypatch, 4)
+    for rank in range(4):
+        dogs[rank].note(8, READING if rank % 2 else COMPUTING)
+        dogs[rank]._say(1)
+    dogs[0]._listen()
+    with pytest.raises(Gone, match=str(HUNG)):
+        dogs[0]._end({rank: dogs[0]._place(rank) for rank in range(4)})
+    assert (
+        "rank 1, 3 (reading the images of step 8) keeps the run waiting; rank 0, 2 (computing step "
+        "8)" in capsys.readouterr().err
+    )
+
+
+def test_a_process_that_is_done_is_not_missed(monkeypatch) -> None:
+    first, second = watchdogs(monkeypatch, 2)
+    second._say(4)
+    first._listen()
+    assert list(first.heard) == [1]
+    second._say(watchdog_module.DONE)
+    first._listen()
+    assert first.heard == {}
+
+
+def test_one_that_fell_silent_explains_a_failed_collective(monkeypatch) -> None:
+    first, second = watchdogs(monkeypatch, 2)
+    monkeypatch.setattr(watchdog_module, "BEAT", 0.05)
+    second.note(7, COMPUTING)
+    second._say(1)
+    with (
+        pytest.raises(TrainingError, match=r"rank 1 \(computing step 7\) no longer answers"),
+        first,
+    ):
+        raise RuntimeError("connection closed by peer")
+    with pytest.raises(ValueError, match="mine"), first:
+        raise ValueError("mine")
