@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from faults import long_haul
+from faults import broken, long_haul
 from faults.harness import bombard
 
 from stripseg.util.checkpoint import CheckpointFolder
@@ -49,3 +49,22 @@ def test_what_grows_is_found() -> None:
     assert long_haul.growth(looks) == ["grew from 115 to 151 MiB"]
     looks = [long_haul.Usage(step, 100, 9 + step // 9, 3 + step, 1) for step in range(10)]
     assert long_haul.growth(looks) == ["grew from 9 to 10 open files", "grew from 6 to 12 threads"]
+
+
+@pytest.mark.parametrize("promise", broken.BREAKS, ids=lambda b: b.promise)
+def test_the_program_still_has_what_is_broken_on_purpose(promise: broken.Break) -> None:
+    text = (broken.ROOT / promise.file).read_text(encoding="utf-8")
+    assert promise.old in text
+    for name in promise.tests.split():
+        file, _, function = name.partition("::")
+        assert f"def {function}" in (broken.ROOT / file).read_text(encoding="utf-8")
+
+
+@pytest.mark.slow
+def test_a_broken_promise_is_noticed(tmp_path: Path) -> None:
+    """One of `python -m tests.faults.broken`."""
+    broken.copy_of_the_program(tmp_path)
+    promise = next(b for b in broken.BREAKS if b.promise == "checksums")
+    assert broken.notices(promise, tmp_path)
+    promise = broken.Break("nothing", promise.file, promise.old, promise.old, promise.tests)
+    assert not broken.notices(promise, tmp_path)

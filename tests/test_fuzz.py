@@ -16,8 +16,10 @@ import pytest
 import tifffile
 import torch
 from PIL import Image
+from safetensors.torch import save as save_tensors
 
 from stripseg.config.errors import StripsegError
+from stripseg.config.load import load_config
 from stripseg.dataset.inspection import inspect
 from stripseg.dataset.labels import choose_encoding
 from stripseg.dataset.layout import read_ids
@@ -26,6 +28,7 @@ from stripseg.dataset.matlab import read_matlab_label
 from stripseg.util.checkpoint import read_checkpoint
 from stripseg.util.images import read_image, read_label, stored_channels
 
+CONFIG = Path(__file__).parents[1] / "config/ade20k/ade20k_pspnet50.yaml"
 TIMES = int(os.environ.get("STRIPSEG_FUZZ", 1))
 NOISE = np.random.Generator(np.random.PCG64(5)).integers(0, 256, (40, 50, 3), np.uint8)
 PHOTO = cv2.GaussianBlur(NOISE, (7, 7), 0)
@@ -57,6 +60,10 @@ def checkpoint() -> bytes:
     return buffer.getvalue()
 
 
+def safetensors() -> bytes:
+    return save_tensors({"a.weight": torch.arange(30.0), "a.bias": torch.zeros(2, 3)})
+
+
 def matlab() -> bytes:
     from scipy.io import savemat
 
@@ -86,6 +93,8 @@ READERS: dict[str, tuple[Callable[[], bytes], str, Callable[[Path], object], int
     "palette": (palette, "png", read_label, 100),
     "matlab": (matlab, "mat", read_matlab_label, 150),
     "checkpoint": (checkpoint, "pth", read_checkpoint, 200),
+    "safetensors": (safetensors, "safetensors", read_checkpoint, 150),
+    "config": (CONFIG.read_bytes, "yaml", load_config, 150),
     "list": (lambda: b"a.jpg a.png\nb.jpg\tb.png\n", "txt", lists, 150),
     "json list": (lambda: b'{"fpath_img": "a", "fpath_segm": "b"}\n', "odgt", lists, 60),
     "ids": (lambda: b"2007_1\r\n2007_2\n", "txt", lambda path: read_ids(path, path.parent), 60),
