@@ -51,6 +51,14 @@ class Segmenter(nn.Module):
             auxiliary = self.zoom(self.auxiliary_head(features), image.shape[-2:])
         return SegmenterOutput(logits, auxiliary)
 
+    def coarse_logits(self, image: Tensor) -> Tensor:
+        """(N, K, h, w) logits before the last resizing to the image, for whoever does it himself.
+
+        With `zoom_factor` 2 or 4 these are the logits that training sees.
+        """
+        logits = self.head(self.backbone(image))
+        return logits if self.zoom_factor == 8 else self.zoom(logits, image.shape[-2:])
+
     def zoom(self, logits: Tensor, size: Sequence[int]) -> Tensor:
         """Logits of the size that `zoom_factor` asks for, for an image of `size`."""
         if self.zoom_factor == 1:

@@ -30,7 +30,7 @@ class StripConvolution(nn.Conv2d):
         padded = F.pad(elements, (0, 0, reach, reach))
         neighbours = [padded[:, i : i + length] for i in range(2 * reach + 1)]
         weight = self.weight.flatten(2).transpose(1, 2).flatten(1)  # (C, 3 C)
-        out = F.linear(torch.cat(neighbours, dim=2), weight)  # (N, L, C)
+        out = F.linear(torch.cat(neighbours, dim=2), weight, self.bias)  # (N, L, C)
         # strides of a true channels-last map: with others, PyTorch's batch norm on CPU gives
         # wrong gradients for a batch of one (reshape after transpose would make such strides)
         return out.unflatten(1, strip.shape[2:]).permute(0, 3, 1, 2)

@@ -13,7 +13,9 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from stripseg.util.inference import InferenceSettings, SlidingWindow, scaled_size, window_starts
+from stripseg.util import inference
+from stripseg.util.inference import InferenceSettings, SlidingWindow
+from stripseg.util.score_map import ScoreMap, scaled_size, window_starts
 
 CLASSES = 4
 MEAN, STD = np.array([100.0, 110.0, 120.0]), np.array([50.0, 60.0, 70.0])
@@ -140,6 +142,106 @@ def test_the_batch_size_changes_nothing() -> None:
     ]
     for other in results[1:]:
         torch.testing.assert_close(other, results[0], rtol=0, atol=1e-6)
+
+
+MANY_SCALES = {"crop": (32, 32), "scales": (0.5, 1.0, 1.75), "base_size": 150}
+
+
+@pytest.mark.parametrize("size", [(97, 150), (150, 97), (20, 150)])
+def test_strips_of_an_image_are_the_image(size, monkeypatch) -> None:
+    image = photo(*size)
+    monkeypatch.setattr(inference, "STRIP", 16)
+    whole = engine(Network(8), **MANY_SCALES)
+    strips = engine(Network(8), score_bytes=1, **MANY_SCALES)
+    torch.testing.assert_close(
+        strips.probabilities(image), whole.probabilities(image), rtol=0, atol=1e-6
+    )
+    assert torch.equal(strips.predict(image), whole.predict(image))
+
+
+def test_strips_keep_only_the_rows_they_need(monkeypatch) -> None:
+    monkeypatch.setattr(inference, "STRIP", 8)
+    kept = []
+    extend = ScoreMap._extend
+
+    def watched(self, end: int) -> None:
+        extend(self, end)
+        kept.append(len(self.sums))
+
+    monkeypatch.setattr(ScoreMap, "_extend", watched)
+    options = {"crop": (32, 32), "base_size": 0, "scales": (1.0,)}
+    engine(Network(), score_bytes=1, **options).predict(photo(640, 40))
+    assert len(kept) > 20
+    assert max(kept) <= 32 + 2 * 22 + 8
+    engine(Network(), **options).predict(photo(640, 40))
+    assert kept[-1] == 640
+
+
+def test_images_predicted_together_are_predicted_alone() -> None:
+    images = [photo(60, 90), photo(40, 30), photo(90, 60)]
+    passes = []
+
+    class Counting(Network):
+        def forward(self, x: Tensor) -> Tensor:
+            passes.append(len(x))
+            return super().forward(x)
+
+    tester = engine(Counting(8), crop=(32, 32), scales=(0.5, 1.0), batch_size=8)
+    alone = [tester.predict(image) for image in images]
+    before = len(passes)
+    together = tester.predict_together(images)
+    for one, other in zip(alone, together, strict=True):
+        assert torch.equal(one, other)
+    assert len(passes) - before < before
+    assert all(size == 8 for size in passes[before:-1])
+
+
+class Hungry(Network):
+    """Runs out of memory with more than `most` windows at once, or as often as it is told."""
+
+    def __init__(self, most: int, failures: int = 0) -> None:
+        super().__init__(8)
+        self.most, self.failures, self.sizes = most, failures, []
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.sizes.append(len(x))
+        if len(x) > self.most:
+            raise torch.cuda.OutOfMemoryError("CUDA out of memory.")
+        if self.failures and len(x) == self.most:
+            self.failures -= 1
+            raise RuntimeError("DefaultCPUAllocator: not enough memory: you tried to allocate")
+        return super().forward(x)
+
+
+def test_too_little_memory_means_smaller_steps_and_the_same_scores() -> None:
+    image, said = photo(70, 90), []
+    expected_scores = engine(Network(8), crop=(32, 32)).probabilities(image)
+    tester = engine(Hungry(2, failures=1), crop=(32, 32), batch_size=16)
+    tester.complain = said.append
+    torch.testing.assert_close(tester.probabilities(image), expected_scores, rtol=0, atol=1e-6)
+    assert [line.partition("goes on with ")[2] for line in said] == [
+        "4 windows in a forward pass",
+        "2 windows in a forward pass",
+        "1 windows in a forward pass",
+        "images strip by strip",
+    ]
+    tester.predict(image)
+    assert len(said) == 4  # it remembers
+
+
+def test_too_little_memory_for_anything_is_told() -> None:
+    tester = engine(Hungry(0), crop=(32, 32))
+    with pytest.raises(torch.cuda.OutOfMemoryError):
+        tester.predict(photo(40, 40))
+
+
+def test_errors_of_the_network_are_not_taken_for_a_lack_of_memory() -> None:
+    class Wrong(Network):
+        def forward(self, x: Tensor) -> Tensor:
+            raise RuntimeError("shapes")
+
+    with pytest.raises(RuntimeError, match="shapes"):
+        engine(Wrong(), crop=(32, 32)).predict(photo(40, 40))
 
 
 def test_more_than_128_classes_are_resized_too() -> None:

@@ -24,6 +24,7 @@ from stripseg.dataset.loader import evaluation_samples
 from stripseg.dataset.segmentation import EvaluationSet, Sample
 from stripseg.dataset.submission import SubmissionWriter
 from stripseg.model.build import build_segmenter
+from stripseg.model.folding import fold_batch_norm
 from stripseg.model.weights import load_weights
 from stripseg.tool import common
 from stripseg.util import distributed
@@ -95,13 +96,21 @@ def load_engine(config: Config, device: torch.device) -> SlidingWindow:
     network = build_segmenter(config)
     load_weights(network, content, origin=str(path), exact=True)
     check_same_network(content, config, origin=path)
-    network.to(device).eval()
+    network = fold_batch_norm(network, folding_image(config)).to(device)
     if config.TEST.channels_last:
         network.to(memory_format=torch.channels_last)
     dtype = choose_precision(config.TEST.precision, device, key="TEST.precision")
     return common.build_engine(
         config, network, device=device, dtype=dtype, batch_size=config.TEST.batch_size
     )
+
+
+def folding_image(config: Config) -> torch.Tensor:
+    """A small image for a forward pass on the host; PSANet's masks may fit its own crop only."""
+    crop = [config.TEST.test_h, config.TEST.test_w]
+    if config.TRAIN.arch != "psa":
+        crop = [min(side, 65) for side in crop]
+    return torch.rand(1, config.DATA.in_channels, *crop)
 
 
 def submission_of(config: Config, folder: Path) -> SubmissionWriter | None:

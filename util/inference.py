@@ -1,16 +1,22 @@
 """Sliding-window inference at several scales: the one engine of test, validation and demo."""
 
-import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from .memory import free_memory, is_out_of_memory
 from .normalization import Normalization
 from .optimization import autocast
+from .resampling import half_pixel_resize, resampling
+from .score_map import ScoreMap, Window, scaled_size
+
+STRIP = 64  # rows of the image finished at a time where its scores do not fit in memory at once
+CHUNK = {"cpu": 2**20, "cuda": 2**28}  # bytes of scores computed at a time; a CPU's stay in cache
 
 
 @dataclass(frozen=True)
@@ -26,6 +32,8 @@ class InferenceSettings:
         mean, std: of each channel, in 0..255 units.
         batch_size: windows in one forward pass (a mirrored window counts as one).
         stride_rate: step between windows as a share of the window.
+        score_bytes: memory that score maps may take before images are done strip by strip; None
+            is a quarter of what is free.
     """
 
     classes: int
@@ -37,6 +45,7 @@ class InferenceSettings:
     std: Sequence[float] = (58.395, 57.12, 57.375)
     batch_size: int = 8
     stride_rate: float = 2 / 3
+    score_bytes: int | None = None
 
 
 class SlidingWindow:
@@ -47,8 +56,13 @@ class SlidingWindow:
     windows are averaged, cut back, resized to the image and averaged over the scales. This is the
     procedure of the semseg family; scores are averaged, not logits.
 
+    The windows of all scales, and of all images given at once, share forward passes. Where memory
+    does not suffice the engine falls back by itself: fewer windows in a pass, then strips of the
+    image, then scores on the host; `complain` hears of it once.
+
     The network may be any module that maps (N,C,h,w) to logits (N,K,h',w') or to a tuple that
-    begins with them; smaller logits are resized to the window before the softmax.
+    begins with them; smaller logits are resized to the window before the softmax. One that has
+    `coarse_logits` is asked for logits at the network's own resolution.
     """
 
     def __init__(
@@ -59,116 +73,158 @@ class SlidingWindow:
         device: torch.device | str = "cpu",
         dtype: torch.dtype = torch.float32,
         channels_last: bool = True,
+        complain: Callable[[str], None] = lambda _: None,
     ) -> None:
         self.network = network
+        self.logits = getattr(network, "coarse_logits", network)
         self.settings = settings
         self.device = torch.device(device)
         self.dtype = dtype
         self.memory_format = torch.channels_last if channels_last else torch.contiguous_format
         self.normalize = Normalization(settings.mean, settings.std, self.device)
+        self.complain = complain
+        self.windows_at_once = max(1, settings.batch_size // (1 + settings.flip))
+        self.in_strips = False
+        self.scores_on = self.device
+        self.budget = settings.score_bytes or free_memory(self.device) // 4
 
     def predict(self, image: np.ndarray) -> Tensor:
-        """(H, W, C) uint8 -> (H, W) int64 class indices on the device."""
-        return self.probabilities(image).argmax(dim=0)
+        """(H, W, C) uint8 -> (H, W) int64 class indices."""
+        return self.predict_together([image])[0]
+
+    def predict_together(self, images: Sequence[np.ndarray]) -> list[Tensor]:
+        """Predict several images, whose windows share forward passes."""
+        return self._within_memory(
+            lambda: [
+                torch.cat([scores.argmax(dim=2) for scores in parts])
+                for parts in self._finished(images)
+            ]
+        )
+
+    def probabilities(self, image: np.ndarray) -> Tensor:
+        """(H, W, C) uint8 -> (K, H, W) float32, summing to 1 over K."""
+
+        def whole() -> Tensor:
+            parts = next(iter(self._finished([image])))
+            return torch.cat(list(parts)).permute(2, 0, 1).contiguous()
+
+        return self._within_memory(whole)
 
     @torch.inference_mode()
-    def probabilities(self, image: np.ndarray) -> Tensor:
-        """(H, W, C) uint8 -> (K, H, W) float32 on the device, summing to 1 over K.
+    def _within_memory(self, work: Callable[[], Any]) -> Any:
+        """`work()`, done again with less memory as long as there is not enough.
 
-        The network must be in evaluation mode, or its batch norm would see the test images.
+        Raises:
+            RuntimeError: the network is in training mode; its batch norm would see the images.
         """
         if self.network.training:
             raise RuntimeError("call network.eval() before inference")
-        size = image.shape[:2]
+        while True:
+            try:
+                return work()
+            except (RuntimeError, MemoryError) as error:
+                if not is_out_of_memory(error):
+                    raise
+                remedy = self._fall_back()
+                if remedy is None:
+                    raise
+            if self.device.type == "cuda":
+                torch.cuda.empty_cache()
+            self.complain(f"out of memory on {self.device}: goes on with {remedy}")
+
+    def _fall_back(self) -> str | None:
+        """Take the next step to less memory and name it; None if there is none left."""
+        if self.windows_at_once > 1:
+            self.windows_at_once //= 2
+            return f"{self.windows_at_once} windows in a forward pass"
+        if not self.in_strips:
+            self.in_strips = True
+            return "images strip by strip"
+        if self.scores_on.type != "cpu":
+            self.scores_on = torch.device("cpu")
+            return "scores in the host's memory"
+        return None
+
+    def _finished(self, images: Sequence[np.ndarray]) -> Iterator[Iterator[Tensor]]:
+        """For each image its scores (n, W, K), from the first row to the last."""
+        maps = [self._score_maps(image) for image in images]
+        needs = [sum(scores.bytes() for scores in of_image) for of_image in maps]
+        if not self.in_strips and sum(needs) <= self.budget:
+            self._run(
+                [w for of_image in maps for m in of_image for w in m.windows_until(m.size[0])]
+            )
+        for index, image in enumerate(images):
+            of_image, maps[index] = maps[index], []  # its memory is free when it is done
+            strips = self.in_strips or needs[index] > self.budget
+            yield self._rows(of_image, image.shape[:2], STRIP if strips else image.shape[0])
+
+    def _score_maps(self, image: np.ndarray) -> list[ScoreMap]:
+        settings = self.settings
         pixels = torch.from_numpy(np.ascontiguousarray(image)).to(self.device)
         pixels = pixels.permute(2, 0, 1).unsqueeze(0).float()  # (1, C, H, W)
-        total = torch.zeros(self.settings.classes, *size, device=self.device)
-        for scale in self.settings.scales:
-            scaled = half_pixel_resize(pixels, scaled_size(size, scale, self.settings.base_size))
-            scores = self._slide(self.normalize(scaled))
-            total += half_pixel_resize(scores.unsqueeze(0), size)[0]
-        return total / len(self.settings.scales)
-
-    def _slide(self, image: Tensor) -> Tensor:
-        """(1, C, h, w) normalised -> (K, h, w) scores averaged over all windows."""
-        height, width = image.shape[-2:]
-        crop_height, crop_width = self.settings.crop
-        pad_height, pad_width = max(crop_height - height, 0), max(crop_width - width, 0)
-        top, left = pad_height // 2, pad_width // 2
-        # zero is the mean after normalisation
-        image = F.pad(image, (left, pad_width - left, top, pad_height - top))
-        rate = self.settings.stride_rate
-        rows = window_starts(image.shape[-2], crop_height, rate)
-        columns = window_starts(image.shape[-1], crop_width, rate)
-        total = torch.zeros(self.settings.classes, *image.shape[-2:], device=self.device)
-        for (y, x), scores in self._scored_windows(image, [(y, x) for y in rows for x in columns]):
-            total[:, y : y + crop_height, x : x + crop_width] += scores
-        total /= self._visits(image.shape[-2:], rows, columns)
-        return total[:, top : top + height, left : left + width]
-
-    def _scored_windows(
-        self, image: Tensor, corners: Sequence[tuple[int, int]]
-    ) -> Iterator[tuple[tuple[int, int], Tensor]]:
-        """Each window's corner with its scores (K, h, w), mirrored windows turned back."""
-        crop_height, crop_width = self.settings.crop
-        jobs = [
-            (y, x, mirror) for y, x in corners for mirror in (False, True)[: 1 + self.settings.flip]
-        ]
-        for start in range(0, len(jobs), self.settings.batch_size):
-            chunk = jobs[start : start + self.settings.batch_size]
-            windows = []
-            for y, x, mirror in chunk:
-                window = image[0, :, y : y + crop_height, x : x + crop_width]
-                windows.append(window.flip(-1) if mirror else window)
-            scores = self._scores(torch.stack(windows))
-            for (y, x, mirror), score in zip(chunk, scores, strict=True):
-                yield (y, x), score.flip(-1) if mirror else score
-
-    def _scores(self, windows: Tensor) -> Tensor:
-        """(N, C, h, w) -> softmax scores (N, K, h, w) in float32."""
-        windows = windows.contiguous(memory_format=self.memory_format)
-        with autocast(self.device, self.dtype):
-            output = self.network(windows)
-        logits = output if isinstance(output, Tensor) else output[0]
-        logits = logits.float()
-        if logits.shape[-2:] != windows.shape[-2:]:
-            logits = F.interpolate(
-                logits, size=windows.shape[-2:], mode="bilinear", align_corners=True
+        maps = []
+        for scale in settings.scales:
+            size = scaled_size(image.shape[:2], scale, settings.base_size)
+            maps.append(
+                ScoreMap(
+                    self.normalize(half_pixel_resize(pixels, size))[0],
+                    settings.crop,
+                    settings.classes,
+                    stride_rate=settings.stride_rate,
+                    weight=1 / (len(settings.scales) * (1 + settings.flip)),
+                    device=self.scores_on,
+                )
             )
-        return logits.softmax(dim=1)
+        return maps
 
-    def _visits(self, size: Sequence[int], rows: Sequence[int], columns: Sequence[int]) -> Tensor:
-        """(h, w): how many windows, mirrored ones included, cover each pixel."""
-        down = torch.zeros(size[0], device=self.device)
-        across = torch.zeros(size[1], device=self.device)
-        for y in rows:
-            down[y : y + self.settings.crop[0]] += 1
-        for x in columns:
-            across[x : x + self.settings.crop[1]] += 1
-        return torch.outer(down, across) * (1 + self.settings.flip)
+    def _rows(self, maps: list[ScoreMap], size: Sequence[int], strip: int) -> Iterator[Tensor]:
+        """Finish an image of `size`: compute the windows that are due, mix the scales."""
+        rows = max(1, CHUNK[self.scores_on.type] // (4 * self.settings.classes * size[1]))
+        for start in range(0, size[0], strip):
+            stop = min(start + strip, size[0])
+            due = [m.windows_until(m.source_rows(start, stop, size[0]).stop - 1) for m in maps]
+            self._run([window for of_map in due for window in of_map])
+            for first in range(start, stop, rows):
+                end = min(first + rows, stop)
+                total = maps[0].resized(first, end, size)
+                for scores in maps[1:]:
+                    total += scores.resized(first, end, size)
+                yield total
+            if stop < size[0]:
+                for scores in maps:
+                    scores.forget(scores.source_rows(stop, stop + 1, size[0]).start)
 
+    def _run(self, windows: Sequence[Window]) -> None:
+        """The network on windows of any maps, a batch at a time."""
+        for start in range(0, len(windows), self.windows_at_once):
+            chunk = windows[start : start + self.windows_at_once]
+            pixels = torch.stack([window.pixels(self.settings.crop) for window in chunk])
+            if self.settings.flip:
+                pixels = torch.cat([pixels, pixels.flip(-1)])
+            with autocast(self.device, self.dtype):
+                output = self.logits(pixels.contiguous(memory_format=self.memory_format))
+            logits = (output if isinstance(output, Tensor) else output[0]).float()
+            if self.settings.flip:
+                logits = torch.cat([logits[: len(chunk)], logits[len(chunk) :].flip(-1)])
+            for index, window in enumerate(chunk):
+                self._add(window, logits[index :: len(chunk)].to(self.scores_on))
 
-def scaled_size(size: Sequence[int], scale: float, base_size: int) -> tuple[int, int]:
-    """(height, width) with the longer side at round(scale * base_size), the other in proportion.
-
-    Rounding is Python's, half to even, as in the semseg family.
-    """
-    height, width = size
-    long_side = max(1, round(scale * (base_size or max(size))))
-    if height > width:
-        return long_side, max(1, round(long_side / height * width))
-    return max(1, round(long_side / width * height)), long_side
-
-
-def window_starts(side: int, crop: int, stride_rate: float) -> list[int]:
-    """First pixels of the windows along one side; the last window is shifted back inside."""
-    stride = math.ceil(crop * stride_rate)
-    count = math.ceil((side - crop) / stride) + 1
-    return [min(index * stride, side - crop) for index in range(count)]
-
-
-def half_pixel_resize(x: Tensor, size: Sequence[int]) -> Tensor:
-    """Bilinear between pixel centres, without smoothing, as OpenCV's: (N,C,h,w) -> (N,C,*size)."""
-    if tuple(x.shape[-2:]) == tuple(size):
-        return x
-    return F.interpolate(x, size=tuple(size), mode="bilinear", align_corners=False)
+    def _add(self, window: Window, logits: Tensor) -> None:
+        """Resize the logits (1 or 2, K, h', w') of a window to it, and add their softmax."""
+        (height, width), (low_height, low_width) = self.settings.crop, logits.shape[-2:]
+        logits = logits.contiguous(memory_format=torch.channels_last)
+        if low_width != width:
+            size = (low_height, width)
+            logits = F.interpolate(logits, size=size, mode="bilinear", align_corners=True)
+        lines = logits.permute(0, 2, 3, 1).flatten(2)  # (1 or 2, h', width K)
+        mixing = resampling(low_height, height, aligned=True)
+        rows = max(1, CHUNK[logits.device.type] // (8 * self.settings.classes * width))
+        for first in range(0, height, rows):
+            end = min(first + rows, height)
+            if low_height == height:
+                mixed = lines[:, first:end]
+            else:
+                matrix = mixing.matrix(first, end, lines.device)
+                mixed = matrix @ lines[:, mixing.span(first, end)]
+            scores = mixed.reshape(len(lines), end - first, width, -1).softmax(dim=3)
+            window.scores.add(window.row + first, window.column, scores.sum(0))

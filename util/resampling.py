@@ -1,0 +1,56 @@
+"""Bilinear resizing as products with small matrices, for parts of a picture at a time."""
+
+from collections.abc import Sequence
+from functools import lru_cache
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+
+class Resampling:
+    """Bilinear resizing of one side of a picture, from `source` to `target` pixels.
+
+    Args:
+        aligned: with aligned corners, as the networks of the family resize their logits; else
+            between pixel centres without smoothing, as OpenCV's.
+    """
+
+    def __init__(self, source: int, target: int, *, aligned: bool) -> None:
+        index = torch.arange(target, dtype=torch.float64)
+        if aligned:
+            position = index * ((source - 1) / max(target - 1, 1))
+        else:
+            position = ((index + 0.5) * (source / target) - 0.5).clamp(0, source - 1)
+        self.low = position.floor().long().clamp(max=source - 1)
+        self.high = (self.low + 1).clamp(max=source - 1)
+        self.share = (position - self.low).float()  # of the pixel `high`
+        self._matrices: dict[tuple[int, int, torch.device], Tensor] = {}
+
+    def span(self, first: int, end: int) -> slice:
+        """The source pixels that target pixels first .. end - 1 are mixed from."""
+        return slice(int(self.low[first]), int(self.high[end - 1]) + 1)
+
+    def matrix(self, first: int, end: int, device: torch.device) -> Tensor:
+        """(end - first, m): the shares of the m source pixels of `span` in those target pixels."""
+        key = (first, end, device)
+        if key not in self._matrices:
+            span, index = self.span(first, end), torch.arange(end - first)
+            matrix = torch.zeros(end - first, span.stop - span.start)
+            matrix[index, self.low[first:end] - span.start] += 1 - self.share[first:end]
+            matrix[index, self.high[first:end] - span.start] += self.share[first:end]
+            self._matrices[key] = matrix.to(device)
+        return self._matrices[key]
+
+
+@lru_cache(64)
+def resampling(source: int, target: int, *, aligned: bool) -> Resampling:
+    """One of the resamplings used last; their matrices are made once."""
+    return Resampling(source, target, aligned=aligned)
+
+
+def half_pixel_resize(x: Tensor, size: Sequence[int]) -> Tensor:
+    """Bilinear between pixel centres, without smoothing, as OpenCV's: (N,C,h,w) -> (N,C,*size)."""
+    if tuple(x.shape[-2:]) == tuple(size):
+        return x
+    return F.interpolate(x, size=tuple(size), mode="bilinear", align_corners=False)
