@@ -313,6 +313,9 @@ class TestSection(Section):
         None, "text file, a name per class and line; the catalog's names if empty"
     )
     batch_size: Annotated[int, Whole(1)] = option(8, "windows per forward pass")
+    images_together: Annotated[int | None, Maybe(Whole(1))] = option(
+        None, "images whose windows share forward passes; empty is 4 on GPUs and 1 on the CPU"
+    )
     precision: Annotated[Precision, PRECISIONS] = option("fp32", "like TRAIN.precision")
     channels_last: Annotated[bool, Flag()] = option(True, "like TRAIN.channels_last")
     save_predictions: Annotated[bool, Flag()] = option(True, "write the predictions as PNG files")

@@ -137,10 +137,19 @@ def untouched(item: object) -> object:
     return item
 
 
+def shares(count: int, together: int = 1) -> list[range]:
+    """The images 0 .. count - 1 in groups of `together`, in list order.
+
+    Process r of n takes every n-th group from the r-th on. What shares a forward pass thus does
+    not depend on the number of processes, and neither do the figures.
+    """
+    return [range(i, min(i + together, count)) for i in range(0, count, together)]
+
+
 def evaluation_samples(
-    dataset: EvaluationSet, *, rank: int = 0, world_size: int = 1, workers: int = 0
+    dataset: EvaluationSet, indices: Sequence[int], workers: int = 0
 ) -> Iterator[Sample]:
-    """This process's share of the images, each image in exactly one process, in list order.
+    """The images of these indices, in this order.
 
     Raises:
         DataError: a file cannot be used.
@@ -148,7 +157,7 @@ def evaluation_samples(
     loader = DataLoader(
         dataset,
         batch_size=None,
-        sampler=range(rank, len(dataset), world_size),
+        sampler=indices,
         num_workers=workers,
         collate_fn=untouched,
     )

@@ -90,12 +90,13 @@ def test_split_test_needs_no_labels(
 
 @pytest.mark.slow
 def test_two_processes_test_to_the_same_figures(trained_config: Path, tmp_path: Path) -> None:
-    """Three images over two processes: none lost, none counted twice."""
+    """Three images, two of them together, over two processes: none lost, none counted twice."""
     figures = {}
     for processes in ("1", "2"):
         folder = tmp_path / processes
         command = [sys.executable, "-m", "stripseg.tool.test", "--config", str(trained_config)]
         command += ["Distributed.processes", processes, "TEST.save_folder", str(folder)]
+        command += ["TEST.images_together", "2"]
         done = subprocess.run(command, capture_output=True, text=True, timeout=300)
         assert done.returncode == 0, done.stderr
         figures[processes] = json.loads((folder / "metrics.json").read_text())

@@ -10,7 +10,13 @@ from stripseg.config.errors import DataError
 from stripseg.dataset.augmentation import Augmentation
 from stripseg.dataset.labels import choose_encoding
 from stripseg.dataset.lists import Pair, read_list
-from stripseg.dataset.loader import Batch, TrainingLoader, class_pixels, evaluation_samples
+from stripseg.dataset.loader import (
+    Batch,
+    TrainingLoader,
+    class_pixels,
+    evaluation_samples,
+    shares,
+)
 from stripseg.dataset.segmentation import EvaluationSet, TrainingSet
 
 
@@ -108,15 +114,14 @@ def test_impossible_batches_are_refused(pairs, options: dict, message: str) -> N
 def test_every_image_is_evaluated_once(pairs, processes: int, workers: int) -> None:
     """Six images on four processes: PyTorch's distributed sampler would repeat two."""
     dataset = EvaluationSet(pairs, encoding(pairs))
-    shares = [
-        [
-            s.index
-            for s in evaluation_samples(dataset, rank=r, world_size=processes, workers=workers)
+    for together in (1, 2, 4):
+        groups = shares(len(dataset), together)
+        by_process = [
+            [i for group in groups[rank::processes] for i in group] for rank in range(processes)
         ]
-        for r in range(processes)
-    ]
-    assert sorted(index for share in shares for index in share) == list(range(6))
-    assert all(share == sorted(share) for share in shares)
+        seen = [[s.index for s in evaluation_samples(dataset, s_, workers)] for s_ in by_process]
+        assert sorted(index for share in seen for index in share) == list(range(6))
+        assert seen == by_process
 
 
 @pytest.mark.parametrize("workers", [0, 2])
@@ -128,7 +133,7 @@ def test_an_error_of_a_worker_arrives_as_it_is(pairs, tmp_path: Path, workers: i
         list(loader(broken, batch_size=6, workers=workers).batches(0, 1))
     dataset = EvaluationSet(broken, encoding(pairs))
     with pytest.raises(DataError, match=r"damaged\.jpg"):
-        list(evaluation_samples(dataset, workers=workers))
+        list(evaluation_samples(dataset, range(6), workers))
 
 
 def test_an_image_and_a_label_of_different_size_are_named(pairs, tmp_path: Path) -> None:

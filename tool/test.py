@@ -2,8 +2,8 @@
 
 import json
 import os
-from collections.abc import Iterator, Sequence
-from pathlib import Path, PurePosixPath
+from collections.abc import Iterable, Sequence
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -20,7 +20,8 @@ from stripseg.dataset.build import (
     description_of,
     official_splits,
 )
-from stripseg.dataset.loader import evaluation_samples
+from stripseg.dataset.loader import evaluation_samples, shares
+from stripseg.dataset.predictions import PredictionFiles
 from stripseg.dataset.segmentation import EvaluationSet, Sample
 from stripseg.dataset.submission import SubmissionWriter
 from stripseg.model.build import build_segmenter
@@ -28,10 +29,11 @@ from stripseg.model.folding import fold_batch_norm
 from stripseg.model.weights import load_weights
 from stripseg.tool import common
 from stripseg.util import distributed
+from stripseg.util.background import Background
 from stripseg.util.checkpoint import read_checkpoint
 from stripseg.util.evaluation import Evaluator
-from stripseg.util.images import colorize, read_label, write_png
 from stripseg.util.inference import SlidingWindow
+from stripseg.util.journal import TestJournal
 from stripseg.util.logging import progress, run_logger
 from stripseg.util.metrics import ConfusionMatrix, Scores, check_prediction, class_table
 from stripseg.util.optimization import choose_precision
@@ -54,7 +56,7 @@ def main(argv: Sequence[str]) -> int | None:
         log.info(f"note: {notice}")
     classes = build_classes(config)
     dataset = chosen_images(config)
-    files = PredictionFiles(folder, [pair.name for pair in dataset.pairs], classes)
+    files = PredictionFiles(folder, [pair.name for pair in dataset.pairs], classes.colors)
     files.submission = submission_of(config, folder)
     log.info(f"{len(dataset)} images of {config.TEST.test_list} ({config.TEST.split})")
     if config.TEST.has_prediction:
@@ -123,66 +125,93 @@ def submission_of(config: Config, folder: Path) -> SubmissionWriter | None:
     return SubmissionWriter(description, folder / "submission")
 
 
-class PredictionFiles:
-    """Where predictions lie: `gray/` (class indices) and `color/` below the result folder, and
-    what a benchmark's server wants of them in `submission/`.
-
-    Files are named like the images. Where two images of different folders share a name, the
-    folders are kept.
-    """
-
-    def __init__(self, folder: Path, names: Sequence[str], classes: Classes) -> None:
-        self.gray, self.color = folder / "gray", folder / "color"
-        self.colors = classes.colors
-        self.submission: SubmissionWriter | None = None
-        stems = [PurePosixPath(name.replace(os.sep, "/")).with_suffix("") for name in names]
-        flat = len({stem.name for stem in stems}) == len(stems)
-        self.relative = {
-            name: f"{stem.name if flat else str(stem).lstrip('/')}.png"
-            for name, stem in zip(names, stems, strict=True)
-        }
-
-    def save(self, sample: Sample, prediction: np.ndarray) -> None:
-        write_png(self.gray / self.relative[sample.name], prediction)
-        write_png(self.color / self.relative[sample.name], colorize(prediction, self.colors))
-        if self.submission is not None:
-            self.submission.save(sample.name, prediction)
-
-    def read(self, name: str) -> np.ndarray:
-        return read_label(self.gray / self.relative[name])
-
-
 def predict(
     config: Config, engine: SlidingWindow, dataset: EvaluationSet, files: PredictionFiles
 ) -> Scores:
-    """Predict this process's share, save it, and gather the figures of all."""
-    rank, size = distributed.rank(), distributed.world_size()
-    workers = distributed.share_of_workers(config.TEST.workers)
-    samples = evaluation_samples(dataset, rank=rank, world_size=size, workers=workers)
-    share = len(range(rank, len(dataset), size))
-    save = files.save if config.TEST.save_predictions else None
-    evaluator = Evaluator(engine, config.TRAIN.ignore_label, save)
-    return evaluator.run(progress(samples, total=share, unit="image", what="testing"))
+    """Predict this process's share, save it, and gather the figures of all.
+
+    Predictions that a stopped test of the same settings has saved are counted from their files.
+    """
+    test = config.TEST
+    together = images_together(config, engine.device)
+    confusion = ConfusionMatrix(
+        config.DATA.classes, ignore_label=config.TRAIN.ignore_label, device=engine.device
+    )
+    evaluator = Evaluator(engine, confusion, together=together)
+    share = shares(len(dataset), together)[distributed.rank() :: distributed.world_size()]
+    workers = distributed.share_of_workers(test.workers)
+    if not test.save_predictions:
+        samples = evaluation_samples(dataset, [i for group in share for i in group], workers)
+        evaluator.run(progress(samples, total=len(dataset), unit="image", what="testing"))
+        return evaluator.scores()
+    journal = TestJournal(files.gray.parent, what_decides(config, dataset, together))
+    done = {i for i, pair in enumerate(dataset.pairs) if pair.name in journal.done}
+    missing = [i for group in share if not done.issuperset(group) for i in group]
+    finished = [i for group in share if done.issuperset(group) for i in group]
+    if finished:
+        print(f"rank {distributed.rank()}: {len(finished)} images are done, {len(missing)} missing")
+    count_saved(evaluation_samples(dataset, finished, workers), files, confusion)
+
+    def keep(group: Sequence[Sample], predictions: Sequence[np.ndarray]) -> None:
+        for sample, prediction in zip(group, predictions, strict=True):
+            files.save(sample.name, prediction)
+        journal.add(sample.name for sample in group)
+
+    samples = evaluation_samples(dataset, missing, workers)
+    with Background() as background:
+        evaluator.on_predictions = lambda *group: background.submit(keep, *group)
+        evaluator.run(progress(samples, total=len(missing), unit="image", what="testing"))
+    journal.finish()
+    return evaluator.scores()
+
+
+def images_together(config: Config, device: torch.device) -> int:
+    """How many images share forward passes: on GPUs small ones do not fill a batch alone."""
+    if config.TEST.images_together is not None:
+        return config.TEST.images_together
+    return 4 if device.type == "cuda" else 1
+
+
+def what_decides(config: Config, dataset: EvaluationSet, together: int) -> dict:
+    """Everything that a prediction depends on: a test that differs in it is another test."""
+    state = os.stat(config.TEST.model_path)
+    return {
+        "config": config.model_dump(
+            mode="json", exclude={"TRAIN": {"workers"}, "Distributed": True}
+        ),
+        "checkpoint": [state.st_size, state.st_mtime_ns],
+        "images": [[pair.name, str(pair.image), str(pair.label)] for pair in dataset.pairs],
+        "together": together,
+        "torch": torch.__version__,
+    }
 
 
 def score_saved(config: Config, dataset: EvaluationSet, files: PredictionFiles) -> Scores:
     """The figures of predictions that an earlier test saved (`TEST.has_prediction`)."""
     confusion = ConfusionMatrix(config.DATA.classes, ignore_label=config.TRAIN.ignore_label)
-    for sample, prediction in saved_predictions(dataset, files, config.TEST.workers):
-        origin = str(files.gray / files.relative[sample.name])
-        if prediction.shape != sample.image.shape[:2]:
-            raise DataError(f"{origin}: size differs from its image's {sample.image.shape[:2]}")
-        check_prediction(torch.from_numpy(prediction), config.DATA.classes, origin=origin)
-        if sample.label is not None:
-            confusion.update(torch.from_numpy(prediction), torch.from_numpy(sample.label))
+    samples = evaluation_samples(dataset, range(len(dataset)), config.TEST.workers)
+    count_saved(samples, files, confusion)
     return confusion.scores()
 
 
-def saved_predictions(
-    dataset: EvaluationSet, files: PredictionFiles, workers: int
-) -> Iterator[tuple[Sample, np.ndarray]]:
-    for sample in evaluation_samples(dataset, workers=workers):
-        yield sample, files.read(sample.name)
+def count_saved(
+    samples: Iterable[Sample], files: PredictionFiles, confusion: ConfusionMatrix
+) -> None:
+    """Add saved predictions to the confusion matrix.
+
+    Raises:
+        DataError: a prediction is missing, of another size than its image, or of other classes.
+    """
+    device = confusion.counts.device
+    for sample in samples:
+        prediction = files.read(sample.name)
+        origin = str(files.gray / files.relative[sample.name])
+        if prediction.shape != sample.image.shape[:2]:
+            raise DataError(f"{origin}: size differs from its image's {sample.image.shape[:2]}")
+        check_prediction(torch.from_numpy(prediction), confusion.classes, origin=origin)
+        if sample.label is not None:
+            pair = (torch.from_numpy(part).to(device) for part in (prediction, sample.label))
+            confusion.update(*pair)
 
 
 def write_metrics(

@@ -24,7 +24,7 @@ from stripseg.dataset.build import (
 )
 from stripseg.dataset.doctor import refuse_bad_data
 from stripseg.dataset.loader import TrainingLoader, class_pixels, evaluation_samples
-from stripseg.dataset.segmentation import TrainingSet
+from stripseg.dataset.segmentation import Sample, TrainingSet
 from stripseg.model.build import build_segmenter
 from stripseg.model.segmenter import Segmenter
 from stripseg.model.weights import load_weights
@@ -41,7 +41,7 @@ from stripseg.util.evaluation import Evaluator
 from stripseg.util.images import as_rgb, colorize, overlay
 from stripseg.util.logging import progress, run_logger
 from stripseg.util.losses import SegmentationLoss, balanced_class_weights
-from stripseg.util.metrics import Scores
+from stripseg.util.metrics import ConfusionMatrix, Scores
 from stripseg.util.optimization import build_optimizer, choose_precision
 from stripseg.util.placement import check_batch_norm, place_network
 from stripseg.util.trainer import Trainer
@@ -295,22 +295,27 @@ def validator(
     )
     colors = build_classes(config).colors
 
-    def draw(sample, prediction: np.ndarray) -> None:
-        if trainer.board is None or sample.index >= train.sample_predictions:
-            return
-        truth = colorize(sample.label, colors)
-        picture = np.concatenate(
-            [as_rgb(sample.image), truth, overlay(sample.image, prediction, colors)], axis=1
-        )
-        trainer.board.add_image(f"val/{sample.index}", picture, trainer.step, dataformats="HWC")
+    def draw(group: Sequence[Sample], predictions: Sequence[np.ndarray]) -> None:
+        for sample, prediction in zip(group, predictions, strict=True):
+            if trainer.board is None or sample.index >= train.sample_predictions:
+                return
+            truth = colorize(sample.label, colors)
+            picture = np.concatenate(
+                [as_rgb(sample.image), truth, overlay(sample.image, prediction, colors)], axis=1
+            )
+            trainer.board.add_image(f"val/{sample.index}", picture, trainer.step, dataformats="HWC")
 
     def validate() -> Scores:
         workers = distributed.share_of_workers(train.workers)
-        rank, size = distributed.rank(), distributed.world_size()
-        samples = evaluation_samples(dataset, rank=rank, world_size=size, workers=workers)
-        share = len(range(rank, len(dataset), size))
-        samples = progress(samples, total=share, unit="image", what="validating")
-        return Evaluator(engine, train.ignore_label, draw).run(watched(samples))
+        share = range(distributed.rank(), len(dataset), distributed.world_size())
+        samples = evaluation_samples(dataset, share, workers)
+        samples = progress(samples, total=len(share), unit="image", what="validating")
+        confusion = ConfusionMatrix(
+            config.DATA.classes, ignore_label=train.ignore_label, device=device
+        )
+        evaluator = Evaluator(engine, confusion, on_predictions=draw)
+        evaluator.run(watched(samples))
+        return evaluator.scores()
 
     def watched(samples: Iterable) -> Iterator:
         for sample in samples:

@@ -1,0 +1,113 @@
+"""A test that was stopped goes on with the missing images, to the same figures."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from stripseg.config.errors import DataError
+from stripseg.tool import test, train
+from stripseg.util.inference import SlidingWindow
+from stripseg.util.journal import TestJournal
+
+
+@pytest.fixture
+def words(small_config: Path) -> list[str]:
+    train.main(["--config", str(small_config), "TRAIN.epochs", "1", "TRAIN.evaluate", "False"])
+    return ["--config", str(small_config)]
+
+
+class Watched:
+    """Counts the engine's images; its `stop_at`-th call is a Ctrl-C."""
+
+    def __init__(self) -> None:
+        self.calls, self.stop_at = 0, 0
+
+    def expect(self, *, stop_at: int = 0) -> None:
+        self.calls, self.stop_at = 0, stop_at
+
+
+@pytest.fixture
+def engine(monkeypatch) -> Watched:
+    watched, predict = Watched(), SlidingWindow.predict_together
+
+    def counted(self, images):
+        watched.calls += 1
+        if watched.calls == watched.stop_at:
+            raise KeyboardInterrupt
+        return predict(self, images)
+
+    monkeypatch.setattr(SlidingWindow, "predict_together", counted)
+    return watched
+
+
+def stopped(words: list[str], engine: Watched, *, at: int) -> None:
+    engine.expect(stop_at=at)
+    with pytest.raises(KeyboardInterrupt):
+        test.main(words)
+    engine.expect()
+
+
+def figures(tmp_path: Path) -> dict:
+    return json.loads((tmp_path / "run/result/metrics.json").read_text())
+
+
+def test_only_the_missing_images_are_predicted(words, engine, tmp_path: Path) -> None:
+    test.main(words)
+    whole = figures(tmp_path)
+    assert engine.calls == 3
+    (tmp_path / "run/result/metrics.json").unlink()
+    stopped(words, engine, at=3)  # the first is written while the second is computed
+    assert (tmp_path / "run/result/.journal").is_dir()
+    test.main(words)
+    assert engine.calls == 2
+    assert figures(tmp_path) == whole
+    assert not (tmp_path / "run/result/.journal").exists()
+    engine.expect()
+    test.main(words)  # a test that has ended is done again
+    assert engine.calls == 3
+
+
+def test_other_settings_begin_anew(words, engine) -> None:
+    stopped(words, engine, at=3)
+    test.main([*words, "TEST.scales", "[0.5]"])
+    assert engine.calls == 3
+
+
+def test_images_together_are_done_together(words, engine, tmp_path: Path) -> None:
+    """What shares a forward pass is predicted again as a whole, so that rounding is the same."""
+    together = [*words, "TEST.images_together", "2"]
+    stopped(together, engine, at=2)
+    test.main(together)
+    assert engine.calls == 2
+    engine.expect()
+    test.main([*together, "TEST.save_predictions", "False"])
+    assert engine.calls == 2
+
+
+def test_saved_predictions_are_counted(words, engine, tmp_path: Path) -> None:
+    """The figures of the images that are done come from their files."""
+    stopped(words, engine, at=3)
+    (path,) = (tmp_path / "run/result/gray").iterdir()
+    Image.fromarray(np.full((72, 88), 3, np.uint8)).save(path)
+    test.main(words)
+    assert (np.array(Image.open(path)) == 3).all()
+    Image.fromarray(np.full((5, 5), 3, np.uint8)).save(path)
+    with pytest.raises(DataError, match="size differs from its image's"):
+        test.main([*words, "TEST.has_prediction", "True"])
+
+
+def test_a_journal_knows_its_settings_and_whole_lines(tmp_path: Path) -> None:
+    journal = TestJournal(tmp_path, {"scale": 1})
+    journal.add(["a.jpg", "ö b.jpg"])
+    journal.add(["c.jpg"])
+    path = tmp_path / ".journal/done-0.txt"
+    path.write_text(path.read_text()[:-3])
+    (tmp_path / ".journal/done-5.txt").write_text('"of another process.jpg"\n"cut')
+    again = TestJournal(tmp_path, {"scale": 1})
+    assert again.done == {"a.jpg", "ö b.jpg", "of another process.jpg"}
+    assert TestJournal(tmp_path, {"scale": 2}).done == set()
+    again.finish()
+    assert list(tmp_path.iterdir()) == []
