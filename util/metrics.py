@@ -43,7 +43,7 @@ class Scores:
 
 
 class ConfusionMatrix:
-    """Counts of (label, prediction) pairs, kept on the device; one bincount an update."""
+    """Counts of (label, prediction) pairs, kept on the device."""
 
     def __init__(
         self, classes: int, *, ignore_label: int = 255, device: torch.device | str = "cpu"
@@ -57,11 +57,17 @@ class ConfusionMatrix:
 
         Values outside the classes other than `ignore_label` are caught where files are read.
         """
-        label, prediction = label.flatten().long(), prediction.flatten().long()
-        bins = self.classes**2
-        pair = torch.where(label == self.ignore_label, bins, label * self.classes + prediction)
-        counted = torch.bincount(pair, minlength=bins + 1)[:bins]
-        self.counts += counted.view(self.classes, self.classes)
+        # one more row for what is ignored; narrow integers halve the passes over memory
+        narrow = torch.int16 if (self.classes + 1) * self.classes < 2**15 else torch.int32
+        rows = torch.where(label == self.ignore_label, self.classes, label.to(narrow))
+        pairs = rows.mul_(self.classes).add_(prediction.to(narrow)).flatten()
+        bins = (self.classes + 1) * self.classes
+        if pairs.is_cuda:  # bincount would wait for the device to learn the largest value
+            counted = torch.zeros(bins, dtype=torch.int64, device=pairs.device)
+            counted.index_add_(0, pairs.int(), torch.ones_like(pairs, dtype=torch.int64))
+        else:
+            counted = torch.bincount(pairs, minlength=bins)
+        self.counts += counted[: -self.classes].view(self.classes, self.classes)
 
     def reduce(self) -> None:
         """Sum over all processes, once, at the end."""

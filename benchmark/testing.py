@@ -1,0 +1,90 @@
+"""Sliding-window testing: SPNet-50, 150 classes, ADE20K-sized images."""
+
+from collections.abc import Iterator
+
+import cv2
+import numpy as np
+import torch
+from torch import nn
+
+from stripseg.config.load import find_config, load_config
+from stripseg.model.build import build_segmenter
+from stripseg.model.folding import fold_batch_norm
+from stripseg.util.inference import InferenceSettings, SlidingWindow
+from stripseg.util.optimization import has_native_bfloat16
+
+from . import textbook
+from .rows import Row, rate_row, seconds_of
+
+SIX_SCALES = (0.5, 0.75, 1.0, 1.25, 1.5, 1.75)
+CROP, BASE_SIZE, CLASSES = 480, 512, 150
+
+
+def picture(height: int, width: int, seed: int = 0) -> np.ndarray:
+    """(H, W, 3) uint8 with large shapes and fine grain, like a photograph."""
+    rng = np.random.Generator(np.random.PCG64(seed))
+    coarse = rng.integers(0, 256, (height // 32 + 2, width // 32 + 2, 3), np.uint8)
+    smooth = cv2.resize(coarse, (width, height), interpolation=cv2.INTER_CUBIC).astype(np.float32)
+    return np.clip(smooth + rng.normal(0, 8, (height, width, 3)), 0, 255).astype(np.uint8)
+
+
+def spnet50(dataset: str = "ade20k") -> nn.Module:
+    """As released, at fixed random weights whose scores are not all alike."""
+    torch.manual_seed(0)
+    network = build_segmenter(load_config(find_config(dataset, "spnet50"))).eval()
+    nn.init.normal_(network.head.classifier.weight, std=0.2)
+    return network
+
+
+def engine(
+    network: nn.Module, scales: tuple[float, ...], dtype: torch.dtype, device: str
+) -> SlidingWindow:
+    settings = InferenceSettings(CLASSES, crop=(CROP, CROP), base_size=BASE_SIZE, scales=scales)
+    return SlidingWindow(network, settings, device=device, dtype=dtype)
+
+
+def measure(device: str = "cpu", *, rounds: int = 1) -> Iterator[Row]:
+    """Rows for six scales and for one, in the precisions the device is good at."""
+    image = picture(512, 683)
+    plain = spnet50().to(device)
+    folded = fold_batch_norm(plain, torch.rand(1, 3, 65, 65, device=device))
+    folded.to(memory_format=torch.channels_last)
+    wanted = {"cpu": {6: (4, 1.5), 1: (3, None)}, "cuda": {6: (40, None), 1: (20, None)}}[device]
+    for scales in (SIX_SCALES, (1.0,)):
+        fast, exact = (engine(folded, scales, t, device) for t in (torch.bfloat16, torch.float32))
+
+        def baseline(scales=scales) -> np.ndarray:
+            return textbook.test_image(
+                plain,
+                image,
+                classes=CLASSES,
+                crop=CROP,
+                base_size=BASE_SIZE,
+                scales=scales,
+                device=device,
+            )
+
+        expected = baseline()
+        name = f"test, {len(scales)} scale{'s' * (len(scales) > 1)} + flip"
+        engines = [("fp32", exact, wanted[len(scales)][1])]
+        if has_native_bfloat16(torch.device(device)):
+            engines.insert(0, ("bf16", fast, wanted[len(scales)][0]))
+        times = seconds_of(
+            *[lambda tester=tester: tester.predict(image).cpu() for _, tester, _ in engines],
+            baseline,
+            rounds=rounds,
+            warm_up=0 if device == "cpu" else 1,
+            device=device,
+        )
+        for (precision, tester, goal), seconds in zip(engines, times, strict=False):
+            apart = agreement(tester.probabilities(image).permute(1, 2, 0).cpu().numpy(), expected)
+            row = (seconds, times[-1])
+            yield rate_row(
+                f"{name}, {precision}", row, unit="image/s", wanted=goal, agreement=apart
+            )
+
+
+def agreement(ours: np.ndarray, expected: np.ndarray) -> str:
+    largest = np.abs(ours - expected).max()
+    same = (ours.argmax(2) == expected.argmax(2)).mean()
+    return f"scores within {largest:.1g}, {100 * same:.2f} % of the pixels alike"
