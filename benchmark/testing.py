@@ -10,6 +10,7 @@ from torch import nn
 from stripseg.config.load import find_config, load_config
 from stripseg.model.build import build_segmenter
 from stripseg.model.folding import fold_batch_norm
+from stripseg.model.onednn import use_onednn
 from stripseg.util.inference import InferenceSettings, SlidingWindow
 from stripseg.util.optimization import has_native_bfloat16
 
@@ -49,6 +50,7 @@ def measure(device: str = "cpu", *, rounds: int = 1) -> Iterator[Row]:
     plain = spnet50().to(device)
     folded = fold_batch_norm(plain, torch.rand(1, 3, 65, 65, device=device))
     folded.to(memory_format=torch.channels_last)
+    use_onednn(folded)
     wanted = {"cpu": {6: (4, 1.5), 1: (3, None)}, "cuda": {6: (40, None), 1: (20, None)}}[device]
     for scales in (SIX_SCALES, (1.0,)):
         fast, exact = (engine(folded, scales, t, device) for t in (torch.bfloat16, torch.float32))

@@ -165,3 +165,10 @@ def test_absurd_sizes_are_refused_before_memory_is_asked_for(size, reader, tmp_p
     else:
         with pytest.raises(StripsegError, match="bomb.png: "):
             reader(path)
+
+
+def test_a_size_that_memory_might_hold_is_refused_all_the_same(tmp_path: Path) -> None:
+    path = tmp_path / "large.png"
+    path.write_bytes(png_of(2**15, 2**14))
+    with pytest.raises(StripsegError, match="MAX_IMAGE_PIXELS"):
+        read_image(path)

@@ -26,6 +26,7 @@ from stripseg.dataset.segmentation import EvaluationSet, Sample
 from stripseg.dataset.submission import SubmissionWriter
 from stripseg.model.build import build_segmenter
 from stripseg.model.folding import fold_batch_norm
+from stripseg.model.onednn import use_onednn
 from stripseg.model.weights import load_weights
 from stripseg.tool import common
 from stripseg.util import distributed
@@ -101,6 +102,7 @@ def load_engine(config: Config, device: torch.device) -> SlidingWindow:
     network = fold_batch_norm(network, folding_image(config)).to(device)
     if config.TEST.channels_last:
         network.to(memory_format=torch.channels_last)
+    use_onednn(network)
     dtype = choose_precision(config.TEST.precision, device, key="TEST.precision")
     return common.build_engine(
         config, network, device=device, dtype=dtype, batch_size=config.TEST.batch_size
