@@ -261,6 +261,9 @@ class DistributedSection(Section):
     timeout_minutes: Annotated[float, Real(above=0)] = option(
         30.0, "without progress for so long, the run ends and names the process that hangs"
     )
+    max_restarts: Annotated[int, Whole(0)] = option(
+        0, "how often processes that fail are started again, from the newest checkpoint"
+    )
     use_apex: Annotated[bool, Flag()] = option(
         False, "older YAMLs: whether `opt_level` counts; PyTorch's own mixed precision is used"
     )

@@ -53,15 +53,15 @@ def ended(process: subprocess.Popen) -> tuple[int, str]:
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "processes", "workers"),
-    [("SIGTERM", 1, 0), ("SIGINT", 1, 2), ("SIGUSR1", 1, 0), ("SIGTERM", 2, 0), ("SIGUSR1", 2, 0)],
+    [("SIGTERM", 1, 2), ("SIGINT", 1, 2), ("SIGUSR1", 1, 2), ("SIGTERM", 2, 2), ("SIGUSR1", 2, 2)],
 )
 def test_a_signal_saves_and_ends_with_its_code(
     small_config: Path, tmp_path: Path, name: str, processes: int, workers: int
 ) -> None:
     words = [*LONG, "Distributed.processes", str(processes), "TRAIN.workers", str(workers)]
     process = started(small_config, *words)
-    if name == "SIGINT":  # a terminal sends it to the workers as well
-        os.killpg(process.pid, signal.SIGINT)
+    if processes == 1:  # terminals and schedulers send it to the workers as well
+        os.killpg(process.pid, getattr(signal, name))
     else:
         process.send_signal(getattr(signal, name))
     code, text = ended(process)

@@ -18,6 +18,7 @@ from stripseg.model.build import check_arch
 from stripseg.util import distributed
 from stripseg.util.inference import InferenceSettings, SlidingWindow
 from stripseg.util.interruption import STOPPED, Stopped
+from stripseg.util.slurm import slurm_step
 
 USER_ERROR = 2
 INTERRUPTED = 130
@@ -71,11 +72,12 @@ def parse_config(parser: argparse.ArgumentParser, argv: Sequence[str]):
     options = parser.parse_intermixed_args(list(argv))
     words = options.words
     if options.config:
-        config = load_config(options.config, words)
+        path = options.config
     elif len(words) < 2:
         parser.error("name a dataset and an experiment, such as: ade20k spnet50")
     else:
-        config = load_config(find_config(words[0], words[1]), words[2:])
+        path, words = find_config(words[0], words[1]), words[2:]
+    config = load_config(path, [*slurm_options(), *words])
     check_arch(config)
     return options, config
 
@@ -97,6 +99,23 @@ def process_count(config: Config, devices: Sequence[torch.device]) -> int:
     return count
 
 
+def slurm_options() -> list[str]:
+    """Under srun: options that put this machine among those of the job step.
+
+    With one task a machine, each starts the processes of its machine. With more, every task is a
+    process of its own, and the environment gets what torchrun would set.
+    """
+    step = None if distributed.under_torchrun() else slurm_step()
+    if step is None:
+        return []
+    if step.tasks > step.nodes:
+        os.environ.update(step.environment())
+        return []
+    options = {"world_size": step.nodes, "rank": step.node}
+    options["dist_url"] = f"tcp://{step.first_host}:{step.port}"
+    return [word for key, value in options.items() for word in (f"Distributed.{key}", str(value))]
+
+
 def must_launch(config: Config, processes: int) -> bool:
     """Are several processes wanted, and not started yet?"""
     return not distributed.under_torchrun() and (processes > 1 or config.Distributed.world_size > 1)
@@ -113,7 +132,7 @@ def launch(module: str, argv: Sequence[str], config: Config, processes: int) -> 
     from torch.distributed.run import get_args_parser, run
 
     place = config.Distributed
-    arguments = ["--nproc-per-node", str(processes)]
+    arguments = ["--nproc-per-node", str(processes), "--max-restarts", str(place.max_restarts)]
     if place.world_size == 1:
         arguments += ["--standalone"]
     else:

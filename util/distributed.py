@@ -96,6 +96,8 @@ def start(device: torch.device, *, backend: str = "auto", timeout_minutes: float
     global _control, _store
     timeout = timedelta(minutes=timeout_minutes + 1)  # the watchdog, which names names, is first
     _store, number, count = next(dist.rendezvous("env://", timeout=timeout))
+    # after a restart torchrun's store may still have the addresses of the processes before
+    _store = dist.PrefixStore(f"start{os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)}", _store)
     _store.set_timeout(timeout)
     dist.init_process_group(backend, store=_store, rank=number, world_size=count, timeout=timeout)
     _control = dist.group.WORLD if backend == "gloo" else dist.new_group(None, timeout, "gloo")

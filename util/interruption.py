@@ -47,5 +47,13 @@ class StopRequest:
 
 
 def leave_to_parent(_worker: int) -> None:
-    """For a loader's worker: a Ctrl-C in the terminal reaches it too, but its parent decides."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    """For a loader's worker: signals to a terminal's or launcher's group reach it too, and its
+    parent decides. It ends when its parent does; a second SIGTERM ends it at once."""
+
+    def once(number: int, _: FrameType | None) -> None:
+        signal.signal(number, signal.SIG_DFL)
+
+    signal.signal(signal.SIGTERM, once)
+    for name in ("SIGINT", "SIGUSR1"):
+        if hasattr(signal, name):
+            signal.signal(getattr(signal, name), signal.SIG_IGN)

@@ -1,0 +1,119 @@
+"""Job steps of Slurm: its variables are read, and two machines are played by two processes."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from stripseg.config.errors import DeviceError
+from stripseg.tool import common
+from stripseg.util.checkpoint import read_checkpoint
+from stripseg.util.slurm import first_host, slurm_step, tasks_on
+
+STEP = {
+    "SLURM_STEP_NUM_TASKS": "7",
+    "SLURM_STEP_NUM_NODES": "2",
+    "SLURM_STEP_TASKS_PER_NODE": "4,3",
+    "SLURM_STEP_NODELIST": "gpu[07,09]",
+    "SLURM_NODEID": "1",
+    "SLURM_PROCID": "5",
+    "SLURM_LOCALID": "1",
+    "SLURM_JOB_ID": "123456",
+}
+
+
+def test_a_task_for_each_gpu_becomes_a_process(monkeypatch) -> None:
+    step = slurm_step(STEP)
+    assert step.environment() == {
+        "RANK": "5",
+        "WORLD_SIZE": "7",
+        "LOCAL_RANK": "1",
+        "LOCAL_WORLD_SIZE": "3",
+        "MASTER_ADDR": "gpu07",
+        "MASTER_PORT": "23456",
+    }
+    for key in step.environment():
+        monkeypatch.delenv(key, raising=False)
+    for key, value in STEP.items():
+        monkeypatch.setenv(key, value)
+    assert common.slurm_options() == []
+    assert os.environ["RANK"] == "5"
+    for key in step.environment():
+        monkeypatch.delenv(key)
+
+
+def test_a_task_for_each_machine_becomes_a_machine(monkeypatch) -> None:
+    for key, value in {**STEP, "SLURM_STEP_NUM_TASKS": "2"}.items():
+        monkeypatch.setenv(key, value)
+    monkeypatch.delenv("RANK", raising=False)
+    words = common.slurm_options()
+    assert words[:4] == ["Distributed.world_size", "2", "Distributed.rank", "1"]
+    assert words[4:] == ["Distributed.dist_url", "tcp://gpu07:23456"]
+
+
+def test_outside_of_a_step_slurm_is_left_alone() -> None:
+    assert slurm_step({}) is None
+    assert slurm_step({**STEP, "SLURM_STEP_NUM_TASKS": "1"}) is None
+
+
+@pytest.mark.parametrize("gone", ["SLURM_NODEID", "SLURM_PROCID", "SLURM_JOB_ID"])
+def test_half_a_step_is_told(gone: str) -> None:
+    with pytest.raises(DeviceError, match=f"one of 7 tasks.*{gone}"):
+        slurm_step({key: value for key, value in STEP.items() if key != gone})
+
+
+@pytest.mark.parametrize(
+    ("nodes", "first"),
+    [
+        ("gpu[03-05,9],login1", "gpu03"),
+        ("host", "host"),
+        ("a-1,b-2", "a-1"),
+        ("rack1-n[12]", "rack1-n12"),
+        ("10.0.0.1", "10.0.0.1"),
+    ],
+)
+def test_the_first_host_of_a_list(nodes: str, first: str) -> None:
+    assert first_host(nodes) == first
+
+
+def test_tasks_of_a_node() -> None:
+    assert [tasks_on(node, "4(x2),3") for node in range(3)] == [4, 4, 3]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("tasks", [2, 4])
+def test_two_machines_train_as_one_run(small_config: Path, tmp_path: Path, tasks: int) -> None:
+    """With a task a machine (each starts torchrun), and with a task a process."""
+    command = [sys.executable, "-m", "stripseg.tool.train", "--config", str(small_config)]
+    command += ["TRAIN.epochs", "1", "TRAIN.evaluate", "False", "TRAIN.tensorboard", "False"]
+    command += ["TRAIN.batch_size", "4"]
+    if tasks == 2:
+        command += ["Distributed.processes", "2"]
+    processes = []
+    for task in range(tasks):
+        per_node = tasks // 2
+        slurm = {
+            **STEP,
+            "SLURM_STEP_NUM_TASKS": str(tasks),
+            "SLURM_STEP_TASKS_PER_NODE": f"{per_node}(x2)",
+            "SLURM_STEP_NODELIST": "127.0.0.1",
+            "SLURM_NODEID": str(task // per_node),
+            "SLURM_PROCID": str(task),
+            "SLURM_LOCALID": str(task % per_node),
+            "SLURM_JOB_ID": str(os.getpid()),
+        }
+        processes.append(
+            subprocess.Popen(
+                command,
+                env=os.environ | slurm,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+                text=True,
+            )
+        )
+    texts = [process.communicate(timeout=100)[0] for process in processes]
+    assert [process.returncode for process in processes] == [0] * tasks, "\n".join(texts)
+    assert "4 process(es)" in texts[0]
+    assert read_checkpoint(tmp_path / "run/model/last.pth")["step"] == 1
