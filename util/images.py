@@ -17,6 +17,7 @@ cv2.setNumThreads(0)  # loader workers are the parallelism; OpenCV's own threads
 LARGEST_IMAGE = 2**32  # bytes, decoded
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp")
 TIFF_MARKS = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")  # classic and big, of either byte order
+DECODES_TO_RGB = hasattr(cv2, "IMREAD_COLOR_RGB")  # OpenCV 4.11 and later: without a second pass
 
 
 def read_image(path: Path, channels: int = 3) -> np.ndarray:
@@ -31,14 +32,18 @@ def read_image(path: Path, channels: int = 3) -> np.ndarray:
     content = _read_bytes(path, "image")
     if channels not in (1, 3):
         return _read_channels(path, content, channels)
-    flag = cv2.IMREAD_COLOR if channels == 3 else cv2.IMREAD_GRAYSCALE
+    direct = DECODES_TO_RGB and content.startswith((b"\x89PNG", b"\xff\xd8"))
+    color = cv2.IMREAD_COLOR_RGB if direct else cv2.IMREAD_COLOR
+    flag = color if channels == 3 else cv2.IMREAD_GRAYSCALE
     try:
         image = cv2.imdecode(np.frombuffer(content, np.uint8), flag)
     except cv2.error as error:  # a picture of absurd size
         raise DataError(f"{path}: cannot be decoded as an image ({error.err})") from error
     if image is None:
         raise DataError(f"{path}: cannot be decoded as an image; replace or remove it")
-    return cv2.cvtColor(image, cv2.COLOR_BGR2RGB) if channels == 3 else image[..., None]
+    if channels == 1:
+        return image[..., None]
+    return image if direct else cv2.cvtColor(image, cv2.COLOR_BGR2RGB)
 
 
 def _read_channels(path: Path, content: bytes, channels: int) -> np.ndarray:
