@@ -92,6 +92,25 @@ def stored_channels(path: Path) -> int:
         raise DataError(f"{path}: cannot be decoded as an image ({error})") from error
 
 
+def stored_pixels(path: Path) -> int:
+    """Height times width of an image file by its header, without reading the rest.
+
+    Raises:
+        DataError: the file is missing or no image.
+    """
+    try:
+        with open(path, "rb") as file:
+            mark = file.read(4)
+        if mark in TIFF_MARKS:
+            with tifffile.TiffFile(path) as file:
+                page = file.pages[0]
+                return int(page.imagelength) * int(page.imagewidth)
+        with Image.open(path) as picture:
+            return picture.width * picture.height
+    except Exception as error:  # decoders raise whatever they like on damaged bytes
+        raise DataError(f"{path}: cannot be decoded as an image ({error})") from error
+
+
 def as_rgb(image: np.ndarray) -> np.ndarray:
     """A picture to look at: the first three channels, or one grey one, as (H, W, 3)."""
     return image[..., :3] if image.shape[2] >= 3 else np.repeat(image[..., :1], 3, axis=2)
