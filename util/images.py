@@ -17,6 +17,9 @@ cv2.setNumThreads(0)  # loader workers are the parallelism; OpenCV's own threads
 LARGEST_IMAGE = 2**32  # bytes, decoded
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp")
 TIFF_MARKS = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")  # classic and big, of either byte order
+GREY_8_BIT = (
+    b"\x08\x00"  # depth and colour type in a PNG's header; OpenCV loses a palette's indices
+)
 DECODES_TO_RGB = hasattr(cv2, "IMREAD_COLOR_RGB")  # OpenCV 4.11 and later: without a second pass
 
 
@@ -123,6 +126,10 @@ def read_label(path: Path) -> np.ndarray:
         DataError: the file is missing, damaged, or a colour picture.
     """
     content = _read_bytes(path, "label")
+    if content.startswith(b"\x89PNG") and content[24:26] == GREY_8_BIT:
+        grey = cv2.imdecode(np.frombuffer(content, np.uint8), cv2.IMREAD_UNCHANGED)
+        if grey is not None and grey.ndim == 2 and grey.dtype == np.uint8:
+            return grey  # anything else, damage as well, is for Pillow to judge
     try:
         picture = Image.open(io.BytesIO(content))
         label = np.array(picture)
@@ -150,13 +157,18 @@ def _read_bytes(path: Path, what: str) -> bytes:
         raise DataError(f"{path}: {what} file cannot be read ({error.strerror})") from error
     if not content:
         raise DataError(f"{path}: {what} file is empty")
-    # In JPEG data FF D9 ends an image and FF DA starts a scan; neither occurs inside a scan.
-    end, scan = content.rfind(b"\xff\xd9"), content.rfind(b"\xff\xda")
-    cut_jpeg = content[:2] == b"\xff\xd8" and end <= scan
-    cut_png = content[:4] == b"\x89PNG" and content.rfind(b"IEND") < 0
-    if cut_jpeg or cut_png:
+    if _is_cut(content):
         raise DataError(f"{path}: {what} file is truncated ({len(content)} bytes); copy it again")
     return content
+
+
+def _is_cut(content: bytes) -> bool:
+    """Does a JPEG or PNG lack its end? Looked for from the end of the file, where it should be."""
+    if content[:2] == b"\xff\xd8":
+        # In JPEG data FF D9 ends an image and FF DA starts a scan; neither occurs inside a scan.
+        end = content.rfind(b"\xff\xd9")
+        return end < 0 or content.find(b"\xff\xda", end) >= 0
+    return content[:4] == b"\x89PNG" and content.rfind(b"IEND") < 0
 
 
 def write_png(
