@@ -111,22 +111,17 @@ def test_labels_of_any_kind_of_png_are_pillows(tmp_path: Path, mode: str) -> Non
     assert read.ndim == 2, f"PNG of mode {mode}"
 
 
-def test_a_damaged_grey_label_is_never_read_as_another(tmp_path: Path) -> None:
+def test_a_damaged_grey_label_is_refused(tmp_path: Path) -> None:
+    """Whichever byte it is; Pillow alone reads zeros in place of some rows."""
     label = np.repeat(np.arange(30, dtype=np.uint8)[None], 20, axis=0)
     write_png(tmp_path / "label.png", label)
     content = (tmp_path / "label.png").read_bytes()
-    begin, refused = content.index(b"IDAT") + 4, 0
-    for place in range(begin, content.index(b"IEND") - 8):
+    for place in range(content.index(b"IDAT") + 4, content.index(b"IEND") - 8):
         damaged = bytearray(content)
         damaged[place] ^= 0x55
         (tmp_path / "label.png").write_bytes(damaged)
-        try:
-            read = read_label(tmp_path / "label.png")
-        except DataError:
-            refused += 1
-            continue
-        assert np.array_equal(read, label), f"byte {place} damaged"  # of the checksum only
-    assert refused > 10, "damaged labels are hardly ever refused"
+        with pytest.raises(DataError, match=r"label\.png: cannot be decoded as a label"):
+            read_label(tmp_path / "label.png")
 
 
 @pytest.mark.parametrize("suffix", ["jpg", "png", "bmp", "tif", "webp"])

@@ -38,15 +38,21 @@ def read_image(path: Path, channels: int = 3) -> np.ndarray:
     direct = DECODES_TO_RGB and content.startswith((b"\x89PNG", b"\xff\xd8"))
     color = cv2.IMREAD_COLOR_RGB if direct else cv2.IMREAD_COLOR
     flag = color if channels == 3 else cv2.IMREAD_GRAYSCALE
-    try:
-        image = cv2.imdecode(np.frombuffer(content, np.uint8), flag)
-    except cv2.error as error:  # a picture of absurd size
-        raise DataError(f"{path}: cannot be decoded as an image ({error.err})") from error
-    if image is None:
-        raise DataError(f"{path}: cannot be decoded as an image; replace or remove it")
+    image = _decode(path, content, flag, "an image")
     if channels == 1:
         return image[..., None]
     return image if direct else cv2.cvtColor(image, cv2.COLOR_BGR2RGB)
+
+
+def _decode(path: Path, content: bytes, flag: int, what: str) -> np.ndarray:
+    """OpenCV's reading of a file's content."""
+    try:
+        image = cv2.imdecode(np.frombuffer(content, np.uint8), flag)
+    except cv2.error as error:  # a picture of absurd size
+        raise DataError(f"{path}: cannot be decoded as {what} ({error.err})") from error
+    if image is None:
+        raise DataError(f"{path}: cannot be decoded as {what}; replace or remove it")
+    return image
 
 
 def _read_channels(path: Path, content: bytes, channels: int) -> np.ndarray:
@@ -127,9 +133,10 @@ def read_label(path: Path) -> np.ndarray:
     """
     content = _read_bytes(path, "label")
     if content.startswith(b"\x89PNG") and content[24:26] == GREY_8_BIT:
-        grey = cv2.imdecode(np.frombuffer(content, np.uint8), cv2.IMREAD_UNCHANGED)
-        if grey is not None and grey.ndim == 2 and grey.dtype == np.uint8:
-            return grey  # anything else, damage as well, is for Pillow to judge
+        # strictly: Pillow fills some of what it cannot read with zeros
+        grey = _decode(path, content, cv2.IMREAD_UNCHANGED, "a label image")
+        if grey.ndim == 2:
+            return grey
     try:
         picture = Image.open(io.BytesIO(content))
         label = np.array(picture)
