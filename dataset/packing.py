@@ -4,21 +4,24 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
 import numpy as np
+from torch.utils.data import DataLoader, Dataset
 
 from ..config.atomic import atomic_write
 from ..config.errors import DataError, TrainingError
 from ..util.checkpoint import folder_lock
 from ..util.images import stored_pixels
+from ..util.interruption import leave_to_parent
 from .labels import LabelEncoding
 from .lists import Pair
+from .loader import untouched
 from .packed import (
     ALIGNMENT,
     STAT_THREADS,
@@ -173,10 +176,21 @@ def write_pairs(
     """(position, finished entry) of every pair; each process writes to the pairs' own places."""
     yield from list(done.items())
     left = [index for index in range(len(pairs)) if index not in done]
-    one = partial(
-        pack_pair, encoding=encoding, channels=int(plan.header["channels"]), file=unfinished
+    work = _Work(
+        [plan.entries[i] for i in left],
+        [pairs[i] for i in left],
+        partial(
+            pack_pair, encoding=encoding, channels=int(plan.header["channels"]), file=unfinished
+        ),
     )
-    entries, files = [plan.entries[i] for i in left], [pairs[i] for i in left]
+    # its processes, unlike those of a pool, end by themselves when this one is killed
+    finished = DataLoader(
+        work,
+        batch_size=None,
+        num_workers=workers if workers > 1 else 0,
+        collate_fn=untouched,
+        worker_init_fn=leave_to_parent,
+    )
     lines: list[str] = []
     with ExitStack() as stack:
         log = stack.enter_context(open(journal, "a", encoding="utf-8"))
@@ -189,18 +203,35 @@ def write_pairs(
             lines.clear()
 
         stack.callback(flush)
-        if workers <= 1:
-            finished = map(one, entries, files)
-        else:
-            pool = ProcessPoolExecutor(workers)
-            stack.callback(pool.shutdown, cancel_futures=True)
-            finished = pool.map(one, entries, files, chunksize=4)
         for index, entry in zip(left, finished, strict=True):
+            if isinstance(entry, OSError):
+                raise entry
             if not entry.problem:
                 lines.append(json.dumps([index, entry.height, entry.width]) + "\n")
             if len(lines) == FLUSHED_TOGETHER:
                 flush()
             yield index, entry
+
+
+class _Work(Dataset):
+    """Packs a pair when it is asked for it; errors of the disk come back as values."""
+
+    def __init__(
+        self,
+        entries: Sequence[Entry],
+        pairs: Sequence[Pair],
+        one: Callable[[Entry, Pair], Entry],
+    ) -> None:
+        self.entries, self.pairs, self.one = entries, pairs, one
+
+    def __len__(self) -> int:
+        return len(self.pairs)
+
+    def __getitem__(self, index: int) -> Entry | OSError:
+        try:
+            return self.one(self.entries[index], self.pairs[index])
+        except OSError as error:
+            return error
 
 
 def pack_pair(
