@@ -57,6 +57,11 @@ class DataSection(Section):
     outside_root: Annotated[bool, Flag()] = option(
         False, "whether lists may name files outside of `data_root`"
     )
+    packed: Annotated[str | None, Maybe(FilePath())] = option(
+        None,
+        "folder of a packed copy of the lists, made by `tool/prepare.py pack`, that training reads "
+        "instead of the files; the samples are the same",
+    )
     in_channels: Annotated[int, Whole(1)] = option(
         3, "of the image: 3 RGB, 1 grey, else the file's"
     )

@@ -1,10 +1,13 @@
 """Random scale, rotation, blur, flip and crop, in one warp over the pixels that survive."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import cv2
 import numpy as np
+
+WINDOW_MARGIN = 2  # pixels; interpolation reads one beyond, and OpenCV rounds positions
 
 
 @dataclass(frozen=True)
@@ -37,13 +40,7 @@ class Augmentation:
         to_source = self.sample_map(image.shape[:2], generator)
         height, width = self.crop
         fill = [round(value) for value in self.fill]
-        image = np.concatenate(  # OpenCV's colours, such as that of the border, have four channels
-            [
-                warp(image[..., c : c + 4], to_source, (height, width), fill[c : c + 4])
-                for c in range(0, image.shape[2], 4)
-            ],
-            axis=2,
-        )
+        image = warp_image(image, to_source, (height, width), fill)
         label = warp(label, to_source, (height, width), [self.ignore_label], cv2.INTER_NEAREST)
         if generator.random() < self.blur_probability:
             image = cv2.GaussianBlur(image, (5, 5), 0).reshape(image.shape)
@@ -72,6 +69,45 @@ class Augmentation:
         ratio_x, ratio_y = width / scaled_width, height / scaled_height
         unscale = scaling(ratio_x, ratio_y, (ratio_x - 1) / 2, (ratio_y - 1) / 2)
         return (unscale @ unrotate @ crop_to_scaled)[:2]
+
+
+def warp_image(
+    image: np.ndarray, to_source: np.ndarray, size: tuple[int, int], fill: Sequence[int]
+) -> np.ndarray:
+    """(h, w, C) of `size` from an (H, W, C) picture of any number of channels.
+
+    Of the picture only the rectangle is read that the map leads to: pages of a mapped file that lie
+    outside are never loaded. The rectangle keeps its place in a canvas that is otherwise left
+    unset, since shifting the map instead would round differently.
+    """
+    height, width, channels = image.shape
+    rows, columns = source_window(to_source, size, (height, width))
+    canvas_size = (rows.stop, columns.stop, 4)
+    if channels == 3:  # OpenCV warps four channels twice as fast as three, to the same values
+        canvas = np.empty(canvas_size, np.uint8)
+        cv2.cvtColor(image[rows, columns], cv2.COLOR_RGB2RGBA, dst=canvas[rows, columns])
+        return cv2.cvtColor(warp(canvas, to_source, size, [*fill, 0]), cv2.COLOR_RGBA2RGB)
+    parts = []
+    for first in range(0, channels, 4):  # OpenCV's colour of the border has four channels
+        part = image[rows, columns, first : first + 4]
+        canvas = np.empty((*canvas_size[:2], part.shape[2]), np.uint8)
+        canvas[rows, columns] = part
+        parts.append(warp(canvas, to_source, size, fill[first : first + 4]))
+    return np.concatenate(parts, axis=2)
+
+
+def source_window(
+    to_source: np.ndarray, crop: tuple[int, int], size: tuple[int, int]
+) -> tuple[slice, slice]:
+    """Rows and columns of a picture of `size` that a crop can read, at least one of each."""
+    height, width = crop
+    corners = np.array([[0, width - 1, 0, width - 1], [0, 0, height - 1, height - 1], [1, 1, 1, 1]])
+    slices = []
+    for positions, side in zip((to_source @ corners)[::-1], size, strict=True):
+        first = min(max(math.floor(positions.min()) - WINDOW_MARGIN, 0), side - 1)
+        last = min(max(math.ceil(positions.max()) + WINDOW_MARGIN, first), side - 1)
+        slices.append(slice(first, last + 1))
+    return slices[0], slices[1]
 
 
 def warp(

@@ -19,10 +19,11 @@ from .catalogue import (
     read_colors,
     read_names,
 )
-from .labels import choose_encoding
+from .labels import LabelEncoding, choose_encoding
 from .layout import official_pairs, read_ids
 from .lists import Pair, read_list
 from .loader import TrainingLoader
+from .packed import PackedPairs
 from .segmentation import EvaluationSet, TrainingSet
 
 
@@ -125,6 +126,24 @@ def build_training_set(config: Config) -> TrainingSet:
         seed=train.manual_seed or 0,
         channels=config.DATA.in_channels,
         skip_bad=train.bad_data == "skip",
+        packed=open_packed(config, "train", pairs, encoding),
+    )
+
+
+def open_packed(
+    config: Config, part: str, pairs: Sequence[Pair], encoding: LabelEncoding
+) -> PackedPairs | None:
+    """The packed copy of "train" or "val" in `DATA.packed`; None if the files are to be read."""
+    if config.DATA.packed is None:
+        return None
+    command = f"python tool/prepare.py pack --config {config.source} --out {config.DATA.packed}"
+    return PackedPairs(
+        Path(config.DATA.packed),
+        part,
+        pairs,
+        encoding,
+        channels=config.DATA.in_channels,
+        command=command,
     )
 
 
@@ -150,7 +169,14 @@ def build_evaluation_set(config: Config, list_path: str, *, split: str) -> Evalu
     return EvaluationSet(pairs, encoding, channels=config.DATA.in_channels)
 
 
-def label_encoding(config: Config, pairs: Sequence[Pair]):
+def build_validation_set(config: Config) -> EvaluationSet:
+    """The images of the validation during training, packed if the training images are."""
+    dataset = build_evaluation_set(config, config.DATA.val_list, split="val")
+    dataset.packed = open_packed(config, "val", dataset.pairs, dataset.encoding)
+    return dataset
+
+
+def label_encoding(config: Config, pairs: Sequence[Pair]) -> LabelEncoding:
     """How this config's label files are read."""
     return choose_encoding(
         pairs,

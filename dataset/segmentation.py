@@ -1,7 +1,7 @@
 """Image and label pairs as training and as test samples."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from torch.utils.data import Dataset
@@ -11,6 +11,7 @@ from ..util.images import read_image
 from .augmentation import Augmentation
 from .labels import LabelEncoding
 from .lists import Pair
+from .packed import PackedPairs
 
 
 @dataclass
@@ -44,31 +45,51 @@ def read_pair(
     return Sample(image, label, pair.name, index)
 
 
+def read_packed(packed: PackedPairs, pair: Pair, index: int) -> Sample:
+    """The sample that `read_pair` gives, from the packed copy; its arrays are read-only.
+
+    Raises:
+        DataError: the pair could not be packed.
+    """
+    image, label = packed.read(index)
+    return Sample(image, label, pair.name, index)
+
+
 class EvaluationSet(Dataset):
     """Whole images, as stored. Errors come back as values, for the main process to raise."""
 
     def __init__(
-        self, pairs: Sequence[Pair], encoding: LabelEncoding | None, *, channels: int = 3
+        self,
+        pairs: Sequence[Pair],
+        encoding: LabelEncoding | None,
+        *,
+        channels: int = 3,
+        packed: PackedPairs | None = None,
     ) -> None:
         self.pairs = pairs
         self.encoding = encoding
         self.channels = channels
+        self.packed = packed
 
     def __len__(self) -> int:
         return len(self.pairs)
 
     def __getitem__(self, index: int) -> Sample | DataError:
         try:
-            return read_pair(self.pairs[index], self.encoding, index, channels=self.channels)
+            if self.packed is None:
+                return read_pair(self.pairs[index], self.encoding, index, channels=self.channels)
+            sample = read_packed(self.packed, self.pairs[index], index)
         except DataError as error:
             return error
+        return replace(sample, image=sample.image.copy(), label=sample.label.copy())
 
 
 class TrainingSet(Dataset):
     """Augmented crops; every random choice is a function of (seed, epoch, index) alone.
 
     A pair that cannot be used is an error, or with `skip_bad` a crop that is ignored as a whole and
-    carries its `problem`: the others of the batch are what they would have been.
+    carries its `problem`: the others of the batch are what they would have been. With a `packed`
+    copy of the pairs the crops are the same, read from there.
     """
 
     def __init__(
@@ -80,11 +101,13 @@ class TrainingSet(Dataset):
         seed: int,
         channels: int = 3,
         skip_bad: bool = False,
+        packed: PackedPairs | None = None,
     ) -> None:
         self.pairs = pairs
         self.encoding = encoding
         self.skip_bad = skip_bad
         self.augmentation = augmentation
+        self.packed = packed
         self.seed = seed
         self.channels = channels
 
@@ -95,7 +118,10 @@ class TrainingSet(Dataset):
         """The sample of (epoch, index)."""
         epoch, index = key
         try:
-            sample = read_pair(self.pairs[index], self.encoding, index, channels=self.channels)
+            if self.packed is None:
+                sample = read_pair(self.pairs[index], self.encoding, index, channels=self.channels)
+            else:
+                sample = read_packed(self.packed, self.pairs[index], index)
         except DataError as error:
             return self.blank(index, str(error)) if self.skip_bad else error
         generator = np.random.Generator(np.random.PCG64([self.seed, epoch, index]))

@@ -1,12 +1,14 @@
 """The augmentation: what each choice does to pixels, labels beside images, purity."""
 
 from dataclasses import replace
+from types import SimpleNamespace
 
 import cv2
 import numpy as np
 import pytest
 
-from stripseg.dataset.augmentation import Augmentation, rotation
+from stripseg.dataset import augmentation as module
+from stripseg.dataset.augmentation import Augmentation, rotation, source_window, warp, warp_image
 
 PLAIN = Augmentation(
     crop=(40, 50), scale=(1.0, 1.0), rotate_probability=0, blur_probability=0, flip_probability=0
@@ -156,3 +158,40 @@ def test_every_channel_is_moved_alike(channels: int) -> None:
         difference = together[..., channel].astype(int) - band[..., 0]
         assert abs(difference).max() <= 1  # OpenCV rounds pairs of channels in its own way
         assert np.array_equal(moved, same)
+
+
+@pytest.mark.parametrize("channels", [1, 2, 3, 4, 6])
+def test_reading_only_the_window_changes_no_pixel(channels: int, monkeypatch) -> None:
+    """Whatever lies in the canvas around the window, the crop is that of the whole picture."""
+    rng = generator(channels)
+    unset = SimpleNamespace(**vars(np))
+    unset.empty = lambda size, _: rng.integers(0, 256, size, np.uint8)
+    fill = list(range(60, 60 + channels))
+    for seed in range(150):
+        size, crop = rng.integers(2, 130, 2), tuple(rng.integers(2, 130, 2).tolist())
+        image = rng.integers(0, 256, (*size, channels), np.uint8)
+        turning = Augmentation(crop, rotation=(-180.0, 180.0), rotate_probability=0.7)
+        to_source = turning.sample_map((int(size[0]), int(size[1])), generator(seed))
+        padded = np.concatenate([image, image[..., :1]], axis=2) if channels == 3 else image
+        whole = [
+            warp(padded[..., c : c + 4].copy(), to_source, crop, [*fill, 0][c : c + 4])
+            for c in range(0, channels, 4)
+        ]
+        with monkeypatch.context() as patch:
+            patch.setattr(module, "np", unset)
+            ours = warp_image(image, to_source, crop, fill)
+        expected = np.concatenate(whole, axis=2)[..., :channels]
+        assert np.array_equal(ours, expected), f"{channels} channels, seed {seed}: window too small"
+
+
+def test_the_window_is_a_part_of_the_picture_even_where_the_crop_is_beside_it() -> None:
+    beside = np.array([[1.0, 0.0, 500.0], [0.0, 1.0, -900.0]])
+    rows, columns = source_window(beside, (20, 30), (40, 50))
+    assert (rows, columns) == (slice(0, 1), slice(49, 50))
+    image = np.zeros((40, 50, 3), np.uint8)
+    assert (warp_image(image, beside, (20, 30), [1, 2, 3]) == [1, 2, 3]).all()
+    inside = np.array([[0.5, 0.0, 10.0], [0.0, 0.5, 4.0]])
+    rows, columns = source_window(inside, (20, 30), (400, 500))
+    assert (rows.start, columns.start) == (2, 8)
+    assert rows.stop <= 18
+    assert columns.stop <= 29

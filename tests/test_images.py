@@ -95,6 +95,48 @@ def test_a_palette_label_is_read_as_indices(tmp_path: Path) -> None:
     assert np.array_equal(read_label(tmp_path / "label.png"), label)
 
 
+@pytest.mark.parametrize("mode", ["L", "P", "1", "I;16", "transparent"])
+def test_labels_of_any_kind_of_png_are_pillows(tmp_path: Path, mode: str) -> None:
+    """Plain grey goes through OpenCV, which is faster, and everything else must not."""
+    values = np.random.Generator(np.random.PCG64(4)).integers(0, 256, (31, 45), np.uint8)
+    picture = Image.fromarray(values > 99 if mode == "1" else values)
+    options = {"transparency": 3} if mode == "transparent" else {}
+    if mode == "P":
+        picture.putpalette(list(range(255, -1, -1)) * 3)
+    if mode == "I;16":
+        picture = Image.fromarray(values.astype(np.uint16) * 7)
+    picture.save(tmp_path / "label.png", **options)
+    read = read_label(tmp_path / "label.png")
+    assert np.array_equal(read, np.array(Image.open(tmp_path / "label.png"))), f"PNG of mode {mode}"
+    assert read.ndim == 2, f"PNG of mode {mode}"
+
+
+def test_a_damaged_grey_label_is_refused(tmp_path: Path) -> None:
+    """Whichever byte it is; Pillow alone reads zeros in place of some rows."""
+    label = np.repeat(np.arange(30, dtype=np.uint8)[None], 20, axis=0)
+    write_png(tmp_path / "label.png", label)
+    content = (tmp_path / "label.png").read_bytes()
+    for place in range(content.index(b"IDAT") + 4, content.index(b"IEND") - 8):
+        damaged = bytearray(content)
+        damaged[place] ^= 0x55
+        (tmp_path / "label.png").write_bytes(damaged)
+        with pytest.raises(DataError, match=r"label\.png: cannot be decoded as a label"):
+            read_label(tmp_path / "label.png")
+
+
+@pytest.mark.parametrize("suffix", ["jpg", "png", "bmp", "tif", "webp"])
+def test_colours_have_opencvs_order_of_every_file_type(photo, tmp_path: Path, suffix: str) -> None:
+    Image.fromarray(photo).save(tmp_path / f"a.{suffix}")
+    expected = cv2.imread(str(tmp_path / f"a.{suffix}"), cv2.IMREAD_COLOR)[..., ::-1]
+    assert np.array_equal(read_image(tmp_path / f"a.{suffix}"), expected), f"RGB of {suffix}"
+
+
+def test_a_cmyk_jpeg_is_read_as_opencv_reads_it(photo: np.ndarray, tmp_path: Path) -> None:
+    Image.fromarray(photo).convert("CMYK").save(tmp_path / "a.jpg")
+    expected = cv2.imread(str(tmp_path / "a.jpg"), cv2.IMREAD_COLOR)[..., ::-1]
+    assert np.array_equal(read_image(tmp_path / "a.jpg"), expected)
+
+
 def test_a_black_and_white_label_is_read_as_indices(tmp_path: Path) -> None:
     label = np.array([[True, False, True]])
     Image.fromarray(label).save(tmp_path / "mask.png")

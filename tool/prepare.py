@@ -4,6 +4,8 @@ prepare.py shapes ROOT      writes the built-in dataset below ROOT
 prepare.py DATASET ROOT     lists of an official download in ROOT, its counts checked
 prepare.py custom --images DIR --labels DIR --name NAME
                             lists, classes and a config for data of your own
+prepare.py pack DATASET EXPERIMENT --out DIR
+                            a packed copy of a config's lists, for faster training
 """
 
 import argparse
@@ -23,7 +25,7 @@ from stripseg.dataset.layout import official_pairs, official_root
 from stripseg.dataset.lists import Pair
 from stripseg.dataset.sbd import train_aug_ids, write_train_aug
 from stripseg.dataset.shapes import write_shapes
-from stripseg.tool import common
+from stripseg.tool import common, pack
 from stripseg.util.logging import progress
 
 INCOMPLETE = 1
@@ -31,6 +33,8 @@ INCOMPLETE = 1
 
 def main(argv: Sequence[str]) -> int | None:
     """Write a dataset, or what a training run needs to know of one."""
+    if argv and argv[0] == "pack":
+        return pack.main(argv[1:])
     parser = argparse.ArgumentParser(
         prog="prepare.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )

@@ -17,9 +17,9 @@ from stripseg.config.network import check_same_network
 from stripseg.config.schema import Config
 from stripseg.dataset.build import (
     build_classes,
-    build_evaluation_set,
     build_training_loader,
     build_training_set,
+    build_validation_set,
     official_splits,
 )
 from stripseg.dataset.doctor import refuse_bad_data
@@ -289,7 +289,7 @@ def validator(
 ) -> Callable[[], Scores]:
     """Validation as the test does it: the same engine, metric and whole images."""
     train = config.TRAIN
-    dataset = build_evaluation_set(config, config.DATA.val_list, split="val")
+    dataset = build_validation_set(config)
     engine = common.build_engine(
         config, segmenter, device=device, dtype=dtype, batch_size=train.batch_size_val
     )

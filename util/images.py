@@ -17,6 +17,10 @@ cv2.setNumThreads(0)  # loader workers are the parallelism; OpenCV's own threads
 LARGEST_IMAGE = 2**32  # bytes, decoded
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp")
 TIFF_MARKS = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")  # classic and big, of either byte order
+GREY_8_BIT = (
+    b"\x08\x00"  # depth and colour type in a PNG's header; OpenCV loses a palette's indices
+)
+DECODES_TO_RGB = hasattr(cv2, "IMREAD_COLOR_RGB")  # OpenCV 4.11 and later: without a second pass
 
 
 def read_image(path: Path, channels: int = 3) -> np.ndarray:
@@ -31,14 +35,24 @@ def read_image(path: Path, channels: int = 3) -> np.ndarray:
     content = _read_bytes(path, "image")
     if channels not in (1, 3):
         return _read_channels(path, content, channels)
-    flag = cv2.IMREAD_COLOR if channels == 3 else cv2.IMREAD_GRAYSCALE
+    direct = DECODES_TO_RGB and content.startswith((b"\x89PNG", b"\xff\xd8"))
+    color = cv2.IMREAD_COLOR_RGB if direct else cv2.IMREAD_COLOR
+    flag = color if channels == 3 else cv2.IMREAD_GRAYSCALE
+    image = _decode(path, content, flag, "an image")
+    if channels == 1:
+        return image[..., None]
+    return image if direct else cv2.cvtColor(image, cv2.COLOR_BGR2RGB)
+
+
+def _decode(path: Path, content: bytes, flag: int, what: str) -> np.ndarray:
+    """OpenCV's reading of a file's content."""
     try:
         image = cv2.imdecode(np.frombuffer(content, np.uint8), flag)
     except cv2.error as error:  # a picture of absurd size
-        raise DataError(f"{path}: cannot be decoded as an image ({error.err})") from error
+        raise DataError(f"{path}: cannot be decoded as {what} ({error.err})") from error
     if image is None:
-        raise DataError(f"{path}: cannot be decoded as an image; replace or remove it")
-    return cv2.cvtColor(image, cv2.COLOR_BGR2RGB) if channels == 3 else image[..., None]
+        raise DataError(f"{path}: cannot be decoded as {what}; replace or remove it")
+    return image
 
 
 def _read_channels(path: Path, content: bytes, channels: int) -> np.ndarray:
@@ -87,6 +101,25 @@ def stored_channels(path: Path) -> int:
         raise DataError(f"{path}: cannot be decoded as an image ({error})") from error
 
 
+def stored_pixels(path: Path) -> int:
+    """Height times width of an image file by its header, without reading the rest.
+
+    Raises:
+        DataError: the file is missing or no image.
+    """
+    try:
+        with open(path, "rb") as file:
+            mark = file.read(4)
+        if mark in TIFF_MARKS:
+            with tifffile.TiffFile(path) as file:
+                page = file.pages[0]
+                return int(page.imagelength) * int(page.imagewidth)
+        with Image.open(path) as picture:
+            return picture.width * picture.height
+    except Exception as error:  # decoders raise whatever they like on damaged bytes
+        raise DataError(f"{path}: cannot be decoded as an image ({error})") from error
+
+
 def as_rgb(image: np.ndarray) -> np.ndarray:
     """A picture to look at: the first three channels, or one grey one, as (H, W, 3)."""
     return image[..., :3] if image.shape[2] >= 3 else np.repeat(image[..., :1], 3, axis=2)
@@ -99,6 +132,11 @@ def read_label(path: Path) -> np.ndarray:
         DataError: the file is missing, damaged, or a colour picture.
     """
     content = _read_bytes(path, "label")
+    if content.startswith(b"\x89PNG") and content[24:26] == GREY_8_BIT:
+        # strictly: Pillow fills some of what it cannot read with zeros
+        grey = _decode(path, content, cv2.IMREAD_UNCHANGED, "a label image")
+        if grey.ndim == 2:
+            return grey
     try:
         picture = Image.open(io.BytesIO(content))
         label = np.array(picture)
@@ -126,13 +164,18 @@ def _read_bytes(path: Path, what: str) -> bytes:
         raise DataError(f"{path}: {what} file cannot be read ({error.strerror})") from error
     if not content:
         raise DataError(f"{path}: {what} file is empty")
-    # In JPEG data FF D9 ends an image and FF DA starts a scan; neither occurs inside a scan.
-    end, scan = content.rfind(b"\xff\xd9"), content.rfind(b"\xff\xda")
-    cut_jpeg = content[:2] == b"\xff\xd8" and end <= scan
-    cut_png = content[:4] == b"\x89PNG" and content.rfind(b"IEND") < 0
-    if cut_jpeg or cut_png:
+    if _is_cut(content):
         raise DataError(f"{path}: {what} file is truncated ({len(content)} bytes); copy it again")
     return content
+
+
+def _is_cut(content: bytes) -> bool:
+    """Does a JPEG or PNG lack its end? Looked for from the end of the file, where it should be."""
+    if content[:2] == b"\xff\xd8":
+        # In JPEG data FF D9 ends an image and FF DA starts a scan; neither occurs inside a scan.
+        end = content.rfind(b"\xff\xd9")
+        return end < 0 or content.find(b"\xff\xda", end) >= 0
+    return content[:4] == b"\x89PNG" and content.rfind(b"IEND") < 0
 
 
 def write_png(
