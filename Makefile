@@ -1,11 +1,12 @@
 # make demo   install, then train, test and show SPNet on the built-in shapes dataset
 # make test   install, then run the tests
+# make benchmark   install, then measure speed and memory against plain implementations
 PYTHON ?= python3
 VENV := .venv
 RUN := $(VENV)/bin/python
 SOURCES := setup.py requirements.txt pyproject.toml
 
-.PHONY: demo test lint install clean
+.PHONY: demo test benchmark lint install clean
 
 demo: $(VENV)/.installed
 	$(RUN) -m stripseg.tool.prepare shapes dataset/shapes/data
@@ -14,6 +15,9 @@ demo: $(VENV)/.installed
 
 test: $(VENV)/.installed-test
 	$(RUN) -m pytest $(OPTIONS)
+
+benchmark: $(VENV)/.installed
+	$(RUN) -m benchmark --json exp/benchmark.json $(OPTIONS)
 
 lint: $(VENV)/.installed-test
 	$(RUN) -m ruff check .

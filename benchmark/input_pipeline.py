@@ -1,6 +1,6 @@
 """Input pipeline: ours against a plain textbook one, pictures a second on one core, as ratios.
 
-    python -m benchmark.input_pipeline [--seconds 8]
+    python -m benchmark input_pipeline
 
 The textbook is semseg's published training pipeline, step by step: read, RGB, float32, random scale
 of the whole picture, rotation of all of it, blur of all of it, flip, pad and crop, a (C, H, W)
@@ -9,14 +9,12 @@ the network runs. All are timed in turn, sample by sample, on pictures made here
 noise, so that their files are as large as photographs'.
 """
 
-import argparse
 import statistics
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import cv2
 import numpy as np
@@ -30,13 +28,14 @@ from stripseg.dataset.packing import pack
 from stripseg.dataset.segmentation import TrainingSet
 from stripseg.util.images import write_png
 
+from .rows import Row, rate_row
+
 MEAN = [123.675, 116.28, 103.53]
 DEVIATION = [58.395, 57.12, 57.375]
 IGNORED = 255
 CLASSES = 19
 PICTURES = 6  # of each kind
 SAMPLES = 12  # of a round
-BASELINE = "semseg's published steps with OpenCV and PyTorch"
 
 
 @dataclass(frozen=True)
@@ -140,7 +139,7 @@ def compare(pipelines: Sequence[Callable[[int], object]], seconds: float) -> lis
     return [SAMPLES / statistics.median(times) for times in zip(*rounds, strict=True)]
 
 
-def measure_kind(kind: Kind, folder: Path, seconds: float) -> list[dict[str, Any]]:
+def measure_kind(kind: Kind, folder: Path, seconds: float) -> Iterator[Row]:
     """Rows for one kind of pictures: from the files, and from the packed copy."""
     pairs = write_pictures(kind, folder)
     encoding = choose_encoding(pairs, None, classes=CLASSES)
@@ -163,22 +162,18 @@ def measure_kind(kind: Kind, folder: Path, seconds: float) -> list[dict[str, Any
         pipeline(0)
     baseline, *rates = compare([theirs, *ours], seconds)
     wanted = (kind.wanted_files, kind.wanted_packed)
-    return [
-        {
-            "job": f"input pipeline, {kind.name}, crop {kind.crop}, {source}",
-            "baseline": BASELINE,
-            "ratio": rate / baseline,
-            "wanted": target,
-            "unit": "images/s",
-            "ours": rate,
-            "theirs": baseline,
-        }
-        for source, rate, target in zip(("from files", "packed"), rates, wanted, strict=True)
-    ]
+    for source, rate, target in zip(("from files", "packed"), rates, wanted, strict=True):
+        yield rate_row(
+            f"input pipeline, {kind.name}, crop {kind.crop}, {source}",
+            (1 / rate, 1 / baseline),
+            unit="image/s",
+            wanted=target,
+            agreement="the same distribution; packed and files to the bit (tests)",
+        )
 
 
-def measure(seconds: float = 8.0) -> list[dict[str, Any]]:
-    """One row for each kind of pictures and source; `wanted` is None where nothing was promised.
+def measure(device: str = "cpu", *, seconds: float = 15.0) -> Iterator[Row]:
+    """One row for each kind of pictures and source, on one core of the host.
 
     Args:
         seconds: to spend on each kind of pictures.
@@ -186,28 +181,10 @@ def measure(seconds: float = 8.0) -> list[dict[str, Any]]:
     threads = torch.get_num_threads(), cv2.getNumThreads()
     torch.set_num_threads(1)
     cv2.setNumThreads(0)
-    rows = []
     try:
         for kind in KINDS:
             with tempfile.TemporaryDirectory() as folder:
-                rows += measure_kind(kind, Path(folder), seconds)
+                yield from measure_kind(kind, Path(folder), seconds)
     finally:
         torch.set_num_threads(threads[0])
         cv2.setNumThreads(threads[1])
-    return rows
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--seconds", type=float, default=8.0, help="for each kind of pictures")
-    rows = measure(parser.parse_args().seconds)
-    print(f"one core, against {BASELINE}")
-    print(f"{'':58}{'ratio':>7}{'wanted':>8}{'ours':>9}{'theirs':>9}  images/s")
-    for row in rows:
-        wanted = "" if row["wanted"] is None else f"{row['wanted']:.1f}"
-        figures = f"{row['ratio']:7.2f}{wanted:>8}{row['ours']:9.1f}{row['theirs']:9.1f}"
-        print(f"{row['job'].removeprefix('input pipeline, '):58}{figures}")
-
-
-if __name__ == "__main__":
-    main()

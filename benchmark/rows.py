@@ -83,4 +83,5 @@ def table(rows: Sequence[Row]) -> str:
 
 def write_json(path: Path, rows: Sequence[Row], machine: dict) -> None:
     content = {"machine": machine, "rows": [asdict(row) for row in rows]}
+    path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")

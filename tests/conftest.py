@@ -7,6 +7,8 @@ from pathlib import Path
 import pytest
 import yaml
 
+import stripseg  # noqa: F401 - before OpenCV, as in the commands: it sets the largest size of images
+
 ROOT = Path(__file__).resolve().parent.parent
 
 # the commands under test run as processes of their own, from any folder
