@@ -82,6 +82,28 @@ def test_several_processes_equal_plain_batch_norm(processes: int, momentum: floa
         )
 
 
+def collectives() -> list[int]:
+    """How many each pass takes, over two layers."""
+    calls: list[int] = []
+    reduce = torch.distributed.all_reduce
+
+    def counted(tensor: Tensor, *rest: object, **options: object) -> object:
+        calls.append(tensor.numel())
+        return reduce(tensor, *rest, **options)
+
+    torch.distributed.all_reduce = counted
+    network = torch.nn.Sequential(SyncBatchNorm(5).double(), SyncBatchNorm(5).double())
+    out = network(images(2).requires_grad_())
+    forward = len(calls)
+    out.square().mean().backward()
+    return [forward, len(calls) - forward]
+
+
+@pytest.mark.slow
+def test_a_layer_takes_one_collective_forward_and_one_backward() -> None:
+    assert run_processes(2, collectives) == [[2, 2], [2, 2]]
+
+
 def test_one_process_is_plain_batch_norm():
     ours, plain = fill(SyncBatchNorm(5)), fill(nn.BatchNorm2d(5))
     for key, expected in outcome(plain, images(4), cotangent(4)).items():

@@ -15,8 +15,8 @@ from .optimization import autocast
 from .resampling import half_pixel_resize, resampling
 from .score_map import ScoreMap, Window, scaled_size
 
+CHUNK = 2**20, 2**28  # bytes of scores at a time: on the CPU they stay in cache; elsewhere
 STRIP = 64  # rows of the image finished at a time where its scores do not fit in memory at once
-CHUNK = {"cpu": 2**20, "cuda": 2**28}  # bytes of scores computed at a time; a CPU's stay in cache
 
 
 @dataclass(frozen=True)
@@ -179,7 +179,7 @@ class SlidingWindow:
 
     def _rows(self, maps: list[ScoreMap], size: Sequence[int], strip: int) -> Iterator[Tensor]:
         """Finish an image of `size`: compute the windows that are due, mix the scales."""
-        rows = max(1, CHUNK[self.scores_on.type] // (4 * self.settings.classes * size[1]))
+        rows = self._lines(self.scores_on, size[1])
         for start in range(0, size[0], strip):
             stop = min(start + strip, size[0])
             due = [m.windows_until(m.source_rows(start, stop, size[0]).stop - 1) for m in maps]
@@ -218,7 +218,7 @@ class SlidingWindow:
             logits = F.interpolate(logits, size=size, mode="bilinear", align_corners=True)
         lines = logits.permute(0, 2, 3, 1).flatten(2)  # (1 or 2, h', width K)
         mixing = resampling(low_height, height, aligned=True)
-        rows = max(1, CHUNK[logits.device.type] // (8 * self.settings.classes * width))
+        rows = self._lines(logits.device, 2 * width)
         for first in range(0, height, rows):
             end = min(first + rows, height)
             if low_height == height:
@@ -228,3 +228,8 @@ class SlidingWindow:
                 mixed = matrix @ lines[:, mixing.span(first, end)]
             scores = mixed.reshape(len(lines), end - first, width, -1).softmax(dim=3)
             window.scores.add(window.row + first, window.column, scores.sum(0))
+
+    def _lines(self, device: torch.device, width: int) -> int:
+        """How many lines of this width are computed at a time."""
+        chunk = CHUNK[device.type != "cpu"]
+        return max(1, chunk // (4 * self.settings.classes * width))
