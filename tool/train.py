@@ -260,6 +260,7 @@ def trainer_settings(config: Config, device: torch.device, dtype: torch.dtype) -
         device=device,
         dtype=dtype,
         channels_last=train.channels_last,
+        accumulation_steps=train.accumulation_steps,
         loss_scale=scale if isinstance(scale, float) else None,
         print_every=train.print_freq,
         save_every_epochs=train.save_freq,

@@ -19,9 +19,12 @@ def check_batch_norm(config: Config, segmenter: nn.Module) -> None:
     A pass without data (meta tensors) over the batch that batch norm will see.
     """
     train = config.TRAIN
-    share = train.batch_size
-    if not train.sync_bn:
-        share //= distributed.world_size()
+    share = images_at_least(
+        train.batch_size,
+        distributed.world_size(),
+        train.accumulation_steps,
+        synchronized=train.sync_bn,
+    )
     hollow = deepcopy(segmenter).to("meta").train()
     image = torch.empty(share, config.DATA.in_channels, train.train_h, train.train_w, device="meta")
     try:
@@ -32,9 +35,25 @@ def check_batch_norm(config: Config, segmenter: nn.Module) -> None:
             raise
         raise TrainingError(
             f"TRAIN.batch_size {train.batch_size} with crop {train.train_h}x{train.train_w} leaves "
-            f"batch norm one value per channel ({share} image a process); raise TRAIN.batch_size "
-            "or the crop, or set TRAIN.norm group"
+            f"batch norm one value per channel ({share} image a pass); raise TRAIN.batch_size "
+            "or the crop, lower TRAIN.accumulation_steps, or set TRAIN.norm group"
         ) from error
+
+
+def images_at_least(batch: int, processes: int, parts: int, *, synchronized: bool) -> int:
+    """The fewest images that batch norm sees at once, of all processes together if synchronized.
+
+    Raises:
+        TrainingError: a process has fewer images than parts.
+    """
+    least = [len(range(rank, batch, processes)) // parts for rank in range(processes)]
+    if min(least) == 0:
+        raise TrainingError(
+            f"TRAIN.accumulation_steps {parts} is more than the {batch // processes} images that "
+            f"some of the {processes} processes have of TRAIN.batch_size {batch}; lower it, or "
+            "raise the batch"
+        )
+    return sum(least) if synchronized else min(least)
 
 
 def place_network(config: Config, segmenter: nn.Module, device: torch.device) -> nn.Module:
