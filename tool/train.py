@@ -119,7 +119,7 @@ def build_trainer(config: Config, device: torch.device) -> Trainer:
                 f"{origin}: was trained with{'out' * bool(report.new)} an auxiliary head; set "
                 f"TRAIN.aux_weight {'0' if report.new else 'above 0'} to go on with it"
             )
-    network = place_network(config, segmenter, device)
+    network = place_network(config, segmenter, device, dtype=dtype)
     trainer = Trainer(
         network=network,
         segmenter=segmenter,

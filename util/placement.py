@@ -11,6 +11,7 @@ from torch.nn.parallel import DistributedDataParallel
 from ..config.errors import TrainingError
 from ..config.schema import Config
 from . import distributed, sync_batch_norm
+from .compilation import compile_or_eager
 
 
 def check_batch_norm(config: Config, segmenter: nn.Module) -> None:
@@ -56,8 +57,15 @@ def images_at_least(batch: int, processes: int, parts: int, *, synchronized: boo
     return sum(least) if synchronized else min(least)
 
 
-def place_network(config: Config, segmenter: nn.Module, device: torch.device) -> nn.Module:
-    """Move the network to its device and make it one of several processes where there are."""
+def place_network(
+    config: Config,
+    segmenter: nn.Module,
+    device: torch.device,
+    *,
+    dtype: torch.dtype = torch.float32,
+) -> nn.Module:
+    """Move the network to its device, compile it where `TRAIN.compile` asks for that, and make it
+    one of several processes where there are; `dtype` is what it computes in."""
     train = config.TRAIN
     segmenter.to(device)
     if train.channels_last:
@@ -65,18 +73,29 @@ def place_network(config: Config, segmenter: nn.Module, device: torch.device) ->
     if device.type == "cuda":
         torch.backends.cudnn.benchmark = True
     synchronized = train.sync_bn and train.norm == "batch"
-    if distributed.world_size() == 1:
-        return segmenter
-    if synchronized:
+    if synchronized and distributed.world_size() > 1:
         with warnings.catch_warnings():
             if not distributed.is_main():
                 warnings.simplefilter("ignore")
             sync_batch_norm.convert(segmenter, device=device, use_apex=config.Distributed.use_apex)
+    network = segmenter
+    if train.compile:
+        images = -(-train.batch_size // distributed.world_size() // train.accumulation_steps)
+        network = compile_or_eager(
+            segmenter,
+            (images, config.DATA.in_channels, train.train_h, train.train_w),
+            dtype=dtype,
+            channels_last=train.channels_last,
+        )
+        if distributed.any_process(network is segmenter):
+            network = segmenter
+    if distributed.world_size() == 1:
+        return network
     # newer releases of PyTorch renamed the switch for synchronizing buffers in every forward pass
     known = inspect.signature(DistributedDataParallel).parameters
     switch = "forward_sync_buffers" if "forward_sync_buffers" in known else "broadcast_buffers"
     return DistributedDataParallel(
-        segmenter,
+        network,
         device_ids=[device.index] if device.type == "cuda" else None,
         gradient_as_bucket_view=True,
         **{switch: not synchronized},

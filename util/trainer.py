@@ -19,9 +19,11 @@ from .metrics import ConfusionMatrix, Scores
 from .normalization import Normalization
 from .optimization import set_rate
 from .passes import forward_backward
+from .prefetch import to_device
 from .schedule import poly
 from .seeds import derived_seed
 from .trainer_settings import Batch, Loader, TrainerSettings
+from .verdict import StepClock
 from .watchdog import COMPUTING, READING, Watchdog
 
 
@@ -76,6 +78,7 @@ class Trainer:
         self.normalize = Normalization(settings.mean, settings.std, device)
         self.guard = NonFiniteGuard(segmenter, optimizer, device)
         self.checkpoints.complain = log.error
+        self.clock = StepClock(device)
         self.request = StopRequest()
         self.watchdog = Watchdog(
             minutes=settings.hung_after_minutes,
@@ -110,7 +113,8 @@ class Trainer:
             self.checkpoints.finish()
 
     def _steps(self, end: int) -> None:
-        batches = self._watched(self.loader.batches(self.step, end))
+        batches = self.clock.waits(self.loader.batches(self.step, end))
+        batches = self._watched(to_device(batches, self.settings.device))
         for batch in progress(
             batches, total=self.total_steps, start=self.step, unit="step", what="training"
         ):
@@ -151,17 +155,18 @@ class Trainer:
         image, label = batch.image.to(settings.device), batch.label.to(settings.device)
         self.guard.before_step()
         self.optimizer.zero_grad(set_to_none=True)
-        figures, prediction = forward_backward(
-            self.network,
-            self.loss,
-            image,
-            label,
-            prepare=self._prepare,
-            scaler=self.scaler,
-            dtype=settings.dtype,
-            parts=settings.accumulation_steps,
-        )
-        bad = self._update(figures[0])
+        with self.clock.computing():
+            figures, prediction = forward_backward(
+                self.network,
+                self.loss,
+                image,
+                label,
+                prepare=self._prepare,
+                scaler=self.scaler,
+                dtype=settings.dtype,
+                parts=settings.accumulation_steps,
+            )
+            bad = self._update(figures[0])
         self.step += 1
         self.guard.note(self.step, batch.names, bad)
         with torch.no_grad():
@@ -234,6 +239,8 @@ class Trainer:
     def _finish_epoch(self) -> None:
         """Training figures, validation, checkpoints."""
         settings, epoch = self.settings, self.epoch
+        if self.clock.active and (verdict := self.clock.conclude(self.segmenter, settings)):
+            self.log.info(verdict)
         self.confusion.reduce()
         scores = self.confusion.scores()
         self._tell("train", scores)
