@@ -1,6 +1,7 @@
 """What a run is bound by, told once. Times are of a clock of the tests' own, not real ones."""
 
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -9,6 +10,7 @@ from processes import run_processes
 from reference import fcn
 
 from stripseg.config.load import load_config
+from stripseg.dataset.loader import Batch
 from stripseg.tool.train import build_trainer
 from stripseg.util import distributed, sync_batch_norm
 from stripseg.util.prefetch import to_device
@@ -51,11 +53,15 @@ def run(time: Time, *, loading: float, computing: float, rest: float = 0.0) -> S
     [
         ({"loading": 3, "computing": 1}, "75% waiting for images, 25% forward and backward"),
         ({"loading": 3, "computing": 1}, "Bound by input: more TRAIN.workers"),
-        ({"loading": 1, "computing": 4}, "Bound by the CPU: TRAIN.precision bf16, TRAIN.compile"),
+        (
+            {"loading": 1, "computing": 4},
+            "Bound by the CPU: TRAIN.precision bf16, TRAIN.compile, a larger",
+        ),
         ({"loading": 1, "computing": 1, "rest": 8}, "80% the rest"),
     ],
 )
-def test_the_largest_share_is_named(times: dict, words: str) -> None:
+def test_the_largest_share_is_named(times: dict, words: str, monkeypatch) -> None:
+    monkeypatch.setattr("stripseg.util.verdict.has_native_bfloat16", lambda device: True)
     assert words in run(Time(), **times).conclude(fcn(18), SETTINGS)
 
 
@@ -77,7 +83,36 @@ def test_communication_is_a_part_of_the_passes() -> None:
     assert sum(step_shares(0.0, waiting=0.0, computing=0.0, communication=0.0)) == 1
 
 
-def test_advice_knows_the_precision() -> None:
+class Event:
+    """In the place of a CUDA event: the passes took two seconds on the GPU."""
+
+    def __init__(self, **_: bool) -> None: ...
+
+    def record(self) -> None: ...
+
+    def elapsed_time(self, end: "Event") -> float:
+        return 2000.0
+
+
+def test_a_gpu_is_timed_by_events_of_some_steps(monkeypatch) -> None:
+    """The host needs one second a step for queueing; the GPU, when all is done, two."""
+    time, waits = Time(), []
+    monkeypatch.setattr(torch.cuda, "Event", Event)
+    monkeypatch.setattr(torch.cuda, "synchronize", waits.append)
+    clock = StepClock(torch.device("cuda", 0), clock=time)
+    for _ in clock.waits(iter(range(2 + 40))):
+        with clock.computing():
+            time.passes(1)
+    assert not waits  # no step was waited for
+    assert len(clock.events) == 10
+    time.passes(40)  # the GPU catches up
+    line = clock.conclude(fcn(18), SETTINGS)
+    assert waits == [torch.device("cuda", 0)]
+    assert "100% forward and backward" in line
+
+
+def test_advice_knows_the_precision(monkeypatch) -> None:
+    monkeypatch.setattr("stripseg.util.verdict.has_native_bfloat16", lambda device: True)
     half = TrainerSettings(classes=3, epochs=1, base_rate=0.1, dtype=torch.bfloat16)
     line = verdict(Shares(0.1, 0.8, 0.0, 0.1), half, processes=1)
     assert "precision" not in line
@@ -142,10 +177,45 @@ def test_batches_pass_through_on_the_cpu() -> None:
     assert list(to_device(iter(batches), CPU)) == batches
 
 
+class Recorded:
+    """In the place of a tensor and of streams: writes down what is asked of it."""
+
+    def __init__(self, calls: list[str]) -> None:
+        self.calls = calls
+
+    def to(self, device: torch.device, *, non_blocking: bool) -> "Recorded":
+        self.calls.append(f"copy {device} {non_blocking}")
+        return Recorded(self.calls)
+
+    def record_stream(self, stream: "Recorded") -> None:
+        self.calls.append("record")
+
+    def wait_stream(self, stream: "Recorded") -> None:
+        self.calls.append("wait")
+
+
+def test_copies_go_over_a_stream_of_their_own(monkeypatch) -> None:
+    calls: list[str] = []
+
+    @contextmanager
+    def on_stream(stream: Recorded) -> Iterator[None]:
+        calls.append("side")
+        yield
+        calls.append("main")
+
+    monkeypatch.setattr(torch.cuda, "Stream", lambda device: Recorded(calls))
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda device: Recorded(calls))
+    monkeypatch.setattr(torch.cuda, "stream", on_stream)
+    given = Batch(Recorded(calls), Recorded(calls), ["a"])
+    image = given.image
+    (moved,) = to_device(iter([given]), torch.device("cuda", 0))
+    assert calls == ["side", *["copy cuda:0 True"] * 2, "main", "wait", "record", "record"]
+    assert given.image is image is not moved.image
+    assert moved.names == ["a"]
+
+
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 def test_batches_come_to_the_gpu_unchanged() -> None:
-    from stripseg.dataset.loader import Batch
-
     device = torch.device("cuda")
     batches = [
         Batch(torch.full((2, 3, 64, 64), i, dtype=torch.uint8), torch.full((2, 64, 64), i), ["a"])

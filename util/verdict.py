@@ -11,7 +11,9 @@ from typing import NamedTuple, TypeVar
 import torch
 from torch import nn
 
+from ..config.schema import DataSection
 from . import distributed
+from .optimization import has_native_bfloat16
 from .sync_batch_norm import SyncBatchNorm
 from .trainer_settings import TrainerSettings
 
@@ -110,7 +112,7 @@ class StepClock:
         seconds = torch.tensor(
             [whole / steps, self.waited / steps, -self.computed / self.samples, talk],
             dtype=torch.float32,
-            device=self.device,
+            device=next(network.parameters()).device,
         )
         # who is kept waiting by another process seems to compute for longer: the least is true
         step, waiting, computing, talk = distributed.all_reduce_max(seconds).tolist()
@@ -188,14 +190,16 @@ def verdict(shares: Shares, settings: TrainerSettings, *, processes: int) -> str
 
 
 def _input(settings: TrainerSettings) -> str:
+    packed = ", or a packed copy of the dataset (DATA.packed)"
     return (
-        "Bound by input: more TRAIN.workers would help, as long as there are CPUs for them, or a "
-        "packed copy of the dataset (DATA.packed)"
+        "Bound by input: more TRAIN.workers would help, as long as there are CPUs for them"
+        + packed * ("packed" in DataSection.model_fields)
     )
 
 
 def _computing(settings: TrainerSettings) -> str:
-    helps = "TRAIN.precision bf16, " if settings.dtype == torch.float32 else ""
+    may_halve = settings.dtype == torch.float32 and has_native_bfloat16(settings.device)
+    helps = "TRAIN.precision bf16, " if may_halve else ""
     place = "GPU" if settings.device.type == "cuda" else "CPU"
     return (
         f"Bound by the {place}: {helps}TRAIN.compile, a larger TRAIN.batch_size or more processes "
