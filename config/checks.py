@@ -80,6 +80,7 @@ def problems(config: Config) -> Iterator[Problem]:
     yield from _labels(config.DATA, config.TRAIN)
     yield from _ranges(config.TRAIN)
     yield from _crops(config.TRAIN, config.TEST)
+    yield from _memory(config.TRAIN)
     yield from _processes(config)
 
 
@@ -184,6 +185,29 @@ def _crops(train: TrainSection, test: TestSection) -> Iterator[Problem]:
             )
 
 
+def _memory(train: TrainSection) -> Iterator[Problem]:
+    """Options that save memory, and that save time."""
+    if train.batch_size == "auto" and train.accumulation_steps > 1:
+        yield (
+            _of("TRAIN", "batch_size", "accumulation_steps"),
+            f"TRAIN.accumulation_steps {train.accumulation_steps} divides a batch that is too "
+            "large for the memory, and TRAIN.batch_size auto is one that fits; give the batch as "
+            "a number, or leave TRAIN.accumulation_steps out",
+        )
+    if train.activation_checkpointing and train.compile:
+        yield (
+            _of("TRAIN", "activation_checkpointing", "compile"),
+            "TRAIN.activation_checkpointing and TRAIN.compile exclude each other: the compiler "
+            "decides itself what the backward pass computes again; leave one of them out",
+        )
+    if train.activation_checkpointing and train.backbone.startswith("timm/"):
+        yield (
+            _of("TRAIN", "activation_checkpointing", "backbone"),
+            f"TRAIN.activation_checkpointing works on ResNet and PyConvResNet, not on "
+            f"{train.backbone}; leave it out, or divide the batch by TRAIN.accumulation_steps",
+        )
+
+
 def _processes(config: Config) -> Iterator[Problem]:
     options, train = config.Distributed, config.TRAIN
     if options.rank >= options.world_size:
@@ -194,9 +218,18 @@ def _processes(config: Config) -> Iterator[Problem]:
         )
     gpus = len(train.train_gpu or [0]) if options.multiprocessing_distributed else 1
     processes = options.world_size * (options.processes or gpus)
+    if train.batch_size == "auto":
+        return
     if train.batch_size < processes:
         yield (
             (("TRAIN", "batch_size"), ("TRAIN", "train_gpu"), ("Distributed", "processes")),
             f"TRAIN.batch_size {train.batch_size} leaves nothing for some of the {processes} "
             "processes; it counts the images of all of them together",
+        )
+    elif train.batch_size // processes < train.accumulation_steps:
+        yield (
+            _of("TRAIN", "accumulation_steps", "batch_size"),
+            f"TRAIN.accumulation_steps {train.accumulation_steps} is more than the "
+            f"{train.batch_size // processes} images that a process has of TRAIN.batch_size "
+            f"{train.batch_size}; lower it, or raise the batch",
         )

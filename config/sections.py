@@ -188,7 +188,18 @@ class TrainSection(Section):
     workers: Annotated[int, Whole(0)] = option(
         4, "loader processes, shared by the training processes of a machine; at most one a CPU"
     )
-    batch_size: Annotated[int, Whole(1)] = option(16, "images per step, all processes together")
+    batch_size: Annotated[int | Literal["auto"], Either(Whole(1), Choice("auto"))] = option(
+        16, "images per step, all processes together; `auto` finds the most that memory holds"
+    )
+    accumulation_steps: Annotated[int, Whole(1)] = option(
+        1, "forward and backward passes that a step's batch is divided into, to save memory"
+    )
+    activation_checkpointing: Annotated[bool, Flag()] = option(
+        False, "compute the backbone's blocks again in the backward pass: less memory, more time"
+    )
+    compile: Annotated[bool, Flag()] = option(
+        False, "let torch.compile make kernels for the network; without it where that fails"
+    )
     batch_size_val: Annotated[int, Whole(1)] = option(
         8, "windows per forward pass in the validation during training"
     )

@@ -169,7 +169,7 @@ class Choice(Kind):
 
     def __init__(self, *options: str | int) -> None:
         self.options = options
-        self.phrase = "one of " + ", ".join(map(str, options))
+        self.phrase = ("one of " if len(options) > 1 else "") + ", ".join(map(str, options))
 
     def parse(self, value: Any) -> str | int:
         if isinstance(value, bool) or not isinstance(value, int | str):

@@ -79,6 +79,7 @@ def build_segmenter(config: Config) -> Segmenter:
             backbone = timm_backbone(config)
         else:
             backbone = build_backbone(train, in_channels=config.DATA.in_channels)
+            backbone.activation_checkpointing = train.activation_checkpointing
         if train.arch == "psa" and isinstance(backbone, TimmBackbone):
             train = train.model_copy(update={"output_stride": backbone.strides[-1]})
         head = head_class(backbone.channels, classes, **head_options(train), **options)

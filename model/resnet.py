@@ -5,10 +5,12 @@ strip pooling modules sit where SPNet (CVPR 2020, Sec. 3.1) puts them.
 """
 
 from collections.abc import Sequence
+from functools import partial
 
 from torch import Tensor, nn
 
 from .layers import NormLayer
+from .recompute import run_blocks
 from .strip_pooling import StripPoolingModule
 
 DEPTHS = {
@@ -133,6 +135,8 @@ def classic_stem(in_channels: int, channels: int, norm_layer: NormLayer) -> nn.S
 class ResNet(nn.Module):
     """(N, in_channels, H, W) -> the four stage features, at strides 4, 8 and `output_stride`.
 
+    With `activation_checkpointing` set, training keeps the features between blocks alone.
+
     Args:
         depth: 18, 34, 50, 101 or 152.
         in_channels: of the image.
@@ -172,6 +176,7 @@ class ResNet(nn.Module):
             raise ValueError(f"output_stride must be 8, 16 or 32, not {output_stride}")
         if stem not in ("deep", "classic"):
             raise ValueError(f"stem must be 'deep' or 'classic', not {stem!r}")
+        self.activation_checkpointing = False
         self.block = BasicBlock if depth < 50 else Bottleneck
         self.norm_layer = norm_layer
         self.average_down = average_down
@@ -250,10 +255,11 @@ class ResNet(nn.Module):
         return nn.Sequential(*blocks)
 
     def forward(self, image: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        stage1 = self.layer1(self.stem(image))
-        stage2 = self.layer2(stage1)
-        stage3 = self.layer3(stage2)
-        stage4 = self.layer4(stage3)
+        run = partial(run_blocks, recompute=self.activation_checkpointing)
+        stage1 = run(self.layer1, self.stem(image))
+        stage2 = run(self.layer2, stage1)
+        stage3 = run(self.layer3, stage2)
+        stage4 = run(self.layer4, stage3)
         return stage1, stage2, stage3, stage4
 
 

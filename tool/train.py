@@ -29,6 +29,7 @@ from stripseg.model.build import build_segmenter
 from stripseg.model.segmenter import Segmenter
 from stripseg.model.weights import load_weights
 from stripseg.tool import common
+from stripseg.tool.batch_size import settle_batch_size
 from stripseg.util import distributed
 from stripseg.util.checkpoint import (
     CheckpointFolder,
@@ -98,6 +99,19 @@ def build_trainer(config: Config, device: torch.device) -> Trainer:
     segmenter = build_segmenter(config)
     training_set = build_training_set(config)
     refuse_bad_data(training_set, command=f"python tool/check.py --config {config.source}")
+    checkpoints = CheckpointFolder(folder, keep=train.keep_last)
+    resumed = find_resume(config, checkpoints, log)
+    config = settle_batch_size(
+        config,
+        segmenter,
+        images=len(training_set),
+        device=device,
+        dtype=dtype,
+        resumed=resumed[1] if resumed else None,
+        log=log,
+    )
+    if distributed.is_main():
+        save_effective(config, folder / "config.yaml")
     loader = build_training_loader(
         config,
         training_set,
@@ -106,8 +120,6 @@ def build_trainer(config: Config, device: torch.device) -> Trainer:
     )
     loader.pin_memory = device.type == "cuda"
     check_batch_norm(config, segmenter)
-    checkpoints = CheckpointFolder(folder, keep=train.keep_last)
-    resumed = find_resume(config, checkpoints, log)
     if resumed is None:
         initialise_weights(config, segmenter, log)
     else:
@@ -119,7 +131,7 @@ def build_trainer(config: Config, device: torch.device) -> Trainer:
                 f"{origin}: was trained with{'out' * bool(report.new)} an auxiliary head; set "
                 f"TRAIN.aux_weight {'0' if report.new else 'above 0'} to go on with it"
             )
-    network = place_network(config, segmenter, device)
+    network = place_network(config, segmenter, device, dtype=dtype)
     trainer = Trainer(
         network=network,
         segmenter=segmenter,
@@ -142,10 +154,8 @@ def build_trainer(config: Config, device: torch.device) -> Trainer:
 
 
 def start_log(config: Config, folder: Path) -> logging.Logger:
-    """The run's logger and its record: a log file and the effective config."""
+    """The run's logger, with a log file in its folder."""
     log = run_logger(folder / f"train-{time.strftime('%Y%m%d_%H%M%S')}.log")
-    if distributed.is_main():
-        save_effective(config, folder / "config.yaml")
     for notice in config.notices:
         log.info(f"note: {notice}")
     return log
@@ -260,6 +270,7 @@ def trainer_settings(config: Config, device: torch.device, dtype: torch.dtype) -
         device=device,
         dtype=dtype,
         channels_last=train.channels_last,
+        accumulation_steps=train.accumulation_steps,
         loss_scale=scale if isinstance(scale, float) else None,
         print_every=train.print_freq,
         save_every_epochs=train.save_freq,

@@ -2,7 +2,8 @@
 
 import os
 import socket
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from datetime import timedelta
 
 import torch
@@ -11,16 +12,28 @@ from torch import Tensor
 
 from ..config.errors import DeviceError
 
+_alone = False
 _control: dist.ProcessGroup | None = None  # a group of CPU processes, for words between hosts
 _store: dist.Store | None = None  # the launcher's: messages that need no collective
 
 
 def rank() -> int:
-    return dist.get_rank() if dist.is_initialized() else 0
+    return dist.get_rank() if dist.is_initialized() and not _alone else 0
 
 
 def world_size() -> int:
-    return dist.get_world_size() if dist.is_initialized() else 1
+    return dist.get_world_size() if dist.is_initialized() and not _alone else 1
+
+
+@contextmanager
+def alone() -> Iterator[None]:
+    """Inside, this process takes itself for the only one: no collective waits for the others."""
+    global _alone
+    _alone = True
+    try:
+        yield
+    finally:
+        _alone = False
 
 
 def is_main() -> bool:
@@ -48,6 +61,22 @@ def all_reduce_sum(tensor: Tensor) -> Tensor:
     if world_size() > 1:
         dist.all_reduce(tensor)
     return tensor
+
+
+def all_reduce_max(tensor: Tensor) -> Tensor:
+    """The largest values over all processes, in place; the tensor itself with one process."""
+    if world_size() > 1:
+        dist.all_reduce(tensor, dist.ReduceOp.MAX)
+    return tensor
+
+
+def smallest(number: int) -> int:
+    """The smallest of all processes' numbers; nothing waits for the GPUs."""
+    if world_size() == 1:
+        return number
+    least = torch.tensor(number)
+    dist.all_reduce(least, dist.ReduceOp.MIN, group=_control)
+    return int(least)
 
 
 def barrier() -> None:

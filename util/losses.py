@@ -3,6 +3,9 @@
 Every loss here is a sum over local pixels divided by a total over all processes, times the number
 of processes, so that the gradient that DistributedDataParallel averages is the gradient of the
 mean over the global batch: one process and many give the same step.
+
+A batch that goes through in parts is handled alike: every part's sum is divided by the total of
+all parts, so that the gradients of the parts add up to those of one pass.
 """
 
 import torch
@@ -41,48 +44,73 @@ class SegmentationLoss:
         self.ohem_min_kept = ohem_min_kept
 
     def __call__(
-        self, logits: Tensor, auxiliary: Tensor | None, label: Tensor
+        self,
+        logits: Tensor,
+        auxiliary: Tensor | None,
+        label: Tensor,
+        *,
+        whole: Tensor | None = None,
+        parts: int = 1,
     ) -> tuple[Tensor, Tensor, Tensor]:
         """(N,K,h,w), the same or None, (N,H,W) -> total, main and auxiliary loss (scalars).
 
         Labels larger than the logits are subsampled at aligned corners, never blended.
         A batch without any labelled pixel gives zero, and zero gradients.
+
+        Args:
+            whole: (M,H,W) labels of this process's share, where `logits` are of one of its
+                `parts`. The losses of all parts then add up to the loss of the global batch.
+                OHEM chooses the hard pixels of each part by itself, at least `ohem_min_kept` in
+                all parts together, and weighs a part by its labelled pixels.
         """
         label = subsample_label(label, logits.shape[-2:]).long()
-        main = self.single(logits, label)
+        if whole is not None:
+            whole = subsample_label(whole, logits.shape[-2:]).long()
+        main = self.single(logits, label, whole=whole, parts=parts)
         if auxiliary is None:
             return main, main, torch.zeros_like(main)
-        second = self.single(auxiliary, label)
+        second = self.single(auxiliary, label, whole=whole, parts=parts)
         return main + self.auxiliary_weight * second, main, second
 
-    def single(self, logits: Tensor, label: Tensor) -> Tensor:
+    def single(
+        self, logits: Tensor, label: Tensor, *, whole: Tensor | None = None, parts: int = 1
+    ) -> Tensor:
         """The loss of one set of logits: (N,K,H,W) against (N,H,W), a scalar."""
         logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
+        labelled = label
         if self.ohem_threshold is not None:
-            label = self._keep_hard(logits.detach(), label)
+            label = self._keep_hard(logits.detach(), label, -(-self.ohem_min_kept // parts))
         weights = self.class_weights
         if weights is not None:
             weights = weights.to(logits.device, logits.dtype)
         total = F.cross_entropy(
             logits, label, weights, ignore_index=self.ignore_label, reduction="sum"
         )
+        count = self._count(label if whole is None or label is not labelled else whole, weights)
+        count = distributed.all_reduce_sum(count.to(logits.dtype))
+        mean = total / count.clamp(min=1e-12) * distributed.world_size()
+        if whole is None or label is labelled:
+            return mean
+        shares = torch.stack([self._count(labelled, weights), self._count(whole, weights)])
+        here, everywhere = distributed.all_reduce_sum(shares.to(logits.dtype))
+        return mean * (here / everywhere.clamp(min=1e-12))
+
+    def _count(self, label: Tensor, weights: Tensor | None) -> Tensor:
+        """How many pixels are labelled, or the sum of their classes' weights."""
         labelled = label != self.ignore_label
         if weights is None:
-            count = labelled.sum().to(logits.dtype)
-        else:
-            count = weights[label.clamp(max=len(weights) - 1)][labelled].sum()
-        count = distributed.all_reduce_sum(count)
-        return total / count.clamp(min=1e-12) * distributed.world_size()
+            return labelled.sum()
+        return weights[label.clamp(max=len(weights) - 1)][labelled].sum()
 
-    def _keep_hard(self, logits: Tensor, label: Tensor) -> Tensor:
-        """`label` with the easy pixels set to the ignore label."""
+    def _keep_hard(self, logits: Tensor, label: Tensor, least: int) -> Tensor:
+        """`label` with the easy pixels set to the ignore label; `least` are kept at least."""
         valid = label != self.ignore_label
         true_class = label.clamp(max=logits.shape[1] - 1).unsqueeze(1)
         probability = logits.softmax(1).gather(1, true_class).squeeze(1)
         candidates = probability[valid]
         limit = probability.new_tensor(self.ohem_threshold)
-        if self.ohem_min_kept > 0:
-            limit = limit.maximum(global_kth_smallest(candidates, self.ohem_min_kept))
+        if least > 0:
+            limit = limit.maximum(global_kth_smallest(candidates, least))
         return torch.where(valid & (probability <= limit), label, self.ignore_label)
 
 

@@ -17,10 +17,13 @@ from .logging import progress
 from .losses import SegmentationLoss
 from .metrics import ConfusionMatrix, Scores
 from .normalization import Normalization
-from .optimization import autocast, set_rate
+from .optimization import set_rate
+from .passes import forward_backward
+from .prefetch import to_device
 from .schedule import poly
 from .seeds import derived_seed
 from .trainer_settings import Batch, Loader, TrainerSettings
+from .verdict import StepClock
 from .watchdog import COMPUTING, READING, Watchdog
 
 
@@ -75,6 +78,7 @@ class Trainer:
         self.normalize = Normalization(settings.mean, settings.std, device)
         self.guard = NonFiniteGuard(segmenter, optimizer, device)
         self.checkpoints.complain = log.error
+        self.clock = StepClock(device)
         self.request = StopRequest()
         self.watchdog = Watchdog(
             minutes=settings.hung_after_minutes,
@@ -109,7 +113,8 @@ class Trainer:
             self.checkpoints.finish()
 
     def _steps(self, end: int) -> None:
-        batches = self._watched(self.loader.batches(self.step, end))
+        batches = self.clock.waits(self.loader.batches(self.step, end))
+        batches = self._watched(to_device(batches, self.settings.device))
         for batch in progress(
             batches, total=self.total_steps, start=self.step, unit="step", what="training"
         ):
@@ -147,27 +152,37 @@ class Trainer:
         set_rate(self.optimizer, rate)
         # dropout is a function of (seed, step, process), so resuming needs no generator state
         torch.manual_seed(derived_seed(settings.seed, self.step, distributed.rank()))
-        image = batch.image.to(settings.device, non_blocking=True)
-        label = batch.label.to(settings.device, non_blocking=True)
-        image = self.normalize(image)
-        if settings.channels_last:
-            image = image.contiguous(memory_format=torch.channels_last)
+        image, label = batch.image.to(settings.device), batch.label.to(settings.device)
         self.guard.before_step()
-        with autocast(settings.device, settings.dtype):
-            logits, auxiliary = self.network(image)
-        total, main, second = self.loss(logits, auxiliary, label)
         self.optimizer.zero_grad(set_to_none=True)
-        self.scaler.scale(total).backward()
-        bad = self._update(total)
+        with self.clock.computing():
+            figures, prediction = forward_backward(
+                self.network,
+                self.loss,
+                image,
+                label,
+                prepare=self._prepare,
+                scaler=self.scaler,
+                dtype=settings.dtype,
+                parts=settings.accumulation_steps,
+            )
+            bad = self._update(figures[0])
         self.step += 1
         self.guard.note(self.step, batch.names, bad)
         with torch.no_grad():
             self.guard.keep_or_restore(bad)
-            figures = torch.stack([total, main, second, torch.ones_like(total)])
+            figures = torch.cat([figures, torch.ones_like(figures[:1])])
             self.loss_sums += torch.where(bad.bool(), torch.zeros_like(figures), figures)
-            if logits.shape[-2:] == label.shape[-2:]:
+            if prediction is not None:
                 kept = torch.where(bad.bool(), settings.ignore_label, label)
-                self.confusion.update(logits.argmax(1), kept)
+                self.confusion.update(prediction, kept)
+
+    def _prepare(self, image: Tensor) -> Tensor:
+        """(N, C, H, W) pixels -> what the network sees."""
+        image = self.normalize(image)
+        if self.settings.channels_last:
+            image = image.contiguous(memory_format=torch.channels_last)
+        return image
 
     def _update(self, loss: Tensor) -> Tensor:
         """Step the optimizer unless loss or gradients are not finite: 1.0 where it was skipped.
@@ -224,6 +239,8 @@ class Trainer:
     def _finish_epoch(self) -> None:
         """Training figures, validation, checkpoints."""
         settings, epoch = self.settings, self.epoch
+        if self.clock.active and (verdict := self.clock.conclude(self.segmenter, settings)):
+            self.log.info(verdict)
         self.confusion.reduce()
         scores = self.confusion.scores()
         self._tell("train", scores)

@@ -42,6 +42,7 @@ class TrainerSettings:
     device: torch.device = CPU
     dtype: torch.dtype = torch.float32
     channels_last: bool = True
+    accumulation_steps: int = 1
     loss_scale: float | None = None
     print_every: int = 10
     save_every_epochs: int = 1

@@ -1,0 +1,89 @@
+"""TRAIN.compile is used where it works; where it does not, the log says so and the run goes on."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from stripseg.config.load import load_config
+from stripseg.tool.train import build_trainer
+
+CPU = torch.device("cpu")
+WORDS = ["TRAIN.compile", "True", "TRAIN.evaluate", "False"]
+
+
+def trained(config: Path, folder: Path, *words: str) -> tuple[dict[str, Tensor], nn.Module, str]:
+    """Weights after two steps, what was trained, and the log."""
+    words = ["TRAIN.evaluate", "False", *words, "TRAIN.save_path", str(folder)]
+    trainer = build_trainer(load_config(config, words), CPU)
+    trainer.fit(until=2)
+    return trainer.segmenter.state_dict(), trainer.network, next(folder.glob("*.log")).read_text()
+
+
+def assert_equal(first: dict[str, Tensor], second: dict[str, Tensor]) -> None:
+    assert first.keys() == second.keys()
+    for key, value in first.items():
+        assert torch.equal(value, second[key]), key
+
+
+class Broken(nn.Module):
+    """A compiled network whose first use fails, after it has changed the running statistics."""
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, image: Tensor) -> None:
+        self.network(image)
+        raise RuntimeError("InductorError: no C++ compiler\nand a long story")
+
+
+def refuse(network: nn.Module) -> None:
+    raise RuntimeError("this Python is not supported")
+
+
+@pytest.mark.parametrize(
+    ("compiler", "reason"),
+    [(Broken, "(InductorError: no C++ compiler)"), (refuse, "(this Python is not supported)")],
+)
+def test_a_failure_is_told_and_changes_nothing(
+    small_config: Path, tmp_path: Path, monkeypatch, compiler, reason: str
+) -> None:
+    plain, _, _ = trained(small_config, tmp_path / "plain")
+    monkeypatch.setattr(torch, "compile", compiler)
+    weights, _, log = trained(small_config, tmp_path / "compiled", "TRAIN.compile", "True")
+    assert_equal(plain, weights)
+    assert f"TRAIN.compile: not possible here {reason}; going on without" in log
+
+
+def test_what_compiles_is_used_under_the_same_keys(
+    small_config: Path, tmp_path: Path, monkeypatch
+) -> None:
+    plain, _, _ = trained(small_config, tmp_path / "plain")
+    compiler, calls = torch.compile, []
+
+    class Counted(nn.Module):
+        def __init__(self, network: nn.Module) -> None:
+            super().__init__()
+            self.compiled = compiler(network, backend="eager")
+
+        def forward(self, image: Tensor):
+            calls.append(image.shape)
+            return self.compiled(image)
+
+    monkeypatch.setattr(torch, "compile", Counted)
+    weights, network, log = trained(small_config, tmp_path / "compiled", "TRAIN.compile", "True")
+    assert_equal(plain, weights)
+    assert isinstance(network, Counted)
+    assert calls == [(2, 3, 48, 40)] * 3  # once to try, and two steps
+    assert "the network is compiled" in log
+
+
+def test_too_little_memory_is_no_reason_to_go_on(small_config: Path, monkeypatch) -> None:
+    def full(network: nn.Module) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(torch, "compile", full)
+    with pytest.raises(torch.OutOfMemoryError):
+        build_trainer(load_config(small_config, WORDS), CPU)
