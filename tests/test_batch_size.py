@@ -15,10 +15,9 @@ from stripseg.config.load import load_config
 from stripseg.tool import batch_size as tool_batch_size
 from stripseg.tool.batch_size import settle_batch_size, trial_step
 from stripseg.tool.train import build_trainer
-from stripseg.util import batch_size, distributed
+from stripseg.util import batch_size, distributed, memory
 from stripseg.util.batch_size import (
     agreed_share,
-    available_memory,
     bytes_kept,
     fits_cpu,
     fits_gpu,
@@ -114,11 +113,18 @@ def test_the_cpu_is_estimated(small_config: Path) -> None:
     assert largest_that_fits(fits, least=2, most=16) == 5
 
 
-def test_available_memory(tmp_path: Path) -> None:
-    source = tmp_path / "meminfo"
-    source.write_text("MemTotal:  8000 kB\nMemAvailable:   3000 kB\n")
-    assert available_memory(source) == 3000 * 1024
-    assert available_memory(tmp_path / "absent") > 0
+def test_free_memory_is_what_system_and_container_leave(tmp_path: Path, monkeypatch) -> None:
+    (tmp_path / "meminfo").write_text("MemTotal:  8000 kB\nMemAvailable:   3000 kB\n")
+    monkeypatch.setattr(memory, "MEMINFO", tmp_path / "meminfo")
+    monkeypatch.setattr(memory, "CGROUP", tmp_path)
+    assert memory.free_memory(CPU) == 3000 * 1024
+    (tmp_path / "memory.max").write_text("max\n")
+    (tmp_path / "memory.current").write_text("500\n")
+    assert memory.free_memory(CPU) == 3000 * 1024
+    (tmp_path / "memory.max").write_text("2500\n")
+    assert memory.free_memory(CPU) == 2000
+    monkeypatch.setattr(memory, "MEMINFO", tmp_path / "absent")
+    assert memory.free_memory(CPU) > 2**30
 
 
 def search_of_process() -> tuple[int, bool]:

@@ -3,12 +3,12 @@
 import gc
 import os
 from collections.abc import Callable
-from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from . import distributed
+from .memory import free_memory, is_out_of_memory
 
 MARGIN = 0.9  # share of a GPU's free memory that a step may take: fragments, larger later steps
 CPU_SHARE = 0.5  # of the memory that is available: loader processes and others want some as well
@@ -64,8 +64,8 @@ def fits_gpu(step: Step, device: torch.device) -> Fits:
 
 def is_too_much(error: RuntimeError) -> bool:
     """Is this the complaint of a GPU about a batch that is too large?"""
-    words = ("out of memory", "ALLOC_FAILED", "32-bit index")  # the last: kernels that count so far
-    return isinstance(error, torch.OutOfMemoryError) or any(word in str(error) for word in words)
+    words = ("ALLOC_FAILED", "32-bit index")  # the last: kernels that count so far
+    return is_out_of_memory(error) or any(word in str(error) for word in words)
 
 
 def fits_cpu(step: Step, *, least: int, available: int | None = None) -> Fits:
@@ -80,7 +80,7 @@ def fits_cpu(step: Step, *, least: int, available: int | None = None) -> Fits:
     """
     kept = bytes_kept(lambda: step(least)) / least
     if available is None:
-        available = available_memory()
+        available = free_memory(torch.device("cpu"))
     part = CPU_SHARE * available / int(os.environ.get("LOCAL_WORLD_SIZE", 1))
     return lambda images: 2 * kept * images <= part
 
@@ -98,17 +98,6 @@ def bytes_kept(work: Callable[[], None]) -> int:
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
         work()
     return sum(sizes.values())
-
-
-def available_memory(source: Path = Path("/proc/meminfo")) -> int:
-    """Bytes of main memory that programs could take; half of all of it where Linux does not say."""
-    try:
-        for line in source.read_text(encoding="ascii").splitlines():
-            if line.startswith("MemAvailable:"):
-                return 1024 * int(line.split()[1])
-    except OSError:
-        pass
-    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2
 
 
 def agreed_share(fits: Fits, *, least: int, most: int) -> int:

@@ -5,6 +5,7 @@ from pathlib import Path
 import torch
 
 CGROUP = Path("/sys/fs/cgroup")
+MEMINFO = Path("/proc/meminfo")
 UNKNOWN = 8 * 2**30  # bytes, where the system does not tell
 
 
@@ -14,7 +15,7 @@ def free_memory(device: torch.device) -> int:
         cached = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
         return torch.cuda.mem_get_info(device)[0] + cached
     try:
-        lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
+        lines = MEMINFO.read_text(encoding="ascii").splitlines()
         free = next(int(line.split()[1]) for line in lines if line.startswith("MemAvailable"))
     except (OSError, StopIteration, ValueError):
         return UNKNOWN
@@ -34,4 +35,5 @@ def is_out_of_memory(error: BaseException) -> bool:
     """Did an allocation fail, on whatever device?"""
     if isinstance(error, torch.cuda.OutOfMemoryError | MemoryError):
         return True
-    return isinstance(error, RuntimeError) and "not enough memory" in str(error)
+    words = ("out of memory", "not enough memory")  # of libraries on a GPU; of the CPU's allocator
+    return isinstance(error, RuntimeError) and any(word in str(error) for word in words)
