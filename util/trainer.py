@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from ..config.errors import CheckpointError, TrainingError
 from . import distributed
 from .checkpoint import CheckpointFolder
+from .epoch_figures import write_epoch
 from .guard import NonFiniteGuard
 from .interruption import Stopped, StopRequest
 from .logging import progress
@@ -74,7 +75,8 @@ class Trainer:
             growth_interval=2**31 - 1 if settings.loss_scale else 2000,
         )
         self.confusion = self._new_confusion()
-        self.loss_sums = torch.zeros(4, device=device)  # total, main, auxiliary, steps
+        # total, main, auxiliary, steps: since the last line of the log, and of this epoch
+        self.loss_sums = torch.zeros(2, 4, device=device)
         self.normalize = Normalization(settings.mean, settings.std, device)
         self.guard = NonFiniteGuard(segmenter, optimizer, device)
         self.checkpoints.complain = log.error
@@ -204,10 +206,10 @@ class Trainer:
 
         Clocks differ between processes, so the main one's word travels with the sums.
         """
-        due = torch.full_like(self.loss_sums[:1], self._save_is_due() and distributed.is_main())
-        sums = distributed.all_reduce_sum(torch.cat([self.loss_sums, due]))
+        due = torch.full_like(self.loss_sums[0, :1], self._save_is_due() and distributed.is_main())
+        sums = distributed.all_reduce_sum(torch.cat([self.loss_sums[0], due]))
         total, main, second = (sums[:3] / sums[3]).tolist()  # NaN: all were skipped
-        self.loss_sums.zero_()
+        self.loss_sums[0].zero_()
         steps = len(self.guard.seen)
         now = time.monotonic()
         seconds, self.last_print = (now - self.last_print) / max(steps, 1), now
@@ -245,13 +247,19 @@ class Trainer:
         scores = self.confusion.scores()
         self._tell("train", scores)
         self.confusion = self._new_confusion()
+        sums = distributed.all_reduce_sum(self.loss_sums[1].clone())
+        self.loss_sums[1].zero_()
+        figures = {"train": {"loss": float(sums[0] / sums[3]), **scores.figures}}
         last = epoch == settings.epochs
         improved = False
         if self.validate and (epoch % settings.evaluate_every_epochs == 0 or last):
             scores = self.validate()
             self._tell("val", scores)
+            figures["val"] = scores.figures
             improved = scores.mean_iou > self.best_mean_iou
             self.best_mean_iou = max(self.best_mean_iou, scores.mean_iou)
+        if distributed.is_main():  # before the checkpoint: a resumed run does not come here again
+            write_epoch(self.checkpoints.folder, epoch, figures, complain=self.log.error)
         due = epoch % settings.save_every_epochs == 0 or last
         if not (due or improved):
             return
@@ -261,14 +269,9 @@ class Trainer:
         self.last_print = time.monotonic()
 
     def _tell(self, split: str, scores: Scores) -> None:
-        figures = {
-            "mIoU": scores.mean_iou,
-            "mAcc": scores.mean_accuracy,
-            "allAcc": scores.pixel_accuracy,
-        }
-        line = "/".join(f"{value:.4f}" for value in figures.values())
+        line = "/".join(f"{value:.4f}" for value in scores.figures.values())
         self.log.info(f"epoch {self.epoch} {split} mIoU/mAcc/allAcc {line}")
-        self._draw(split, figures)
+        self._draw(split, scores.figures)
 
     def _draw(self, group: str, figures: dict[str, float]) -> None:
         if self.board is not None:
