@@ -1,0 +1,199 @@
+"""One trial of a sweep: a training run as a process of its own, followed epoch by epoch."""
+
+import ctypes
+import math
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from ..config.atomic import atomic_write
+from ..config.errors import TrainingError
+from ..config.schema import Config
+from .checkpoint import folder_lock
+from .epoch_figures import Figures, read_epochs
+from .interruption import STOPPED
+
+OUTPUT = "output.txt"  # all that the run said
+POLL = 0.2  # seconds
+PATIENCE = 300.0  # seconds that a run that is to end may take to save
+PR_SET_PDEATHSIG = 1
+
+
+@dataclass
+class Outcome:
+    """How a run ended: COMPLETE, PRUNED, FAIL, or STOPPED when it was asked to."""
+
+    state: str
+    value: float | None = None
+    error: str = ""
+
+
+def write_trial_yaml(path: Path, base: Config, options: Mapping[str, Any], experiment: str) -> None:
+    """A YAML of the base config with a trial's options, and the trial's own folders."""
+    content: dict[str, Any] = {
+        "base": os.path.relpath(Path(base.source).resolve(), path.parent.resolve()),
+        "experiment": experiment,
+        "DATA": {"dataset": base.dataset},  # the name of this file does not tell
+    }
+    for option, value in options.items():
+        section, _, key = option.partition(".")
+        content.setdefault(section, {})[key] = value
+    content.setdefault("TRAIN", {}).update(save_path=str(path.parent / "model"), resume="auto")
+    result = {"save_folder": str(path.parent / "result"), "model_path": None}
+    content.setdefault("TEST", {}).update(result)
+    with atomic_write(path) as file:
+        file.write(yaml.safe_dump(content, sort_keys=False, allow_unicode=True).encode())
+
+
+def metric_of(figures: Figures, name: str) -> float | None:
+    """The validation's figure; for `loss` the training's where the validation has none."""
+    value = figures.get("val", {}).get(name)
+    if value is None and name == "loss":
+        value = figures.get("train", {}).get(name)
+    return value
+
+
+def end_with_parent(parent: int) -> Callable[[], None] | None:
+    """For a process to call before it starts: on Linux it gets SIGTERM when its parent dies."""
+    if not sys.platform.startswith("linux"):
+        return None
+    prctl = ctypes.CDLL(None).prctl
+
+    def call() -> None:
+        prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
+        if os.getppid() != parent:
+            os._exit(STOPPED)
+
+    return call
+
+
+class TrialRun:
+    """The training run of a trial.
+
+    Args:
+        command: starts it; it saves and ends with exit code 75 at SIGTERM.
+        folder: the trial's; the run's own is `model` in it.
+        epochs: that the run has.
+        on_epoch: (epoch, value) -> is the trial without hope?
+        stopping: is this process asked to end?
+    """
+
+    def __init__(
+        self,
+        command: Sequence[str],
+        folder: Path,
+        *,
+        metric: str,
+        epochs: int,
+        on_epoch: Callable[[int, float], bool],
+        stopping: Callable[[], bool],
+    ) -> None:
+        self.command = list(command)
+        self.folder = folder
+        self.metric = metric
+        self.epochs = epochs
+        self.on_epoch = on_epoch
+        self.stopping = stopping
+        self.seen: dict[int, float] = {}
+
+    def run(self) -> Outcome:
+        """Start the run, or go on with it, and follow it to its end."""
+        if not self._wait_for_folder():
+            return Outcome("STOPPED")
+        with open(self.folder / OUTPUT, "ab") as output:
+            begin = output.tell()
+            process = subprocess.Popen(
+                self.command,
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,  # a terminal's Ctrl-C is for the sweep, which ends the run
+                preexec_fn=end_with_parent(os.getpid()),
+            )
+            try:
+                ended = self._follow(process)
+            finally:
+                if process.poll() is None:
+                    process.kill()
+                    process.wait()
+        return ended or self._outcome(process.returncode, begin)
+
+    def _wait_for_folder(self) -> bool:
+        """Until the run that a killed worker left has saved and ended; False if asked to stop."""
+        while not self.stopping():
+            try:
+                with folder_lock(self.folder / "model"):
+                    return True
+            except TrainingError:
+                time.sleep(POLL)
+        return False
+
+    def _follow(self, process: subprocess.Popen) -> Outcome | None:
+        """Report epochs while the run goes on; None where it ended by itself."""
+        while True:
+            running = process.poll() is None
+            hopeless = self._look()
+            if not running:
+                return None
+            if hopeless or self.stopping():
+                process.terminate()
+                try:
+                    process.wait(PATIENCE)
+                except subprocess.TimeoutExpired:
+                    process.kill()
+                    process.wait()
+                return Outcome("PRUNED" if hopeless else "STOPPED")
+            time.sleep(POLL)
+
+    def _look(self) -> bool:
+        """Report the epochs that are new; is the trial without hope after one of them?"""
+        for epoch, figures in read_epochs(self.folder / "model").items():
+            value = metric_of(figures, self.metric)
+            if epoch in self.seen or value is None:
+                continue
+            self.seen[epoch] = value
+            if self.on_epoch(epoch, value) and epoch < self.epochs:
+                return True
+        return False
+
+    def _outcome(self, code: int, begin: int) -> Outcome:
+        if code == STOPPED:  # by a signal to all processes of a job, of which ours is yet to come
+            return Outcome("STOPPED")
+        if code:
+            return Outcome("FAIL", error=what_went_wrong(self.folder / OUTPUT, begin, code))
+        if not self.seen:
+            known = sorted({name for figures in self._figures() for name in figures})
+            return Outcome("FAIL", error=f"the run reports no {self.metric}, only {known}")
+        value = self.seen[max(self.seen)]
+        if not math.isfinite(value):
+            return Outcome("FAIL", error=f"{self.metric} is {value} after epoch {max(self.seen)}")
+        return Outcome("COMPLETE", value)
+
+    def _figures(self) -> list[dict[str, float]]:
+        epochs = read_epochs(self.folder / "model").values()
+        return [entry.get("val") or entry.get("train", {}) for entry in epochs]
+
+
+def what_went_wrong(output: Path, begin: int, code: int) -> str:
+    """One line: the error that a run printed, or the signal that ended it."""
+    with open(output, "rb") as file:
+        file.seek(begin)
+        lines = [line.strip() for line in file.read().decode(errors="replace").splitlines()]
+    for pattern in (r"error: .+", r"(\[rank\d+\]: )?[\w.]*(Error|Exception|Interrupt)\b.*"):
+        for line in reversed(lines):
+            if re.fullmatch(pattern, line):
+                return line.removeprefix("error: ")
+    if code < 0:
+        more = ", which a machine out of memory sends" if -code == signal.SIGKILL else ""
+        return f"ended by {signal.Signals(-code).name}{more}"
+    last = next((line for line in reversed(lines) if line), "it said nothing")
+    return f"exit code {code}: {last}"
