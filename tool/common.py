@@ -105,7 +105,7 @@ def slurm_options() -> list[str]:
     With one task a machine, each starts the processes of its machine. With more, every task is a
     process of its own, and the environment gets what torchrun would set.
     """
-    step = None if distributed.under_torchrun() else slurm_step()
+    step = None if distributed.under_torchrun() else slurm_step(os.environ)
     if step is None:
         return []
     if step.tasks > step.nodes:
