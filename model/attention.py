@@ -1,10 +1,32 @@
-"""Attention modules that keep a map's shape: ECA, GCT and triplet attention, (N,C,H,W) -> the same.
+"""Attention modules that keep a map's shape, (N,C,H,W) -> the same, and the choice among them.
 
 Strip pooling, the module they are compared with, is in strip_pooling.py.
 """
 
+import math
+from collections.abc import Callable
+
 import torch
 from torch import Tensor, nn
+
+from .layers import NormLayer
+from .strip_pooling import StripPoolingModule
+
+
+class SqueezeAndExcitation(nn.Module):
+    """SE (Hu et al., CVPR 2018): x * sigmoid(W2 relu(W1 mean(x))), eq. 2 to 4.
+
+    `reduction` divides the channels between the two linear layers, which have biases.
+    """
+
+    def __init__(self, channels: int, *, reduction: int = 16) -> None:
+        super().__init__()
+        self.reduce = nn.Conv2d(channels, max(1, channels // reduction), 1)
+        self.expand = nn.Conv2d(max(1, channels // reduction), channels, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        means = x.mean(dim=(2, 3), keepdim=True)  # (N, C, 1, 1)
+        return x * self.expand(self.reduce(means).relu()).sigmoid()
 
 
 class EfficientChannelAttention(nn.Module):
@@ -69,8 +91,32 @@ class AttentionGate(nn.Module):
         self.bn = nn.BatchNorm2d(1, momentum=0.01)
 
     def forward(self, x: Tensor) -> Tensor:
-        pooled = torch.stack([x.amax(dim=1), x.mean(dim=1)], dim=1)
+        pooled = torch.stack([x.amax(dim=1), x.mean(dim=1)], dim=1)  # (N, 2, H, W)
         return x * self.bn(self.conv(pooled)).sigmoid()
+
+
+class ConvolutionalBlockAttention(nn.Module):
+    """CBAM (Woo et al., ECCV 2018): which channels matter, then which places, eq. 1 to 3.
+
+    Channels: sigmoid(MLP(mean) + MLP(max)), the MLP shared, without biases in the authors' text.
+    Places: sigmoid(7x7 convolution of the mean and maximum over the channels), with a norm as in
+    the authors' program.
+    """
+
+    def __init__(self, channels: int, *, reduction: int = 16) -> None:
+        super().__init__()
+        inner = max(1, channels // reduction)
+        self.perceptron = nn.Sequential(
+            nn.Conv2d(channels, inner, 1, bias=False),
+            nn.ReLU(inplace=True),
+            nn.Conv2d(inner, channels, 1, bias=False),
+        )
+        self.places = AttentionGate()
+
+    def forward(self, x: Tensor) -> Tensor:
+        means = self.perceptron(x.mean(dim=(2, 3), keepdim=True))  # (N, C, 1, 1)
+        maxima = self.perceptron(x.amax(dim=(2, 3), keepdim=True))
+        return self.places(x * (means + maxima).sigmoid())
 
 
 class TripletAttention(nn.Module):
@@ -93,3 +139,37 @@ class TripletAttention(nn.Module):
         if self.height_width is not None:
             branches.append(self.height_width(x))
         return sum(branches) / len(branches)
+
+
+def eca_kernel_size(channels: int) -> int:
+    """ECA, eq. 12: k = |log2(C) / 2 + 1 / 2|, cut to a whole number and made odd by adding 1.
+
+    >>> [eca_kernel_size(channels) for channels in (64, 128, 256, 512)]
+    [3, 5, 5, 5]
+    """
+    kernel_size = int(abs(math.log2(channels) / 2 + 0.5))
+    return kernel_size + 1 - kernel_size % 2
+
+
+# TRAIN.attention -> the module of a map of so many channels
+ATTENTION: dict[str, Callable[[int, NormLayer], nn.Module]] = {
+    "none": lambda channels, norm_layer: nn.Identity(),
+    "strip_pool": lambda channels, norm_layer: StripPoolingModule(channels, norm_layer=norm_layer),
+    "triplet": lambda channels, norm_layer: TripletAttention(),
+    "eca": lambda channels, norm_layer: EfficientChannelAttention(eca_kernel_size(channels)),
+    "gct": lambda channels, norm_layer: GatedChannelTransformation(channels),
+    "gct_l1": lambda channels, norm_layer: GatedChannelTransformation(channels, norm="l1"),
+    "se": lambda channels, norm_layer: SqueezeAndExcitation(channels),
+    "cbam": lambda channels, norm_layer: ConvolutionalBlockAttention(channels),
+}
+
+
+def build_attention(name: str, channels: int, norm_layer: NormLayer) -> nn.Module:
+    """The module that `TRAIN.attention` names, for (N, `channels`, H, W).
+
+    Raises:
+        ValueError: there is no such module.
+    """
+    if name not in ATTENTION:
+        raise ValueError(f"attention must be one of {', '.join(ATTENTION)}, not {name!r}")
+    return ATTENTION[name](channels, norm_layer)
