@@ -13,8 +13,8 @@ from .optimization import autocast
 
 
 class StepResult(NamedTuple):
-    """`figures` (3,): total, main and auxiliary loss; `prediction` (N, H, W) of the training
-    logits, or None where these are smaller than the labels."""
+    """`figures` (3,): total, main and auxiliary loss; `prediction` of the training logits, of the
+    labels' shape, or None where these are smaller than the labels."""
 
     figures: Tensor
     prediction: Tensor | None
@@ -36,7 +36,9 @@ def forward_backward(
     dtype: torch.dtype,
     parts: int = 1,
 ) -> StepResult:
-    """Add the gradients of this process's share, (N, C, H, W) and (N, H, W), to the parameters.
+    """Add the gradients of this process's share to the parameters.
+
+    `image` is (N, C, H, W), `label` (N, H, W), or (N,) for a network that classifies images.
 
     In several parts only one of them is in memory at a time. The loss is that of the global batch
     all the same, and with norms that look at single images (group norm) so are the gradients. Batch
@@ -58,8 +60,9 @@ def forward_backward(
             total, main, second = loss(logits, auxiliary, truth, **context)
             scaler.scale(total).backward()
         figures.append(torch.stack([total, main, second]).detach())
-        if logits.shape[-2:] == label.shape[-2:]:
-            predictions.append(logits.detach().argmax(1).to(torch.uint8))
+        if logits.shape[2:] == label.shape[1:]:
+            narrow = torch.uint8 if logits.shape[1] <= 256 else torch.int32
+            predictions.append(logits.detach().argmax(1).to(narrow))
         del logits, auxiliary, total, main, second  # before the next part needs the memory
     prediction = torch.cat(predictions) if predictions else None
     return StepResult(torch.stack(figures).sum(0), prediction)

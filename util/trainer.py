@@ -15,14 +15,14 @@ from .guard import NonFiniteGuard
 from .interruption import Stopped, StopRequest
 from .logging import progress
 from .losses import SegmentationLoss
-from .metrics import ConfusionMatrix, Scores
+from .metrics import ConfusionMatrix
 from .normalization import Normalization
 from .optimization import set_rate
 from .passes import forward_backward
 from .prefetch import to_device
-from .schedule import poly
+from .schedule import rate_at
 from .seeds import derived_seed
-from .trainer_settings import Batch, Loader, TrainerSettings
+from .trainer_settings import Batch, Loader, Scores, TrainerSettings
 from .verdict import StepClock
 from .watchdog import COMPUTING, READING, Watchdog
 
@@ -31,7 +31,7 @@ class Trainer:
     """Trains `network` and keeps its checkpoints; `fit` is the whole story.
 
     Args:
-        network: the segmenter, wrapped for several processes where there are several.
+        network: the segmenter or classifier, wrapped for several processes where there are several.
         segmenter: the same without the wrapper: its tensors are what is saved.
         validate: () -> Scores, run between epochs; None trains without validation.
         board: a TensorBoard writer (`add_scalar`), or None.
@@ -66,7 +66,7 @@ class Trainer:
         self.config = config or {}
         device = settings.device
         self.step = 0  # optimizer steps done
-        self.best_mean_iou = -1.0
+        self.best_score = -1.0
         self.scaler = torch.amp.GradScaler(
             device.type,
             enabled=settings.dtype == torch.float16,
@@ -148,8 +148,7 @@ class Trainer:
     def train_step(self, batch: Batch) -> None:
         """One optimizer step on one global batch."""
         settings = self.settings
-        rate = poly(settings.base_rate, self.step, self.total_steps, settings.power)
-        set_rate(self.optimizer, rate)
+        set_rate(self.optimizer, rate_at(settings, self.step, self.loader.steps_per_epoch))
         # dropout is a function of (seed, step, process), so resuming needs no generator state
         torch.manual_seed(derived_seed(settings.seed, self.step, distributed.rank()))
         image, label = batch.image.to(settings.device), batch.label.to(settings.device)
@@ -243,15 +242,16 @@ class Trainer:
             self.log.info(verdict)
         self.confusion.reduce()
         scores = self.confusion.scores()
-        self._tell("train", scores)
+        accuracy = {"top1": scores.pixel_accuracy, "mAcc": scores.mean_accuracy}
+        self._tell("train", accuracy if settings.classifies else scores.figures())
         self.confusion = self._new_confusion()
         last = epoch == settings.epochs
         improved = False
         if self.validate and (epoch % settings.evaluate_every_epochs == 0 or last):
             scores = self.validate()
-            self._tell("val", scores)
-            improved = scores.mean_iou > self.best_mean_iou
-            self.best_mean_iou = max(self.best_mean_iou, scores.mean_iou)
+            self._tell("val", scores.figures())
+            improved = scores.score > self.best_score
+            self.best_score = max(self.best_score, scores.score)
         due = epoch % settings.save_every_epochs == 0 or last
         if not (due or improved):
             return
@@ -260,14 +260,9 @@ class Trainer:
             self.log.info(f"best so far: {self.checkpoints.best}")
         self.last_print = time.monotonic()
 
-    def _tell(self, split: str, scores: Scores) -> None:
-        figures = {
-            "mIoU": scores.mean_iou,
-            "mAcc": scores.mean_accuracy,
-            "allAcc": scores.pixel_accuracy,
-        }
+    def _tell(self, split: str, figures: dict[str, float]) -> None:
         line = "/".join(f"{value:.4f}" for value in figures.values())
-        self.log.info(f"epoch {self.epoch} {split} mIoU/mAcc/allAcc {line}")
+        self.log.info(f"epoch {self.epoch} {split} {'/'.join(figures)} {line}")
         self._draw(split, figures)
 
     def _draw(self, group: str, figures: dict[str, float]) -> None:
@@ -296,7 +291,7 @@ class Trainer:
                     "step": self.step,
                     "epoch": self.epoch,
                     "steps_per_epoch": self.loader.steps_per_epoch,
-                    "best_mean_iou": self.best_mean_iou,
+                    "best_mean_iou": self.best_score,  # the key is older than classifiers
                     "confusion": counts,
                     "loss_sums": sums,
                     "config": self.config,
@@ -332,7 +327,7 @@ class Trainer:
             ) from error
         self.scaler.load_state_dict(content["scaler"])
         self.step = content["step"]
-        self.best_mean_iou = content["best_mean_iou"]
+        self.best_score = content["best_mean_iou"]
         share = distributed.is_main()  # sums over processes live on in one of them
         self.confusion.counts.copy_(content["confusion"] * share)
         self.loss_sums.copy_(content["loss_sums"] * share)
