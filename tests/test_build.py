@@ -16,7 +16,7 @@ from stripseg.util.optimization import build_optimizer
 
 ROOT = Path(__file__).resolve().parent.parent
 BACKBONES = ["resnet34", "resnet50d", "pyconvresnet18", "pyconvhgresnet50"]
-SHIPPED = sorted(ROOT.glob("config/*/*.yaml"))
+SHIPPED = [p for p in sorted(ROOT.glob("config/*/*.yaml")) if not load_config(p).classifies]
 
 
 @pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.stem)
