@@ -42,6 +42,15 @@ def build_images(config: Config, split: str) -> LabelledImages:
             )
     elif (root / split).is_dir():
         images = read_folders(root / split, channels=config.DATA.in_channels)
+        known = {path.name for path in (root / "train").glob("*") if path.is_dir()} or set(
+            images.classes
+        )
+        if known != set(images.classes):
+            other = sorted(known.symmetric_difference(images.classes))
+            raise ConfigError(
+                f"{config.source}: {root / split} names other classes than train: {other[0]} is in "
+                "one of them alone"
+            )
     else:
         raise DataError(
             f"{root}: holds neither {' nor '.join(FOLDERS.values())} nor {split}/CLASS/ folders; "
@@ -79,7 +88,8 @@ def build_training_images(config: Config) -> TrainingImages:
         augment = PadAndCrop(crop, train.crop_padding, train.flip_probability)
     else:
         augment = ResizedCrop(crop, tuple(train.crop_area), train.flip_probability)
-        for index in np.unique(np.linspace(0, len(images) - 1, LOOKED_AT).round().astype(int)):
+        skip = train.bad_data == "skip"
+        for index in [] if skip else np.linspace(0, len(images) - 1, LOOKED_AT).round():
             images.read(int(index))
     return TrainingImages(
         images,

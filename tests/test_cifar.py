@@ -12,6 +12,7 @@ from stripseg.config.errors import DataError
 from stripseg.dataset.cifar import BATCHES, read_archive, read_cifar, write_cifar10
 from stripseg.dataset.pictures import PadAndCrop, TrainingImages
 from stripseg.dataset.shapes10 import CLASSES, render, write_shapes10
+from stripseg.tool import prepare
 
 
 @pytest.fixture
@@ -213,3 +214,17 @@ def test_crops_are_shifts_of_the_padded_picture() -> None:
     assert {mirrored for _, _, mirrored in seen} == {False, True}
     whole = PadAndCrop((32, 32), padding=0, flip_probability=0)
     assert np.array_equal(whole(image, np.random.default_rng(0)), image)
+
+
+def test_prepare_writes_the_set_and_looks_through_archives(tmp_path: Path, capsys) -> None:
+    assert prepare.main(["shapes10", str(tmp_path), "--train", "20", "--val", "5"]) is None
+    assert "20 training and 5 validation images" in capsys.readouterr().out
+    assert prepare.main(["cifar10", str(tmp_path)]) == 1
+    said = capsys.readouterr().out
+    assert "train: 20 images of" in said
+    assert "val: 5 images of" in said
+    assert "NOT WHOLE, published are 50000" in said
+    with pytest.raises(DataError, match=r"holds no cifar-100-python; .* --download"):
+        prepare.main(["cifar100", str(tmp_path)])
+    with pytest.raises(SystemExit):
+        prepare.main(["shapes10", str(tmp_path), "--train", "4"])
