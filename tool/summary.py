@@ -18,7 +18,8 @@ from torch.utils.flop_counter import FlopCounterMode
 from stripseg.config.errors import CheckpointError
 from stripseg.config.load import find_config, load_config
 from stripseg.config.schema import Config
-from stripseg.model.build import build_segmenter
+from stripseg.model.build import build_network
+from stripseg.model.classifier import ImageClassifier
 from stripseg.model.fcn import FCNHead
 from stripseg.model.strip_pooling import StripPoolingModule
 from stripseg.model.timm_backbone import TimmBackbone
@@ -85,9 +86,9 @@ def config_in(path: str) -> Config:
 def summarise_config(config: Config) -> list["Part"]:
     train = config.TRAIN
     with torch.device("meta"):
-        segmenter = build_segmenter(config)
+        network = build_network(config)
     size = (train.train_h, train.train_w)
-    return summarise(segmenter, size, in_channels=config.DATA.in_channels)
+    return summarise(network, size, in_channels=config.DATA.in_channels)
 
 
 UNKNOWN = 0
@@ -117,9 +118,10 @@ class Part:
     receptive_field: int | None
 
 
-def summarise(segmenter: nn.Module, size: tuple[int, int], *, in_channels: int = 3) -> list[Part]:
-    """The parts of a `Segmenter` in order; computed on meta tensors, so nothing is allocated."""
-    network = deepcopy(segmenter).to("meta").eval()
+def summarise(network: nn.Module, size: tuple[int, int], *, in_channels: int = 3) -> list[Part]:
+    """The parts of a `Segmenter` or `ImageClassifier` in order, computed on meta tensors, so that
+    nothing is allocated."""
+    network = deepcopy(network).to("meta").eval()
     image = torch.empty(1, in_channels, *size, device="meta")
     if isinstance(network.backbone, TimmBackbone):
         field = Field(UNKNOWN)
@@ -127,12 +129,21 @@ def summarise(segmenter: nn.Module, size: tuple[int, int], *, in_channels: int =
         parts, fields = [part], [field, field]
     else:
         parts, features, fields = stages(network.backbone, image, size)
+    if isinstance(network, ImageClassifier):
+        return [*parts, classifier_part(network.classifier, size)]
     for name, field in (("head", fields[-1]), ("auxiliary_head", fields[-2])):
         module = getattr(network, name)
         if module is not None:
             field = field if field.side == UNKNOWN else field.after(module)
             parts.append(measure(name.replace("_", " "), module, features, size, field)[0])
     return parts
+
+
+def classifier_part(linear: nn.Linear, size: tuple[int, int]) -> Part:
+    """The layer that sees the mean of the whole map."""
+    parameters = sum(p.numel() for p in linear.parameters())
+    shape = (linear.out_features, 1, 1)
+    return Part("classifier", parameters, linear.weight.numel(), 4 * shape[0], shape, size[0], None)
 
 
 def stages(
