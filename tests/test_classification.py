@@ -52,7 +52,9 @@ def config_file(small_archive: Path, tmp_path: Path) -> Path:
         "TRAIN": {
             "batch_size": 8,
             "batch_size_val": 5,
+            "optimizer": "sgd",
             "base_lr": 0.02,
+            "schedule": "step",
             "epochs": 2,
             "milestones": [1],
             "workers": 0,
@@ -287,6 +289,7 @@ def test_another_class_count_leaves_the_classifier_new(config_file: Path) -> Non
         (["TRAIN.loss", "ohem"], "TRAIN.loss ohem does not go with TRAIN.arch classifier"),
         (["TEST.split", "test"], "TEST.split test does not go with TRAIN.arch classifier"),
         (["DATA.packed", "x"], "DATA.packed x does not go with TRAIN.arch classifier"),
+        (["TRAIN.mixup", "0.2", "TRAIN.arch", "fcn"], "TRAIN.mixup 0.2 mixes .* whole images"),
         (["TRAIN.schedule", "poly"], "TRAIN.schedule poly and TRAIN.milestones"),
         (["TRAIN.milestones", "[]"], "`step` needs milestones"),
         (["TRAIN.warmup_epochs", "2"], "TRAIN.warmup_epochs 2 must be fewer than TRAIN.epochs 2"),
