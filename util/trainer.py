@@ -152,7 +152,8 @@ class Trainer:
     def train_step(self, batch: Batch) -> None:
         """One optimizer step on one global batch."""
         settings = self.settings
-        set_rate(self.optimizer, rate_at(settings, self.step, self.loader.steps_per_epoch))
+        rate = rate_at(settings, self.step, self.loader.steps_per_epoch)
+        set_rate(self.optimizer, rate)
         # dropout is a function of (seed, step, process), so resuming needs no generator state
         torch.manual_seed(derived_seed(settings.seed, self.step, distributed.rank()))
         image, label = batch.image.to(settings.device), batch.label.to(settings.device)
