@@ -20,7 +20,7 @@ from stripseg.dataset.shapes10 import CLASSES, write_shapes10
 from stripseg.model.build import build_network, build_segmenter
 from stripseg.model.segmenter import SegmenterOutput
 from stripseg.model.weights import load_weights
-from stripseg.tool import browse, test
+from stripseg.tool import browse, summary, test
 from stripseg.tool.train import build_trainer
 from stripseg.util.classification import (
     ClassificationEvaluator,
@@ -331,3 +331,10 @@ def test_every_image_is_tested_as_it_is(config_file: Path) -> None:
     images = build_evaluation_images(load_config(config_file), "val")
     assert len(images) == 13
     assert images[4].image.shape == (32, 32, 3)  # whatever the training crop
+
+
+def test_the_summary_counts_a_classifier(capsys) -> None:
+    summary.main(["cifar10", "resnet18_strip_pool"])
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[6].split() == ["classifier", "10", "32", "all", "5,130", "0.00", "0.0", "MB"]
+    assert "16,057,802" in lines[-1]
