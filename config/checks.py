@@ -79,7 +79,7 @@ def problems(config: Config) -> Iterator[Problem]:
     yield from _psa(config.TRAIN, config.TEST)
     yield from _channels(config.DATA)
     yield from _labels(config.DATA, config.TRAIN, classifies=config.classifies)
-    yield from (classification_problems(config) if config.classifies else ())
+    yield from (classification_problems(config) if config.classifies else _mixing(config.TRAIN))
     yield from _ranges(config.TRAIN)
     yield from _crops(config.TRAIN, config.TEST)
     yield from _memory(config.TRAIN)
@@ -162,6 +162,16 @@ def _labels(data: DataSection, train: TrainSection, *, classifies: bool) -> Iter
             f"TRAIN.class_weights must have one entry for each of the {data.classes} "
             f"DATA.classes, not {len(weights)}",
         )
+
+
+def _mixing(train: TrainSection) -> Iterator[Problem]:
+    for key in ("mixup", "cutmix"):
+        if getattr(train, key):
+            yield (
+                _of("TRAIN", key, "arch"),
+                f"TRAIN.{key} {getattr(train, key):g} mixes the classes of whole images: it needs "
+                "TRAIN.arch classifier",
+            )
 
 
 def _ranges(train: TrainSection) -> Iterator[Problem]:

@@ -160,6 +160,17 @@ class TrainSection(NetworkOptions):
     )
     momentum: Annotated[float, Real(0, 1)] = option(0.9, "momentum of SGD")
     weight_decay: Annotated[float, Real(0)] = option(1e-4, "weight decay of SGD")
+    mixup: Annotated[float, Real(0)] = option(
+        0.0, "classifier: a of mixup's Beta(a, a), often 0.2; 0 is without"
+    )
+    cutmix: Annotated[float, Real(0)] = option(
+        0.0, "classifier: a of CutMix's Beta(a, a), often 1; with `mixup` a coin decides each step"
+    )
+    average_decay: Annotated[float, Real(0, 1)] = option(
+        0.0,
+        "share that a moving average of the weights keeps at each step, such as 0.9999: it is what "
+        "is validated and tested; 0 is without",
+    )
     label_smoothing: Annotated[float, Real(0, 1)] = option(
         0.0, "share of the label that is spread evenly over all classes (cross entropy)"
     )

@@ -42,10 +42,8 @@ def build_images(config: Config, split: str) -> LabelledImages:
             )
     elif (root / split).is_dir():
         images = read_folders(root / split, channels=config.DATA.in_channels)
-        known = {path.name for path in (root / "train").glob("*") if path.is_dir()} or set(
-            images.classes
-        )
-        if known != set(images.classes):
+        known = {path.name for path in (root / "train").glob("*") if path.is_dir()}
+        if known and known != set(images.classes):
             other = sorted(known.symmetric_difference(images.classes))
             raise ConfigError(
                 f"{config.source}: {root / split} names other classes than train: {other[0]} is in "

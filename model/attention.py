@@ -82,13 +82,18 @@ class GatedChannelTransformation(nn.Module):
         return x * (1 + torch.tanh(embedding * (self.gamma / mean) + self.beta))
 
 
+def gate_norm(channels: int) -> nn.BatchNorm2d:
+    """Batch norm with the momentum that the authors of CBAM and of triplet attention give it."""
+    return nn.BatchNorm2d(channels, momentum=0.01)
+
+
 class AttentionGate(nn.Module):
     """Z-pool (max and mean over dim 1) -> 7x7 convolution -> norm -> sigmoid weights."""
 
-    def __init__(self, kernel_size: int = 7) -> None:
+    def __init__(self, kernel_size: int = 7, *, norm_layer: NormLayer = gate_norm) -> None:
         super().__init__()
         self.conv = nn.Conv2d(2, 1, kernel_size, padding=kernel_size // 2, bias=False)
-        self.bn = nn.BatchNorm2d(1, momentum=0.01)
+        self.bn = norm_layer(1)
 
     def forward(self, x: Tensor) -> Tensor:
         pooled = torch.stack([x.amax(dim=1), x.mean(dim=1)], dim=1)  # (N, 2, H, W)
@@ -103,7 +108,9 @@ class ConvolutionalBlockAttention(nn.Module):
     the authors' program.
     """
 
-    def __init__(self, channels: int, *, reduction: int = 16) -> None:
+    def __init__(
+        self, channels: int, *, reduction: int = 16, norm_layer: NormLayer = gate_norm
+    ) -> None:
         super().__init__()
         inner = max(1, channels // reduction)
         self.perceptron = nn.Sequential(
@@ -111,7 +118,7 @@ class ConvolutionalBlockAttention(nn.Module):
             nn.ReLU(inplace=True),
             nn.Conv2d(inner, channels, 1, bias=False),
         )
-        self.places = AttentionGate()
+        self.places = AttentionGate(norm_layer=norm_layer)
 
     def forward(self, x: Tensor) -> Tensor:
         means = self.perceptron(x.mean(dim=(2, 3), keepdim=True))  # (N, C, 1, 1)
@@ -125,11 +132,11 @@ class TripletAttention(nn.Module):
     `spatial=False` leaves the third branch out.
     """
 
-    def __init__(self, *, spatial: bool = True) -> None:
+    def __init__(self, *, spatial: bool = True, norm_layer: NormLayer = gate_norm) -> None:
         super().__init__()
-        self.channel_width = AttentionGate()
-        self.channel_height = AttentionGate()
-        self.height_width = AttentionGate() if spatial else None
+        self.channel_width = AttentionGate(norm_layer=norm_layer)
+        self.channel_height = AttentionGate(norm_layer=norm_layer)
+        self.height_width = AttentionGate(norm_layer=norm_layer) if spatial else None
 
     def forward(self, x: Tensor) -> Tensor:
         branches = [
@@ -151,25 +158,23 @@ def eca_kernel_size(channels: int) -> int:
     return kernel_size + 1 - kernel_size % 2
 
 
-# TRAIN.attention -> the module of a map of so many channels
-ATTENTION: dict[str, Callable[[int, NormLayer], nn.Module]] = {
-    "none": lambda channels, norm_layer: nn.Identity(),
-    "strip_pool": lambda channels, norm_layer: StripPoolingModule(channels, norm_layer=norm_layer),
-    "triplet": lambda channels, norm_layer: TripletAttention(),
-    "eca": lambda channels, norm_layer: EfficientChannelAttention(eca_kernel_size(channels)),
-    "gct": lambda channels, norm_layer: GatedChannelTransformation(channels),
-    "gct_l1": lambda channels, norm_layer: GatedChannelTransformation(channels, norm="l1"),
-    "se": lambda channels, norm_layer: SqueezeAndExcitation(channels),
-    "cbam": lambda channels, norm_layer: ConvolutionalBlockAttention(channels),
-}
-
-
 def build_attention(name: str, channels: int, norm_layer: NormLayer) -> nn.Module:
     """The module that `TRAIN.attention` names, for (N, `channels`, H, W).
 
     Raises:
         ValueError: there is no such module.
     """
-    if name not in ATTENTION:
-        raise ValueError(f"attention must be one of {', '.join(ATTENTION)}, not {name!r}")
-    return ATTENTION[name](channels, norm_layer)
+    of_gate = gate_norm if norm_layer is nn.BatchNorm2d else norm_layer
+    build: dict[str, Callable[[], nn.Module]] = {
+        "none": nn.Identity,
+        "strip_pool": lambda: StripPoolingModule(channels, norm_layer=norm_layer),
+        "triplet": lambda: TripletAttention(norm_layer=of_gate),
+        "eca": lambda: EfficientChannelAttention(eca_kernel_size(channels)),
+        "gct": lambda: GatedChannelTransformation(channels),
+        "gct_l1": lambda: GatedChannelTransformation(channels, norm="l1"),
+        "se": lambda: SqueezeAndExcitation(channels),
+        "cbam": lambda: ConvolutionalBlockAttention(channels, norm_layer=of_gate),
+    }
+    if name not in build:
+        raise ValueError(f"attention must be one of {', '.join(build)}, not {name!r}")
+    return build[name]()

@@ -6,14 +6,15 @@ from torch import nn
 
 from stripseg.config.errors import ConfigError
 from stripseg.config.load import load_config
-from stripseg.model.attention import ATTENTION, build_attention, eca_kernel_size
+from stripseg.model.attention import build_attention, eca_kernel_size
 from stripseg.model.build import build_backbone, build_network
 from stripseg.model.classifier import ImageClassifier
+from stripseg.model.layers import group_norm
 from stripseg.model.pyconv import PyConvResNet
 from stripseg.model.resnet import ResNet
 from stripseg.model.weights import load_weights
 
-NAMES = [name for name in ATTENTION if name != "none"]
+NAMES = ["strip_pool", "triplet", "eca", "gct", "gct_l1", "se", "cbam"]
 
 
 def parameters(network: nn.Module) -> int:
@@ -38,6 +39,8 @@ def test_cifar_resnets_have_the_known_size(depth: int, count: int) -> None:
         ("eca", 36, 74),
         ("gct", 5_760, 11_328),
         ("gct_l1", 5_760, 11_328),
+        ("se", 89_080, 161_196),
+        ("cbam", 87_840, 158_784),
     ],
 )
 def test_attention_adds_the_known_parameters(attention: str, of_18: int, of_34: int) -> None:
@@ -171,3 +174,21 @@ def test_networks_of_timm_take_none(small_config) -> None:
     overrides = ["TRAIN.attention", "se", "TRAIN.backbone", "timm/resnet18"]
     with pytest.raises(ConfigError, match="timm/resnet18 takes no attention"):
         build_network(load_config(small_config, overrides))
+
+
+@pytest.mark.parametrize("attention", NAMES)
+def test_group_norm_leaves_no_batch_norm(attention: str) -> None:
+    with torch.device("meta"):
+        backbone = ResNet(18, attention=attention, norm_layer=group_norm)
+    assert not any(isinstance(m, nn.BatchNorm2d) for m in backbone.modules())
+
+
+@pytest.mark.parametrize("attention", NAMES)
+def test_any_size_passes_in_float64(attention: str) -> None:
+    """Odd sizes, a single pixel, a batch of one; gradients are those of the function."""
+    torch.manual_seed(0)
+    module = build_attention(attention, 16, nn.BatchNorm2d).double().eval()
+    for size in ((1, 1), (5, 1), (3, 4)):
+        x = torch.randn(1, 16, *size, dtype=torch.float64, requires_grad=True)
+        assert module(x).shape == x.shape
+        assert torch.autograd.gradcheck(module, x)

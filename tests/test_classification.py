@@ -20,7 +20,7 @@ from stripseg.dataset.shapes10 import CLASSES, write_shapes10
 from stripseg.model.build import build_network, build_segmenter
 from stripseg.model.segmenter import SegmenterOutput
 from stripseg.model.weights import load_weights
-from stripseg.tool import browse, test
+from stripseg.tool import browse, summary, test
 from stripseg.tool.train import build_trainer
 from stripseg.util.classification import (
     ClassificationEvaluator,
@@ -52,7 +52,9 @@ def config_file(small_archive: Path, tmp_path: Path) -> Path:
         "TRAIN": {
             "batch_size": 8,
             "batch_size_val": 5,
+            "optimizer": "sgd",
             "base_lr": 0.02,
+            "schedule": "step",
             "epochs": 2,
             "milestones": [1],
             "workers": 0,
@@ -287,6 +289,7 @@ def test_another_class_count_leaves_the_classifier_new(config_file: Path) -> Non
         (["TRAIN.loss", "ohem"], "TRAIN.loss ohem does not go with TRAIN.arch classifier"),
         (["TEST.split", "test"], "TEST.split test does not go with TRAIN.arch classifier"),
         (["DATA.packed", "x"], "DATA.packed x does not go with TRAIN.arch classifier"),
+        (["TRAIN.mixup", "0.2", "TRAIN.arch", "fcn"], "TRAIN.mixup 0.2 mixes .* whole images"),
         (["TRAIN.schedule", "poly"], "TRAIN.schedule poly and TRAIN.milestones"),
         (["TRAIN.milestones", "[]"], "`step` needs milestones"),
         (["TRAIN.warmup_epochs", "2"], "TRAIN.warmup_epochs 2 must be fewer than TRAIN.epochs 2"),
@@ -328,3 +331,10 @@ def test_every_image_is_tested_as_it_is(config_file: Path) -> None:
     images = build_evaluation_images(load_config(config_file), "val")
     assert len(images) == 13
     assert images[4].image.shape == (32, 32, 3)  # whatever the training crop
+
+
+def test_the_summary_counts_a_classifier(capsys) -> None:
+    summary.main(["cifar10", "resnet18_strip_pool"])
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[6].split() == ["classifier", "10", "32", "all", "5,130", "0.00", "0.0", "MB"]
+    assert "16,057,802" in lines[-1]

@@ -105,13 +105,17 @@ def test_the_test_sees_the_middle() -> None:
 def test_pretraining_trains_and_starts_a_segmenter(
     config_file: Path, small_config: Path, tmp_path: Path
 ) -> None:
-    """The plain checkpoint of the run is `TRAIN.pretrained`, tensor for tensor."""
+    """The checkpoint of the run is `TRAIN.pretrained`: its averaged weights, tensor for tensor."""
     trainer = build_trainer(load_config(config_file, ["TRAIN.stem", "deep"]), CPU)
     trainer.fit()
     assert trainer.step == 4
     overrides = ["TRAIN.pretrained", str(tmp_path / "run" / "last.pth"), "TRAIN.resume", "none"]
     segmenter = build_trainer(load_config(small_config, overrides), CPU).segmenter
-    trained = trainer.segmenter.backbone.state_dict()
+    trained = {
+        key.removeprefix("backbone."): value
+        for key, value in trainer.average.tensors.items()
+        if key.startswith("backbone.")
+    }
     fresh = [key for key in segmenter.backbone.state_dict() if key not in trained]
     assert all(".strip_pooling." in key for key in fresh)
     for key, value in trained.items():

@@ -18,6 +18,13 @@ from torch.utils.flop_counter import FlopCounterMode
 from stripseg.config.errors import CheckpointError
 from stripseg.config.load import find_config, load_config
 from stripseg.config.schema import Config
+from stripseg.model.attention import (
+    ConvolutionalBlockAttention,
+    EfficientChannelAttention,
+    GatedChannelTransformation,
+    SqueezeAndExcitation,
+    TripletAttention,
+)
 from stripseg.model.build import build_network
 from stripseg.model.classifier import ImageClassifier
 from stripseg.model.fcn import FCNHead
@@ -92,6 +99,14 @@ def summarise_config(config: Config) -> list["Part"]:
 
 
 UNKNOWN = 0
+POOLING = (  # what lets a value see its whole row and column, or the whole map
+    StripPoolingModule,
+    EfficientChannelAttention,
+    GatedChannelTransformation,
+    TripletAttention,
+    SqueezeAndExcitation,
+    ConvolutionalBlockAttention,
+)
 
 
 @dataclass(frozen=True)
@@ -118,10 +133,12 @@ class Part:
     receptive_field: int | None
 
 
-def summarise(network: nn.Module, size: tuple[int, int], *, in_channels: int = 3) -> list[Part]:
-    """The parts of a `Segmenter` or `ImageClassifier` in order, computed on meta tensors, so that
-    nothing is allocated."""
-    network = deepcopy(network).to("meta").eval()
+def summarise(segmenter: nn.Module, size: tuple[int, int], *, in_channels: int = 3) -> list[Part]:
+    """The parts of a `Segmenter` or `ImageClassifier` in order.
+
+    Computed on meta tensors, so that nothing is allocated.
+    """
+    network = deepcopy(segmenter).to("meta").eval()
     image = torch.empty(1, in_channels, *size, device="meta")
     if isinstance(network.backbone, TimmBackbone):
         field = Field(UNKNOWN)
@@ -130,20 +147,14 @@ def summarise(network: nn.Module, size: tuple[int, int], *, in_channels: int = 3
     else:
         parts, features, fields = stages(network.backbone, image, size)
     if isinstance(network, ImageClassifier):
-        return [*parts, classifier_part(network.classifier, size)]
+        means, field = features[-1].mean(dim=(2, 3)), Field(None)
+        return [*parts, measure("classifier", network.classifier, means, size, field)[0]]
     for name, field in (("head", fields[-1]), ("auxiliary_head", fields[-2])):
         module = getattr(network, name)
         if module is not None:
             field = field if field.side == UNKNOWN else field.after(module)
             parts.append(measure(name.replace("_", " "), module, features, size, field)[0])
     return parts
-
-
-def classifier_part(linear: nn.Linear, size: tuple[int, int]) -> Part:
-    """The layer that sees the mean of the whole map."""
-    parameters = sum(p.numel() for p in linear.parameters())
-    shape = (linear.out_features, 1, 1)
-    return Part("classifier", parameters, linear.weight.numel(), 4 * shape[0], shape, size[0], None)
 
 
 def stages(
@@ -211,7 +222,7 @@ class Field:
             if side is not None:
                 side += max((reach(layer) for layer in kernels), default=0) * jump
             jump *= max((first(layer.stride) for layer in kernels), default=1)
-        pools = any(isinstance(m, StripPoolingModule) for m in module.modules())
+        pools = any(isinstance(m, POOLING) for m in module.modules())
         is_head = hasattr(module, "classifier") and not isinstance(module, FCNHead)
         return Field(None if pools or is_head else side, jump)
 

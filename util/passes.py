@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from .losses import SegmentationLoss
+from .mixing import Mixture
 from .optimization import autocast
 
 
@@ -35,6 +36,7 @@ def forward_backward(
     scaler: torch.amp.GradScaler,
     dtype: torch.dtype,
     parts: int = 1,
+    mixture: Mixture | None = None,
 ) -> StepResult:
     """Add the gradients of this process's share to the parameters.
 
@@ -48,16 +50,22 @@ def forward_backward(
     Args:
         prepare: from pixels to what the network sees.
         parts: how many; every process needs as many, and at least that many images.
+        mixture: takes the place of `image`, and its labels count beside `label`.
     """
+    share, partner = 1.0, label
+    if mixture is not None:
+        image, partner, share = mixture.image, mixture.partner, mixture.share
     figures, predictions = [], []
     sizes = part_sizes(len(image), parts)
-    pieces = zip(image.split(sizes), label.split(sizes), strict=True)
-    for number, (pixels, truth) in enumerate(pieces, start=1):
+    pieces = zip(image.split(sizes), label.split(sizes), partner.split(sizes), strict=True)
+    for number, (pixels, truth, other) in enumerate(pieces, start=1):
         with nullcontext() if number == parts else without_exchange(network):
             with autocast(image.device, dtype):
                 logits, auxiliary = network(prepare(pixels))
             context = {"whole": label, "parts": parts} if parts > 1 else {}
             total, main, second = loss(logits, auxiliary, truth, **context)
+            if mixture is not None:  # label and partner are the same labels: so is their `whole`
+                total = main = share * total + (1 - share) * loss(logits, None, other, **context)[0]
             scaler.scale(total).backward()
         figures.append(torch.stack([total, main, second]).detach())
         if logits.shape[2:] == label.shape[1:]:

@@ -5,17 +5,20 @@ from collections.abc import Callable, Iterator
 from logging import Logger
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from ..config.errors import CheckpointError, TrainingError
 from . import distributed
-from .checkpoint import CheckpointFolder
+from .averaging import WeightAverage
+from .checkpoint import CheckpointFolder, check_training_state
 from .guard import NonFiniteGuard
 from .interruption import Stopped, StopRequest
 from .logging import progress
 from .losses import SegmentationLoss
 from .metrics import ConfusionMatrix
+from .mixing import Mixture, mix
 from .normalization import Normalization
 from .optimization import set_rate
 from .passes import forward_backward
@@ -77,6 +80,7 @@ class Trainer:
         self.loss_sums = torch.zeros(4, device=device)  # total, main, auxiliary, steps
         self.normalize = Normalization(settings.mean, settings.std, device)
         self.guard = NonFiniteGuard(segmenter, optimizer, device)
+        self.average = WeightAverage(segmenter, settings.average_decay)
         self.checkpoints.complain = log.error
         self.clock = StepClock(device)
         self.request = StopRequest()
@@ -148,7 +152,8 @@ class Trainer:
     def train_step(self, batch: Batch) -> None:
         """One optimizer step on one global batch."""
         settings = self.settings
-        set_rate(self.optimizer, rate_at(settings, self.step, self.loader.steps_per_epoch))
+        rate = rate_at(settings, self.step, self.loader.steps_per_epoch)
+        set_rate(self.optimizer, rate)
         # dropout is a function of (seed, step, process), so resuming needs no generator state
         torch.manual_seed(derived_seed(settings.seed, self.step, distributed.rank()))
         image, label = batch.image.to(settings.device), batch.label.to(settings.device)
@@ -164,17 +169,27 @@ class Trainer:
                 scaler=self.scaler,
                 dtype=settings.dtype,
                 parts=settings.accumulation_steps,
+                mixture=self._mixture(image, label),
             )
             bad = self._update(figures[0])
         self.step += 1
         self.guard.note(self.step, batch.names, bad)
         with torch.no_grad():
             self.guard.keep_or_restore(bad)
+            self.average.update(self.step)
             figures = torch.cat([figures, torch.ones_like(figures[:1])])
             self.loss_sums += torch.where(bad.bool(), torch.zeros_like(figures), figures)
             if prediction is not None:
                 kept = torch.where(bad.bool(), settings.ignore_label, label)
                 self.confusion.update(prediction, kept)
+
+    def _mixture(self, image: Tensor, label: Tensor) -> Mixture | None:
+        """Mixup or CutMix of this step, a function of (seed, step, process), if asked for."""
+        s = self.settings
+        if not (s.mixup or s.cutmix):
+            return None
+        generator = np.random.Generator(np.random.PCG64([s.seed, self.step, distributed.rank()]))
+        return mix(image, label, mixup=s.mixup, cutmix=s.cutmix, generator=generator)
 
     def _prepare(self, image: Tensor) -> Tensor:
         """(N, C, H, W) pixels -> what the network sees."""
@@ -248,7 +263,8 @@ class Trainer:
         last = epoch == settings.epochs
         improved = False
         if self.validate and (epoch % settings.evaluate_every_epochs == 0 or last):
-            scores = self.validate()
+            with self.average.applied():
+                scores = self.validate()
             self._tell("val", scores.figures())
             improved = scores.score > self.best_score
             self.best_score = max(self.best_score, scores.score)
@@ -285,7 +301,7 @@ class Trainer:
         if distributed.is_main():
             self.checkpoints.save(
                 {
-                    "state_dict": self.segmenter.state_dict(),
+                    **self.average.contents(),
                     "optimizer": self.optimizer.state_dict(),
                     "scaler": self.scaler.state_dict(),
                     "step": self.step,
@@ -307,17 +323,7 @@ class Trainer:
         Raises:
             CheckpointError: the content is of another program, or of another length of epoch.
         """
-        if "step" not in content or content.get("format") != "stripseg":
-            raise CheckpointError(
-                f"{origin}: has weights but no training state of stripseg; to start from its "
-                "weights set TRAIN.weight to it instead of TRAIN.resume"
-            )
-        if content["steps_per_epoch"] != self.loader.steps_per_epoch:
-            raise CheckpointError(
-                f"{origin}: its epochs have {content['steps_per_epoch']} steps and this run's "
-                f"{self.loader.steps_per_epoch}; the list or TRAIN.batch_size changed. Set "
-                "TRAIN.weight to it to start a new run from its weights"
-            )
+        check_training_state(content, self.loader.steps_per_epoch, origin=origin)
         try:
             self.optimizer.load_state_dict(content["optimizer"])
         except (ValueError, KeyError) as error:
@@ -325,6 +331,7 @@ class Trainer:
                 f"{origin}: its optimizer does not fit ({error}); TRAIN.optimizer or the network "
                 "changed. Set TRAIN.weight to it to start a new run from its weights"
             ) from error
+        self.average.restore(content)
         self.scaler.load_state_dict(content["scaler"])
         self.step = content["step"]
         self.best_score = content["best_mean_iou"]

@@ -49,6 +49,9 @@ class TrainerSettings:
     rate_decay: float = 0.1
     warmup_epochs: int = 0
     classifies: bool = False
+    mixup: float = 0
+    cutmix: float = 0
+    average_decay: float = 0
     ignore_label: int = 255
     seed: int = 0
     mean: tuple[float, ...] = (123.675, 116.28, 103.53)
