@@ -26,12 +26,23 @@ class Scores:
     accuracy: tuple[float, ...]
     pixels: tuple[int, ...]
 
-    def as_dict(self, names: Sequence[str]) -> dict:
-        """For `metrics.json`, under the family's names mIoU, mAcc and allAcc."""
+    @property
+    def score(self) -> float:
+        """By which the best of several networks is chosen."""
+        return self.mean_iou
+
+    def figures(self) -> dict[str, float]:
+        """For the log, under the family's names."""
         return {
             "mIoU": self.mean_iou,
             "mAcc": self.mean_accuracy,
             "allAcc": self.pixel_accuracy,
+        }
+
+    def as_dict(self, names: Sequence[str]) -> dict:
+        """For `metrics.json`, under the family's names mIoU, mAcc and allAcc."""
+        return {
+            **self.figures(),
             "mIoU_present": self.mean_iou_present,
             "classes": [
                 {"index": i, "name": names[i], "iou": iou, "accuracy": accuracy, "pixels": pixels}
