@@ -339,3 +339,8 @@ def test_the_summary_counts_a_classifier(capsys) -> None:
     lines = capsys.readouterr().out.splitlines()
     assert lines[6].split() == ["classifier", "10", "32", "all", "5,130", "0.00", "0.0", "MB"]
     assert "16,057,802" in lines[-1]
+
+
+def test_a_batch_size_is_found(config_file: Path) -> None:
+    trainer = build_trainer(load_config(config_file, ["TRAIN.batch_size", "auto"]), CPU)
+    assert 2 <= trainer.loader.batch_size <= 24
