@@ -26,10 +26,13 @@ setup(
     install_requires=Path("requirements.txt").read_text(encoding="utf-8").split("\n"),
     extras_require={
         "matlab": ["scipy>=1.11"],
+        "sweep": ["matplotlib>=3.7", "optuna>=4"],
         "timm": ["timm>=1.0.12"],
         "test": [
             "cityscapesscripts>=2.2",
             "hypothesis>=6",
+            "matplotlib>=3.7",
+            "optuna>=4",
             "pytest>=7",
             "pytest-xdist>=3",
             "ruff>=0.6",

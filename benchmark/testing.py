@@ -12,7 +12,7 @@ from stripseg.model.build import build_segmenter
 from stripseg.model.folding import fold_batch_norm
 from stripseg.model.onednn import use_onednn
 from stripseg.util.inference import InferenceSettings, SlidingWindow
-from stripseg.util.optimization import has_native_bfloat16
+from stripseg.util.optimization import PRECISIONS, has_native_bfloat16
 
 from . import textbook
 from .rows import Row, rate_row, seconds_of
@@ -46,44 +46,51 @@ def engine(
 
 def measure(device: str = "cpu", *, rounds: int = 1) -> Iterator[Row]:
     """Rows for six scales and for one, in the precisions the device is good at."""
-    image = picture(512, 683)
     plain = spnet50().to(device)
     folded = fold_batch_norm(plain, torch.rand(1, 3, 65, 65, device=device))
     folded.to(memory_format=torch.channels_last)
     use_onednn(folded)
     wanted = {"cpu": {6: (4, 1.5), 1: (3, None)}, "cuda": {6: (40, None), 1: (20, None)}}[device]
     for scales in (SIX_SCALES, (1.0,)):
-        fast, exact = (engine(folded, scales, t, device) for t in (torch.bfloat16, torch.float32))
+        goals = dict(zip(("bf16", "fp32"), wanted[len(scales)], strict=True))
+        if not has_native_bfloat16(torch.device(device)):
+            del goals["bf16"]
+        yield from rows_of(plain, folded, scales, goals, device, rounds)
 
-        def baseline(scales=scales) -> np.ndarray:
-            return textbook.test_image(
-                plain,
-                image,
-                classes=CLASSES,
-                crop=CROP,
-                base_size=BASE_SIZE,
-                scales=scales,
-                device=device,
-            )
 
-        expected = baseline()
-        name = f"test, {len(scales)} scale{'s' * (len(scales) > 1)} + flip"
-        engines = [("fp32", exact, wanted[len(scales)][1])]
-        if has_native_bfloat16(torch.device(device)):
-            engines.insert(0, ("bf16", fast, wanted[len(scales)][0]))
-        times = seconds_of(
-            *[lambda tester=tester: tester.predict(image).cpu() for _, tester, _ in engines],
-            baseline,
-            rounds=rounds,
-            warm_up=0 if device == "cpu" else 1,
-            device=device,
+def rows_of(
+    plain: nn.Module,
+    folded: nn.Module,
+    scales: tuple[float, ...],
+    goals: dict[str, float | None],
+    device: str,
+    rounds: int,
+) -> Iterator[Row]:
+    """Each precision of `goals` against the textbook, on one picture."""
+    image = picture(512, 683)
+    engines = [engine(folded, scales, PRECISIONS[name], device) for name in goals]
+    size = {"classes": CLASSES, "crop": CROP, "base_size": BASE_SIZE, "scales": scales}
+    expected: list[np.ndarray] = []  # what the baseline found when it was timed
+
+    def baseline() -> None:
+        expected[:] = [textbook.test_image(plain, image, device=device, **size)]
+
+    *ours, theirs = seconds_of(
+        *[lambda tester=tester: tester.predict(image).cpu() for tester in engines],
+        baseline,
+        rounds=rounds,
+        warm_up=0 if device == "cpu" else 1,
+        device=device,
+    )
+    for (precision, goal), tester, seconds in zip(goals.items(), engines, ours, strict=True):
+        scores = tester.probabilities(image).permute(1, 2, 0).cpu().numpy()
+        yield rate_row(
+            f"test, {len(scales)} scale{'s' * (len(scales) > 1)} + flip, {precision}",
+            (seconds, theirs),
+            unit="image/s",
+            wanted=goal,
+            agreement=agreement(scores, expected[0]),
         )
-        for (precision, tester, goal), seconds in zip(engines, times, strict=False):
-            apart = agreement(tester.probabilities(image).permute(1, 2, 0).cpu().numpy(), expected)
-            row = (seconds, times[-1])
-            yield rate_row(
-                f"{name}, {precision}", row, unit="image/s", wanted=goal, agreement=apart
-            )
 
 
 def agreement(ours: np.ndarray, expected: np.ndarray) -> str:

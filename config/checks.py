@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from .classification import classification_problems
 from .complaints import Key
 from .schema import Config, DataSection, TestSection, TrainSection
 from .values import DEPTHS
@@ -77,7 +78,8 @@ def problems(config: Config) -> Iterator[Problem]:
     yield from _backbone(config.TRAIN)
     yield from _psa(config.TRAIN, config.TEST)
     yield from _channels(config.DATA)
-    yield from _labels(config.DATA, config.TRAIN)
+    yield from _labels(config.DATA, config.TRAIN, classifies=config.classifies)
+    yield from (classification_problems(config) if config.classifies else _mixing(config.TRAIN))
     yield from _ranges(config.TRAIN)
     yield from _crops(config.TRAIN, config.TEST)
     yield from _memory(config.TRAIN)
@@ -138,8 +140,16 @@ def _channels(data: DataSection) -> Iterator[Problem]:
             )
 
 
-def _labels(data: DataSection, train: TrainSection) -> Iterator[Problem]:
-    if train.ignore_label < data.classes:
+def _labels(data: DataSection, train: TrainSection, *, classifies: bool) -> Iterator[Problem]:
+    if not classifies and data.classes > 255:
+        yield (
+            _of("DATA", "classes"),
+            (
+                "DATA.classes must be a whole number from 1 to 255, not "
+                f"{data.classes}; a classifier may have more"
+            ),
+        )
+    elif not classifies and train.ignore_label < data.classes:
         yield (
             (("TRAIN", "ignore_label"), ("DATA", "classes")),
             f"TRAIN.ignore_label {train.ignore_label} is the id of a class; with DATA.classes "
@@ -154,6 +164,16 @@ def _labels(data: DataSection, train: TrainSection) -> Iterator[Problem]:
         )
 
 
+def _mixing(train: TrainSection) -> Iterator[Problem]:
+    for key in ("mixup", "cutmix"):
+        if getattr(train, key):
+            yield (
+                _of("TRAIN", key, "arch"),
+                f"TRAIN.{key} {getattr(train, key):g} mixes the classes of whole images: it needs "
+                "TRAIN.arch classifier",
+            )
+
+
 def _ranges(train: TrainSection) -> Iterator[Problem]:
     for low, high in (("scale_min", "scale_max"), ("rotate_min", "rotate_max")):
         least, most = getattr(train, low), getattr(train, high)
@@ -166,6 +186,18 @@ def _ranges(train: TrainSection) -> Iterator[Problem]:
         yield (
             _of("TRAIN", "start_epoch", "epochs"),
             f"TRAIN.start_epoch {train.start_epoch} leaves nothing of TRAIN.epochs {train.epochs}",
+        )
+    if train.warmup_epochs >= train.epochs:
+        yield (
+            _of("TRAIN", "warmup_epochs", "epochs"),
+            f"TRAIN.warmup_epochs {train.warmup_epochs} must be fewer than TRAIN.epochs "
+            f"{train.epochs}",
+        )
+    if (train.schedule == "step") != bool(train.milestones):
+        yield (
+            _of("TRAIN", "schedule", "milestones"),
+            f"TRAIN.schedule {train.schedule} and TRAIN.milestones {train.milestones} do not go "
+            "together: `step` needs milestones, the others have none",
         )
 
 

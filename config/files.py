@@ -25,11 +25,12 @@ def check_files(
 ) -> None:
     """ConfigError with one line for each file that the purpose needs and that is not there.
 
-    A list named like one of `official_splits` may be missing: the folders say what is in it.
+    A classifier needs no lists: the folder says what is in it. Neither does segmentation with a
+    list named like one of `official_splits`.
     """
     no_folder = _data_root(config)
     complaints = [*no_folder]
-    for key, path in _lists(config, purpose):
+    for key, path in [] if config.classifies else _lists(config, purpose):
         if path is None or not no_folder:  # without the folder, its lists are missing anyway
             known = path is not None and Path(path).stem in official_splits
             complaints += [] if known else _list(config, key, path, purpose)

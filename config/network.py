@@ -12,6 +12,7 @@ ALWAYS = {
         "arch",
         "backbone",
         "stem",
+        "attention",
         "output_stride",
         "dilate_first_block",
         "multi_grid",

@@ -7,10 +7,14 @@ from typing import Annotated
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from .sections import DataSection, DistributedSection, Section, TestSection, TrainSection
+from .option import Section
+from .sections import DataSection, DistributedSection, TestSection, TrainSection
 from .values import Name
 
-__all__ = ["SECTIONS", "Config", "DataSection", "TestSection", "TrainSection"]
+__all__ = ["CLASSIFIER", "SECTIONS", "Config", "DataSection", "TestSection", "TrainSection"]
+
+
+CLASSIFIER = "classifier"  # the TRAIN.arch that names the class of a whole image
 
 
 class Config(BaseModel):
@@ -29,6 +33,11 @@ class Config(BaseModel):
     @property
     def dataset(self) -> str:
         return self.DATA.dataset
+
+    @property
+    def classifies(self) -> bool:
+        """Whole images, not their pixels."""
+        return self.TRAIN.arch == CLASSIFIER
 
     def __eq__(self, other: object) -> bool:
         """Equal options make equal configs, whichever files they came from."""

@@ -1,17 +1,18 @@
 """Every option there is: its type, its default and what it means.
 
-The section and key names are semseg's, so that its YAML files and its users' fingers keep working.
-Options whose default depends on others (`derived`) are filled in by checks.py while loading.
+The options of the network itself are in network_options.py. The section and key names are
+semseg's, so that its YAML files and its users' fingers keep working. Options whose default depends
+on others (`derived`) are filled in by checks.py while loading.
 """
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
+from .network_options import NetworkOptions
+from .option import Section, derived, option
 from .values import (
-    DEPTHS,
     GPUS,
-    POOL_SIZES,
     PRECISIONS,
     URL,
     Choice,
@@ -26,19 +27,6 @@ from .values import (
     Text,
     Whole,
 )
-
-
-def option(default: Any, description: str) -> Any:
-    return Field(default, description=description)
-
-
-def derived(description: str) -> Any:
-    """An option that may be left out; checks.py then works its value out from the others."""
-    return Field(None, description=description, json_schema_extra={"derived": True})
-
-
-class Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
 
 class DataSection(Section):
@@ -65,7 +53,7 @@ class DataSection(Section):
     in_channels: Annotated[int, Whole(1)] = option(
         3, "of the image: 3 RGB, 1 grey, else the file's"
     )
-    classes: Annotated[int, Whole(1, 255)] = Field(description="number of classes, ids from 0")
+    classes: Annotated[int, Whole(1, 65535)] = Field(description="number of classes, ids from 0")
     labels: Annotated[Literal["auto", "raw", "train_id"], Choice("auto", "raw", "train_id")] = (
         option(
             "auto",
@@ -81,78 +69,9 @@ class DataSection(Section):
     )
 
 
-class TrainSection(Section):
+class TrainSection(NetworkOptions):
     """The network and how it is trained."""
 
-    arch: Annotated[str, LowerName(also={"pspnet": "psp", "psanet": "psa"})] = option(
-        "spnet", "the head: spnet, psp, psa, pyconvsegnet, fcn, or one that you have added"
-    )
-    layers: Annotated[int, Maybe(Choice(*DEPTHS))] = derived(
-        "depth of the backbone; 50 unless it says so"
-    )
-    backbone: Annotated[str, Maybe(Text())] = derived(
-        "`resnet50` (50s, 50d), `pyconvresnet50`, `pyconvhgresnet50` or another depth of these, or "
-        "`timm/NAME`; `resnet<layers>` if empty"
-    )
-    stem: Annotated[Literal["deep", "classic"], Choice("auto", "deep", "classic")] = option(
-        "auto",
-        "ResNet's first layers: `deep` three 3x3 convolutions, `classic` one 7x7; "
-        "`auto` is classic for pyconvsegnet and deep for the others",
-    )
-    output_stride: Annotated[Literal[8, 16, 32], Choice(8, 16, 32)] = option(
-        8, "input size divided by the size of the last feature map"
-    )
-    dilate_first_block: Annotated[bool, Maybe(Flag())] = derived(
-        "where dilation takes a stride's place, dilate the first block of the stage too; if empty "
-        "True for psp, psa and pyconvsegnet, as released, and False for the others"
-    )
-    multi_grid: Annotated[
-        bool | list[int] | None, Maybe(Either(Flag(), ListOf(Whole(1), filled=True)))
-    ] = option(
-        None,
-        "dilations in the last stage: True for growing ones (4, 8, 16 at output stride 8), False "
-        "for equal ones, a list of one per block; empty is True for spnet and False for others",
-    )
-    spm_on: Annotated[bool, Flag()] = option(True, "strip pooling modules in SPNet's backbone")
-    spm_blocks: Annotated[
-        list[Literal["none", "last", "all"] | list[int]],
-        ListOf(Either(Choice("none", "last", "all"), ListOf(Whole(0))), length=4),
-    ] = option(
-        ["last", "last", "last", "all"],
-        "the blocks with a strip pooling module, for each of the four stages: by word or number",
-    )
-    mixed_pooling_modules: Annotated[int, Whole(0)] = option(2, "how many SPNet's head has")
-    mixed_pooling_sizes: Annotated[list[int], POOL_SIZES] = option(
-        [20, 12], "grids that the short-range branch of the mixed pooling module pools to"
-    )
-    dropout: Annotated[float, Real(0, 1)] = option(0.1, "dropped share before the classifiers")
-    sync_bn: Annotated[bool, Flag()] = option(True, "batch norm over all processes together")
-    norm: Annotated[Literal["batch", "group"], Choice("batch", "group")] = option(
-        "batch", "normalisation; `group` does not depend on the batch size"
-    )
-    use_ppm: Annotated[bool, Flag()] = option(True, "pyramid pooling in PSPNet's head")
-    ppm_bins: Annotated[list[int], ListOf(Whole(1), filled=True)] = option(
-        [1, 2, 3, 6], "PSPNet: sides of the grids that the pyramid pools to"
-    )
-    ppm_pooling: Annotated[Literal["average", "max"], Choice("average", "max")] = option(
-        "average", "PSPNet: how the pyramid pools"
-    )
-    ppm_reduction: Annotated[bool, Flag()] = option(
-        True, "PSPNet: a 1x1 convolution narrows every level of the pyramid"
-    )
-    psa_type: Annotated[Literal[0, 1, 2], Choice(0, 1, 2)] = option(
-        2, "PSANet's attention: 0 collects, 1 distributes, 2 does both"
-    )
-    compact: Annotated[bool, Flag()] = option(False, "PSANet: its smaller variant")
-    shrink_factor: Annotated[int, Whole(1)] = option(2, "PSANet: shrinks features for attention")
-    mask_h: Annotated[int | None, Maybe(Whole(1))] = option(None, "PSANet: height of the mask, odd")
-    mask_w: Annotated[int | None, Maybe(Whole(1))] = option(
-        None, "its width; from the crop if empty"
-    )
-    normalization_factor: Annotated[float | None, Maybe(Real(above=0))] = option(
-        1.0, "PSANet: divides the aggregated features; empty is the mask's height times width"
-    )
-    psa_softmax: Annotated[bool, Flag()] = option(True, "PSANet: softmax over the mask")
     train_h: Annotated[int, Whole(1)] = option(480, "height of the training crop")
     train_w: Annotated[int, Whole(1)] = option(480, "width of the training crop")
     scale_min: Annotated[float, Real(above=0)] = option(0.5, "smallest random scale")
@@ -162,6 +81,14 @@ class TrainSection(Section):
     rotate_probability: Annotated[float, Real(0, 1)] = option(0.5, "share of images rotated")
     blur_probability: Annotated[float, Real(0, 1)] = option(0.5, "share of images blurred")
     flip_probability: Annotated[float, Real(0, 1)] = option(0.5, "share of images mirrored")
+    crop_padding: Annotated[int, Whole(0)] = option(
+        4, "classifier on CIFAR: black pixels added at each side before the random crop"
+    )
+    crop_area: Annotated[list[float], ListOf(Real(above=0, most=1), length=2)] = option(
+        [0.08, 1.0],
+        "classifier on folders of images: least and largest share of the picture that is cut out "
+        "and resized to the crop",
+    )
     zoom_factor: Annotated[Literal[1, 2, 4, 8], Choice(1, 2, 4, 8)] = option(
         8, "size of the training logits: 8 is the full size, 1 an eighth of it"
     )
@@ -201,10 +128,12 @@ class TrainSection(Section):
         False, "let torch.compile make kernels for the network; without it where that fails"
     )
     batch_size_val: Annotated[int, Whole(1)] = option(
-        8, "windows per forward pass in the validation during training"
+        8, "windows (a classifier's images) per forward pass in the validation during training"
     )
-    optimizer: Annotated[Literal["sgd", "adamw"], Choice("sgd", "adamw")] = option(
-        "sgd", "`sgd` as in the papers; `adamw` learns faster from scratch, at a rate near 0.001"
+    optimizer: Annotated[Literal["sgd", "adamw", "adam"], Choice("sgd", "adamw", "adam")] = option(
+        "sgd",
+        "`sgd` as in the papers; `adamw` learns faster from scratch, at a rate near 0.001; `adam` "
+        "is the same but for a weight decay that is part of the gradient",
     )
     base_lr: Annotated[float, Real(above=0)] = option(0.01, "learning rate of the backbone")
     head_lr_factor: Annotated[float, Real(above=0)] = option(
@@ -212,9 +141,39 @@ class TrainSection(Section):
     )
     epochs: Annotated[int, Whole(1)] = option(100, "passes over the training list")
     start_epoch: Annotated[int, Whole(0)] = option(0, "first epoch of a run that resumes nothing")
+    schedule: Annotated[Literal["poly", "step", "cosine"], Choice("poly", "step", "cosine")] = (
+        option(
+            "poly",
+            "the learning rate: `poly` (1 - step / steps) ^ `power`, `cosine` half a wave down to "
+            "0, `step` times `rate_decay` from each of the `milestones` on",
+        )
+    )
     power: Annotated[float, Real(0)] = option(0.9, "exponent of the poly learning rate schedule")
+    milestones: Annotated[list[int], ListOf(Whole(1))] = option(
+        [], "schedule step: after how many epochs the rate falls, such as [100, 150]"
+    )
+    rate_decay: Annotated[float, Real(above=0, most=1)] = option(
+        0.1, "schedule step: what the rate is multiplied by"
+    )
+    warmup_epochs: Annotated[int, Whole(0)] = option(
+        0, "epochs in which the rate grows evenly to `base_lr`; poly and cosine begin after them"
+    )
     momentum: Annotated[float, Real(0, 1)] = option(0.9, "momentum of SGD")
     weight_decay: Annotated[float, Real(0)] = option(1e-4, "weight decay of SGD")
+    mixup: Annotated[float, Real(0)] = option(
+        0.0, "classifier: a of mixup's Beta(a, a), often 0.2; 0 is without"
+    )
+    cutmix: Annotated[float, Real(0)] = option(
+        0.0, "classifier: a of CutMix's Beta(a, a), often 1; with `mixup` a coin decides each step"
+    )
+    average_decay: Annotated[float, Real(0, 1)] = option(
+        0.0,
+        "share that a moving average of the weights keeps at each step, such as 0.9999: it is what "
+        "is validated and tested; 0 is without",
+    )
+    label_smoothing: Annotated[float, Real(0, 1)] = option(
+        0.0, "share of the label that is spread evenly over all classes (cross entropy)"
+    )
     manual_seed: Annotated[int | None, Maybe(Whole(0))] = option(
         None, "seed; empty is 0: every run is seeded"
     )
@@ -331,7 +290,9 @@ class TestSection(Section):
     names_path: Annotated[str | None, Maybe(FilePath())] = option(
         None, "text file, a name per class and line; the catalog's names if empty"
     )
-    batch_size: Annotated[int, Whole(1)] = option(8, "windows per forward pass")
+    batch_size: Annotated[int, Whole(1)] = option(
+        8, "windows per forward pass; a classifier's images"
+    )
     images_together: Annotated[int | None, Maybe(Whole(1))] = option(
         None, "images whose windows share forward passes; empty is 4 on GPUs and 1 on the CPU"
     )

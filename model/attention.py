@@ -1,10 +1,32 @@
-"""Attention modules that keep a map's shape: ECA, GCT and triplet attention, (N,C,H,W) -> the same.
+"""Attention modules that keep a map's shape, (N,C,H,W) -> the same, and the choice among them.
 
 Strip pooling, the module they are compared with, is in strip_pooling.py.
 """
 
+import math
+from collections.abc import Callable
+
 import torch
 from torch import Tensor, nn
+
+from .layers import NormLayer
+from .strip_pooling import StripPoolingModule
+
+
+class SqueezeAndExcitation(nn.Module):
+    """SE (Hu et al., CVPR 2018): x * sigmoid(W2 relu(W1 mean(x))), eq. 2 to 4.
+
+    `reduction` divides the channels between the two linear layers, which have biases.
+    """
+
+    def __init__(self, channels: int, *, reduction: int = 16) -> None:
+        super().__init__()
+        self.reduce = nn.Conv2d(channels, max(1, channels // reduction), 1)
+        self.expand = nn.Conv2d(max(1, channels // reduction), channels, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        means = x.mean(dim=(2, 3), keepdim=True)  # (N, C, 1, 1)
+        return x * self.expand(self.reduce(means).relu()).sigmoid()
 
 
 class EfficientChannelAttention(nn.Module):
@@ -60,17 +82,48 @@ class GatedChannelTransformation(nn.Module):
         return x * (1 + torch.tanh(embedding * (self.gamma / mean) + self.beta))
 
 
+def gate_norm(channels: int) -> nn.BatchNorm2d:
+    """Batch norm with the momentum that the authors of CBAM and of triplet attention give it."""
+    return nn.BatchNorm2d(channels, momentum=0.01)
+
+
 class AttentionGate(nn.Module):
     """Z-pool (max and mean over dim 1) -> 7x7 convolution -> norm -> sigmoid weights."""
 
-    def __init__(self, kernel_size: int = 7) -> None:
+    def __init__(self, kernel_size: int = 7, *, norm_layer: NormLayer = gate_norm) -> None:
         super().__init__()
         self.conv = nn.Conv2d(2, 1, kernel_size, padding=kernel_size // 2, bias=False)
-        self.bn = nn.BatchNorm2d(1, momentum=0.01)
+        self.bn = norm_layer(1)
 
     def forward(self, x: Tensor) -> Tensor:
-        pooled = torch.stack([x.amax(dim=1), x.mean(dim=1)], dim=1)
+        pooled = torch.stack([x.amax(dim=1), x.mean(dim=1)], dim=1)  # (N, 2, H, W)
         return x * self.bn(self.conv(pooled)).sigmoid()
+
+
+class ConvolutionalBlockAttention(nn.Module):
+    """CBAM (Woo et al., ECCV 2018): which channels matter, then which places, eq. 1 to 3.
+
+    Channels: sigmoid(MLP(mean) + MLP(max)), the MLP shared, without biases in the authors' text.
+    Places: sigmoid(7x7 convolution of the mean and maximum over the channels), with a norm as in
+    the authors' program.
+    """
+
+    def __init__(
+        self, channels: int, *, reduction: int = 16, norm_layer: NormLayer = gate_norm
+    ) -> None:
+        super().__init__()
+        inner = max(1, channels // reduction)
+        self.perceptron = nn.Sequential(
+            nn.Conv2d(channels, inner, 1, bias=False),
+            nn.ReLU(inplace=True),
+            nn.Conv2d(inner, channels, 1, bias=False),
+        )
+        self.places = AttentionGate(norm_layer=norm_layer)
+
+    def forward(self, x: Tensor) -> Tensor:
+        means = self.perceptron(x.mean(dim=(2, 3), keepdim=True))  # (N, C, 1, 1)
+        maxima = self.perceptron(x.amax(dim=(2, 3), keepdim=True))
+        return self.places(x * (means + maxima).sigmoid())
 
 
 class TripletAttention(nn.Module):
@@ -79,11 +132,11 @@ class TripletAttention(nn.Module):
     `spatial=False` leaves the third branch out.
     """
 
-    def __init__(self, *, spatial: bool = True) -> None:
+    def __init__(self, *, spatial: bool = True, norm_layer: NormLayer = gate_norm) -> None:
         super().__init__()
-        self.channel_width = AttentionGate()
-        self.channel_height = AttentionGate()
-        self.height_width = AttentionGate() if spatial else None
+        self.channel_width = AttentionGate(norm_layer=norm_layer)
+        self.channel_height = AttentionGate(norm_layer=norm_layer)
+        self.height_width = AttentionGate(norm_layer=norm_layer) if spatial else None
 
     def forward(self, x: Tensor) -> Tensor:
         branches = [
@@ -93,3 +146,35 @@ class TripletAttention(nn.Module):
         if self.height_width is not None:
             branches.append(self.height_width(x))
         return sum(branches) / len(branches)
+
+
+def eca_kernel_size(channels: int) -> int:
+    """ECA, eq. 12: k = |log2(C) / 2 + 1 / 2|, cut to a whole number and made odd by adding 1.
+
+    >>> [eca_kernel_size(channels) for channels in (64, 128, 256, 512)]
+    [3, 5, 5, 5]
+    """
+    kernel_size = int(abs(math.log2(channels) / 2 + 0.5))
+    return kernel_size + 1 - kernel_size % 2
+
+
+def build_attention(name: str, channels: int, norm_layer: NormLayer) -> nn.Module:
+    """The module that `TRAIN.attention` names, for (N, `channels`, H, W).
+
+    Raises:
+        ValueError: there is no such module.
+    """
+    of_gate = gate_norm if norm_layer is nn.BatchNorm2d else norm_layer
+    build: dict[str, Callable[[], nn.Module]] = {
+        "none": nn.Identity,
+        "strip_pool": lambda: StripPoolingModule(channels, norm_layer=norm_layer),
+        "triplet": lambda: TripletAttention(norm_layer=of_gate),
+        "eca": lambda: EfficientChannelAttention(eca_kernel_size(channels)),
+        "gct": lambda: GatedChannelTransformation(channels),
+        "gct_l1": lambda: GatedChannelTransformation(channels, norm="l1"),
+        "se": lambda: SqueezeAndExcitation(channels),
+        "cbam": lambda: ConvolutionalBlockAttention(channels, norm_layer=of_gate),
+    }
+    if name not in build:
+        raise ValueError(f"attention must be one of {', '.join(build)}, not {name!r}")
+    return build[name]()

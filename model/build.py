@@ -6,8 +6,9 @@ from functools import partial
 from torch import nn
 
 from ..config.errors import ConfigError
-from ..config.schema import Config, TrainSection
+from ..config.schema import CLASSIFIER, Config, TrainSection
 from ..config.values import nearest
+from .classifier import ImageClassifier
 from .fcn import FCNHead
 from .layers import NormLayer, group_norm
 from .psanet import PSANetHead
@@ -64,22 +65,41 @@ HEADS: dict[str, tuple[type[nn.Module], Callable[[TrainSection], dict]]] = {
 }
 
 
-def build_segmenter(config: Config) -> Segmenter:
-    """The network that `TRAIN` describes, with fresh weights.
+def build_network(config: Config) -> Segmenter | ImageClassifier:
+    """The network that `TRAIN` describes, a segmenter or a classifier, with fresh weights.
 
     Raises:
         ConfigError: a backbone that does not exist, or impossible blocks.
     """
+    return build_classifier(config) if config.classifies else build_segmenter(config)
+
+
+def build_classifier(config: Config) -> ImageClassifier:
+    """`TRAIN.backbone` as an image classifier.
+
+    Raises:
+        ConfigError: a backbone that does not exist, or an option that it does not have.
+    """
+    try:
+        backbone = any_backbone(config)
+    except ValueError as error:
+        raise ConfigError(f"{config.source}: TRAIN: {error}") from error
+    return ImageClassifier(backbone, config.DATA.classes, dropout=config.TRAIN.dropout)
+
+
+def build_segmenter(config: Config) -> Segmenter:
+    """The segmentation network that `TRAIN` describes, with fresh weights.
+
+    Raises:
+        ConfigError: a backbone that does not exist, impossible blocks, or a classifier.
+    """
     check_arch(config)
+    check_segments(config)
     train, classes = config.TRAIN, config.DATA.classes
     options = {"dropout": train.dropout, "norm_layer": norm_layer_of(train)}
     head_class, head_options = HEADS[train.arch]
     try:
-        if train.backbone.startswith("timm/"):
-            backbone = timm_backbone(config)
-        else:
-            backbone = build_backbone(train, in_channels=config.DATA.in_channels)
-            backbone.activation_checkpointing = train.activation_checkpointing
+        backbone = any_backbone(config)
         if train.arch == "psa" and isinstance(backbone, TimmBackbone):
             train = train.model_copy(update={"output_stride": backbone.strides[-1]})
         head = head_class(backbone.channels, classes, **head_options(train), **options)
@@ -97,17 +117,44 @@ def check_arch(config: Config) -> None:
     Raises:
         ConfigError: there is none.
     """
-    arch = config.TRAIN.arch
-    if arch not in HEADS:
-        likely = nearest(arch, HEADS)
+    arch, known = config.TRAIN.arch, (*HEADS, CLASSIFIER)
+    if arch not in known:
+        likely = nearest(arch, known)
         raise ConfigError(
-            f"{config.source}: TRAIN.arch must be one of {', '.join(HEADS)}, not {arch!r}"
+            f"{config.source}: TRAIN.arch must be one of {', '.join(known)}, not {arch!r}"
             + (f"; did you mean {likely}?" if likely else "")
+        )
+
+
+def check_segments(config: Config) -> None:
+    """Is it a segmentation network?
+
+    Raises:
+        ConfigError: it classifies whole images.
+    """
+    if config.classifies:
+        raise ConfigError(
+            f"{config.source}: TRAIN.arch {CLASSIFIER} names the class of a whole image; this "
+            f"needs a segmentation network: {', '.join(HEADS)}"
         )
 
 
 def norm_layer_of(train: TrainSection) -> NormLayer:
     return nn.BatchNorm2d if train.norm == "batch" else group_norm
+
+
+def any_backbone(config: Config) -> nn.Module:
+    """`TRAIN.backbone`, ours or timm's.
+
+    Raises:
+        ValueError: a backbone that is not known, or an option that it does not have.
+    """
+    train = config.TRAIN
+    if train.backbone.startswith("timm/"):
+        return timm_backbone(config)
+    backbone = build_backbone(train, in_channels=config.DATA.in_channels)
+    backbone.activation_checkpointing = train.activation_checkpointing
+    return backbone
 
 
 def build_backbone(train: TrainSection, *, in_channels: int = 3) -> nn.Module:
@@ -122,6 +169,7 @@ def build_backbone(train: TrainSection, *, in_channels: int = 3) -> nn.Module:
         "dilate_first_block": train.dilate_first_block,
         "multi_grid": multi_grid_of(train),
         "strip_pooling": strip_pooling_of(train),
+        "attention": train.attention,
         "norm_layer": norm_layer_of(train),
     }
     known: dict[str, Callable[..., nn.Module]] = {}
@@ -139,12 +187,16 @@ def build_backbone(train: TrainSection, *, in_channels: int = 3) -> nn.Module:
             "pyconvresnet50, pyconvhgresnet50 and those of other depths (18, 34, 101, 152), and "
             "timm/NAME for those of timm"
         )
+    if train.stem == "cifar" and train.backbone not in (f"resnet{depth}" for depth in DEPTHS):
+        raise ValueError(f"stem 'cifar' goes with resnet18 and its depths, not {train.backbone}")
     return known[train.backbone](**common)
 
 
 def timm_backbone(config: Config) -> nn.Module:
     """A timm network as it is: without strip pooling modules, multi-grid, or norms of ours."""
     train, test = config.TRAIN, config.TEST
+    if train.attention != "none":
+        raise ValueError(f"backbone {train.backbone} takes no attention; leave TRAIN.attention out")
     if train.norm != "batch":
         raise ValueError(f"backbone {train.backbone} keeps timm's norms; TRAIN.norm must be batch")
     return TimmBackbone(

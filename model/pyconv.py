@@ -80,6 +80,7 @@ class PyConvResNet(ResNet):
         dilate_first_block: bool = True,
         multi_grid: Sequence[int] | None = None,
         strip_pooling: Sequence[str | Sequence[int]] = ("none", "none", "none", "none"),
+        attention: str = "none",
         norm_layer: NormLayer = nn.BatchNorm2d,
     ) -> None:
         if high_groups and depth < 50:
@@ -93,6 +94,7 @@ class PyConvResNet(ResNet):
             dilate_first_block=dilate_first_block,
             multi_grid=multi_grid,
             strip_pooling=strip_pooling,
+            attention=attention,
             norm_layer=norm_layer,
         )
 

@@ -1,7 +1,8 @@
-"""Residual networks as segmentation backbones: dilated, with strip pooling where asked.
+"""Residual networks as backbones: dilated, with strip pooling or attention where asked.
 
 He et al., "Deep Residual Learning", CVPR 2016. Dilation and multi-grid as in DeepLabv3; the
-strip pooling modules sit where SPNet (CVPR 2020, Sec. 3.1) puts them.
+strip pooling modules sit where SPNet (CVPR 2020, Sec. 3.1) puts them, attention modules behind
+the last norm of every block, where their authors have them.
 """
 
 from collections.abc import Sequence
@@ -9,6 +10,7 @@ from functools import partial
 
 from torch import Tensor, nn
 
+from .attention import build_attention
 from .layers import NormLayer
 from .recompute import run_blocks
 from .strip_pooling import StripPoolingModule
@@ -45,6 +47,7 @@ class BasicBlock(nn.Module):
         width: int,
         out_channels: int,
         strip_pooling: bool,
+        attention: str,
         norm_layer: NormLayer,
     ) -> None:
         super().__init__()
@@ -54,12 +57,13 @@ class BasicBlock(nn.Module):
         self.bn2 = norm_layer(out_channels)
         self.relu = nn.ReLU(inplace=True)
         self.strip_pooling = strip_pooling_or_identity(strip_pooling, width, norm_layer)
+        self.attention = build_attention(attention, out_channels, norm_layer)
         self.downsample = shortcut
 
     def forward(self, x: Tensor) -> Tensor:
         out = self.relu(self.bn1(self.conv1(x)))
         out = self.strip_pooling(out)
-        out = self.bn2(self.conv2(out))
+        out = self.attention(self.bn2(self.conv2(out)))
         return self.relu(out + self.downsample(x))
 
 
@@ -80,6 +84,7 @@ class Bottleneck(nn.Module):
         width: int,
         out_channels: int,
         strip_pooling: bool,
+        attention: str,
         norm_layer: NormLayer,
     ) -> None:
         super().__init__()
@@ -91,13 +96,14 @@ class Bottleneck(nn.Module):
         self.bn3 = norm_layer(out_channels)
         self.relu = nn.ReLU(inplace=True)
         self.strip_pooling = strip_pooling_or_identity(strip_pooling, width, norm_layer)
+        self.attention = build_attention(attention, out_channels, norm_layer)
         self.downsample = shortcut
 
     def forward(self, x: Tensor) -> Tensor:
         out = self.relu(self.bn1(self.conv1(x)))
         out = self.relu(self.bn2(self.conv2(out)))
         out = self.strip_pooling(out)
-        out = self.bn3(self.conv3(out))
+        out = self.attention(self.bn3(self.conv3(out)))
         return self.relu(out + self.downsample(x))
 
 
@@ -132,6 +138,15 @@ def classic_stem(in_channels: int, channels: int, norm_layer: NormLayer) -> nn.S
     )
 
 
+def cifar_stem(in_channels: int, channels: int, norm_layer: NormLayer) -> nn.Sequential:
+    """One 3x3 convolution that keeps the size, for pictures of 32x32 pixels."""
+    return nn.Sequential(
+        nn.Conv2d(in_channels, channels, 3, padding=1, bias=False),
+        norm_layer(channels),
+        nn.ReLU(inplace=True),
+    )
+
+
 class ResNet(nn.Module):
     """(N, in_channels, H, W) -> the four stage features, at strides 4, 8 and `output_stride`.
 
@@ -140,8 +155,9 @@ class ResNet(nn.Module):
     Args:
         depth: 18, 34, 50, 101 or 152.
         in_channels: of the image.
-        stem: "deep" (three 3x3 of `stem_width`, `stem_width` and twice that) or "classic" (one
-            7x7 of 64).
+        stem: "deep" (three 3x3 of `stem_width`, `stem_width` and twice that), "classic" (one
+            7x7 of 64), or "cifar" (one 3x3 of 64 that keeps the size: the stages are at strides 1,
+            2, 4 and 8, nothing is dilated).
         stem_width: 64 in semseg's, SPNet's and Encoding's 50s, 32 in Encoding's 50d.
         average_down: shortcuts halve their map by averaging (ResNet-D), not by striding.
         output_stride: 8, 16 or 32; strides that are taken away become dilation.
@@ -151,8 +167,9 @@ class ResNet(nn.Module):
         multi_grid: dilations of the last stage's blocks at output stride 8 (4, 8, 16 in SPNet),
             scaled with it at 16 and 32; None leaves the stage at one dilation.
         strip_pooling: for each stage the blocks that carry a strip pooling module.
+        attention: the module behind the last norm of every block, before the addition.
     Raises:
-        ValueError: a depth, stem, output stride or choice of blocks that does not exist.
+        ValueError: a depth, stem, output stride, attention or choice of blocks that does not exist.
     """
 
     def __init__(
@@ -167,6 +184,7 @@ class ResNet(nn.Module):
         dilate_first_block: bool = False,
         multi_grid: Sequence[int] | None = None,
         strip_pooling: Sequence[BlockChoice] = ("none", "none", "none", "none"),
+        attention: str = "none",
         norm_layer: NormLayer = nn.BatchNorm2d,
     ) -> None:
         super().__init__()
@@ -174,17 +192,21 @@ class ResNet(nn.Module):
             raise ValueError(f"depth must be one of {sorted(DEPTHS)}, not {depth}")
         if output_stride not in (8, 16, 32):
             raise ValueError(f"output_stride must be 8, 16 or 32, not {output_stride}")
-        if stem not in ("deep", "classic"):
-            raise ValueError(f"stem must be 'deep' or 'classic', not {stem!r}")
+        if stem not in ("deep", "classic", "cifar"):
+            raise ValueError(f"stem must be 'deep', 'classic' or 'cifar', not {stem!r}")
+        if stem == "cifar" and output_stride != 8:
+            raise ValueError(f"the stem 'cifar' has output_stride 8, not {output_stride}")
         self.activation_checkpointing = False
         self.block = BasicBlock if depth < 50 else Bottleneck
         self.norm_layer = norm_layer
         self.average_down = average_down
-        self.output_stride = output_stride
+        self.attention = attention
+        # as if behind a stem of stride 4, as the others are
+        self.output_stride = 32 if stem == "cifar" else output_stride
         self.stem = self.build_stem(in_channels, stem, stem_width)
         self._in_channels = 2 * stem_width if stem == "deep" else 64
         dilations = stage_dilations(
-            DEPTHS[depth], output_stride, multi_grid, dilate_first_block=dilate_first_block
+            DEPTHS[depth], self.output_stride, multi_grid, dilate_first_block=dilate_first_block
         )
         stages = []
         for index, stride in enumerate(self.stage_strides()):
@@ -197,10 +219,12 @@ class ResNet(nn.Module):
     def build_stem(self, in_channels: int, stem: str, width: int) -> nn.Sequential:
         if stem == "deep":
             return deep_stem(in_channels, (width, width, 2 * width), self.norm_layer)
+        if stem == "cifar":
+            return cifar_stem(in_channels, 64, self.norm_layer)
         return classic_stem(in_channels, 64, self.norm_layer)
 
     def stage_strides(self) -> tuple[int, int, int, int]:
-        """The stride of each stage's first block; the stem has already divided by 4."""
+        """The stride of each stage's first block; the stem has divided by 4, or CIFAR's by 1."""
         return 1, 2, *last_strides(self.output_stride)
 
     def width(self, stage: int) -> int:
@@ -242,6 +266,7 @@ class ResNet(nn.Module):
                 "width": width,
                 "out_channels": out_channels,
                 "strip_pooling": index in carriers,
+                "attention": self.attention,
                 "norm_layer": self.norm_layer,
             }
             if self.block is BasicBlock:

@@ -9,7 +9,10 @@ from .layers import resize
 
 
 class SegmenterOutput(NamedTuple):
-    """`logits` (N, K, h, w), and `auxiliary` of the same shape while training, else None."""
+    """`logits` (N, K, h, w), and `auxiliary` of the same shape while training, else None.
+
+    An image classifier's logits are (N, K).
+    """
 
     logits: Tensor
     auxiliary: Tensor | None

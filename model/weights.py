@@ -50,10 +50,10 @@ def load_weights(network: nn.Module, content: Mapping, *, origin: str, exact: bo
             without the `module.` prefix of a (distributed) data-parallel wrapper.
         origin: the file's name, for messages.
         exact: True for testing: every tensor of the network must be there. False for
-            initialising: a backbone file fills the backbone; a strip pooling module of which the
-            file has nothing, and a classifier of another class count, stay new; the first
-            convolution adapts to the image's channels (`adapt_channels`). Either way an auxiliary
-            head, which testing does not use, may be absent on one side.
+            initialising: a backbone file fills the backbone; a strip pooling or attention module
+            of which the file has nothing, and a classifier of another class count, stay new; the
+            first convolution adapts to the image's channels (`adapt_channels`). Either way an
+            auxiliary head, which testing does not use, may be absent on one side.
     Raises:
         CheckpointError: the file is of no known family or a tensor that should match does not.
     """
@@ -69,7 +69,7 @@ def load_weights(network: nn.Module, content: Mapping, *, origin: str, exact: bo
     adapted = [] if exact else adapt_channels(state, target)
     wrong_shape = [k for k, v in state.items() if k in target and target[k].shape != v.shape]
     if not exact:
-        new += [key for key in wrong_shape if ".classifier." in key]
+        new += [key for key in wrong_shape if is_classifier(key)]
     extra = [key for key in state if key not in target]
     spare = [key for key in extra if is_spare(key, target) or is_behind_timm(key, target)]
     problems = [[k for k in keys if k not in new] for keys in (missing, wrong_shape)]
@@ -164,8 +164,16 @@ def may_stay_new(key: str, family: Family, state: Mapping[str, Tensor], *, exact
         return False
     if not family.whole and not key.startswith(BACKBONE):
         return is_spare(key, state) or key.startswith(HEAD)
-    part, is_strip_pooling, _ = key.partition(".strip_pooling.")
-    return bool(is_strip_pooling) and not any(k.startswith(part + ".strip_pooling.") for k in state)
+    for module in (".strip_pooling.", ".attention."):
+        part, found, _ = key.partition(module)
+        if found:
+            return not any(k.startswith(part + module) for k in state)
+    return False
+
+
+def is_classifier(key: str) -> bool:
+    """A head's or an image classifier's last layer, whose shape depends on the classes."""
+    return ".classifier." in key or key.startswith(CLASSIFIER)
 
 
 def is_spare(key: str, other_side: Mapping[str, Tensor]) -> bool:
@@ -204,7 +212,7 @@ def differences(
         shown = [
             f"{key} is {tuple(state[key].shape)} in the file and {tuple(target[key].shape)} in "
             "the network"
-            for key in sorted(wrong_shape, key=lambda key: ".classifier." not in key)[:3]
+            for key in sorted(wrong_shape, key=lambda key: not is_classifier(key))[:3]
         ]
         more = f" and {len(wrong_shape) - 3} more" if len(wrong_shape) > 3 else ""
         parts.append("; ".join(shown) + more)
@@ -212,11 +220,11 @@ def differences(
         parts.append(f"missing in the file: {summary(missing)}")
     if extra:
         parts.append(f"not in the network: {summary(extra)}")
-    only_classifier = wrong_shape and all(".classifier." in key for key in wrong_shape)
+    only_classifier = wrong_shape and all(is_classifier(key) for key in wrong_shape)
     cause = (
         "another class count: check DATA.classes"
         if only_classifier and not missing and not extra
-        else "another architecture: check TRAIN.arch, backbone, stem and spm_on"
+        else "another architecture: check TRAIN.arch, backbone, stem, attention and spm_on"
     )
     return f"{origin} ({family.name}) does not fit the network, {cause}. " + ". ".join(parts)
 

@@ -246,7 +246,8 @@ def test_every_shipped_yaml_loads(path: Path) -> None:
     assert path.parent.name == config.dataset
     assert config.notices == []
     assert config.DATA.data_root == f"dataset/{config.dataset}/data"
-    from_scratch = path.stem == "shapes_spnet18"  # the demo, which downloads nothing
+    # the demo, which downloads nothing, and what classifies
+    from_scratch = path.stem == "shapes_spnet18" or config.classifies
     pretrained = None if from_scratch else f"pretrained/{config.TRAIN.backbone}.pth"
     assert config.TRAIN.pretrained == pretrained
     assert config.TRAIN.train_gpu is None

@@ -38,7 +38,7 @@ def test_an_unknown_name_gets_the_nearest_one(write: Write, text: str, words: st
     [
         ("DATA.data_root", "", "must be a path, not empty"),
         ("DATA.data_root", "3", "must be a path, not 3"),
-        ("DATA.classes", "0", "must be a whole number from 1 to 255, not 0"),
+        ("DATA.classes", "0", "must be a whole number from 1 to 65535, not 0"),
         ("DATA.classes", "256", "must be a whole number from 1 to 255, not 256"),
         ("DATA.dataset", "../up", "must be a name"),
         ("DATA.mean", "[1, 2, 256]", "must be a list, each a number from 0 to 255"),

@@ -166,7 +166,7 @@ def test_strip_pooling_multiplies_inside_both_kinds_of_block(depth: int, block: 
     [
         ({"depth": 20}, r"depth must be one of \[18, 34, 50, 101, 152\], not 20"),
         ({"output_stride": 4}, "output_stride must be 8, 16 or 32, not 4"),
-        ({"stem": "shallow"}, "stem must be 'deep' or 'classic', not 'shallow'"),
+        ({"stem": "shallow"}, "stem must be 'deep', 'classic' or 'cifar', not 'shallow'"),
         ({"multi_grid": (4, 8)}, "multi_grid needs 3 dilations"),
         ({"strip_pooling": ("first", "last", "last", "all")}, "or indices, not 'first'"),
         ({"strip_pooling": ([3], "none", "none", "none")}, r"blocks 0 to 2; \[3\] do not exist"),

@@ -12,7 +12,12 @@ from stripseg.config.load import (
 )
 
 ROOT = Path(__file__).resolve().parent.parent
-SHIPPED = sorted(ROOT.glob("config/*/*.yaml"))
+# of networks; sweeps and studies have files of their own kind
+SHIPPED = [
+    path
+    for path in sorted(ROOT.glob("config/*/*.yaml"))
+    if path.parent.name not in ("studies", "sweeps")
+]
 LEAST = "DATA:\n  data_root: data\n  classes: 3\n"
 Write = Callable[..., Path]
 

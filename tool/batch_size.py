@@ -109,9 +109,8 @@ def trial_step(
         size = (train.train_h, train.train_w)
         shape = (images, config.DATA.in_channels, *size)
         image = torch.randint(256, shape, dtype=torch.uint8, device=device)
-        label = torch.randint(
-            config.DATA.classes, (images, *size), dtype=torch.uint8, device=device
-        )
+        shape = (images,) if config.classifies else (images, *size)
+        label = torch.randint(config.DATA.classes, shape, device=device)
         optimizer.zero_grad(set_to_none=True)
         forward_backward(
             network,

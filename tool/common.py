@@ -14,7 +14,7 @@ import stripseg
 from stripseg.config.errors import DeviceError, StripsegError
 from stripseg.config.load import find_config, load_config
 from stripseg.config.schema import Config
-from stripseg.model.build import check_arch
+from stripseg.model.build import check_arch, check_segments
 from stripseg.util import distributed
 from stripseg.util.inference import InferenceSettings, SlidingWindow
 from stripseg.util.interruption import STOPPED, Stopped
@@ -67,8 +67,14 @@ def argument_parser(command: str, description: str) -> argparse.ArgumentParser:
     return parser
 
 
-def parse_config(parser: argparse.ArgumentParser, argv: Sequence[str]):
-    """(parsed options, the config with its overrides)."""
+def parse_config(
+    parser: argparse.ArgumentParser, argv: Sequence[str], *, classifiers: bool = False
+):
+    """(parsed options, the config with its overrides).
+
+    Raises:
+        ConfigError: a mistake in it; or it describes a classifier, and the command takes none.
+    """
     options = parser.parse_intermixed_args(list(argv))
     words = options.words
     if options.config:
@@ -79,6 +85,8 @@ def parse_config(parser: argparse.ArgumentParser, argv: Sequence[str]):
         path, words = find_config(words[0], words[1]), words[2:]
     config = load_config(path, [*slurm_options(), *words])
     check_arch(config)
+    if not classifiers:
+        check_segments(config)
     return options, config
 
 
@@ -105,7 +113,7 @@ def slurm_options() -> list[str]:
     With one task a machine, each starts the processes of its machine. With more, every task is a
     process of its own, and the environment gets what torchrun would set.
     """
-    step = None if distributed.under_torchrun() else slurm_step()
+    step = None if distributed.under_torchrun() else slurm_step(os.environ)
     if step is None:
         return []
     if step.tasks > step.nodes:

@@ -1,6 +1,8 @@
 """Prepare data.
 
 prepare.py shapes ROOT      writes the built-in dataset below ROOT
+prepare.py shapes10 ROOT    writes the built-in set for classification below ROOT
+prepare.py cifar10 ROOT     looks through CIFAR's archives in ROOT; --download fetches them
 prepare.py DATASET ROOT     lists of an official download in ROOT, its counts checked
 prepare.py custom --images DIR --labels DIR --name NAME
                             lists, classes and a config for data of your own
@@ -25,7 +27,7 @@ from stripseg.dataset.layout import official_pairs, official_root
 from stripseg.dataset.lists import Pair
 from stripseg.dataset.sbd import train_aug_ids, write_train_aug
 from stripseg.dataset.shapes import write_shapes
-from stripseg.tool import common, pack
+from stripseg.tool import archives, common, pack
 from stripseg.util.logging import progress
 
 INCOMPLETE = 1
@@ -35,11 +37,13 @@ def main(argv: Sequence[str]) -> int | None:
     """Write a dataset, or what a training run needs to know of one."""
     if argv and argv[0] == "pack":
         return pack.main(argv[1:])
+    if argv and argv[0] in archives.NAMES:
+        return archives.main(argv)
     parser = argparse.ArgumentParser(
         prog="prepare.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     official = [name for name in available() if describe(name).layout]
-    parser.add_argument("dataset", choices=["custom", "shapes", *official])
+    parser.add_argument("dataset", choices=["custom", "shapes", *archives.NAMES, *official])
     parser.add_argument("root", nargs="?", type=Path, help="folder of the data")
     parser.add_argument("--lists", type=Path, help="folder for an official download's lists")
     parser.add_argument("--convert", type=Path, help="also write a plain copy below this folder")

@@ -18,7 +18,15 @@ from torch.utils.flop_counter import FlopCounterMode
 from stripseg.config.errors import CheckpointError
 from stripseg.config.load import find_config, load_config
 from stripseg.config.schema import Config
-from stripseg.model.build import build_segmenter
+from stripseg.model.attention import (
+    ConvolutionalBlockAttention,
+    EfficientChannelAttention,
+    GatedChannelTransformation,
+    SqueezeAndExcitation,
+    TripletAttention,
+)
+from stripseg.model.build import build_network
+from stripseg.model.classifier import ImageClassifier
 from stripseg.model.fcn import FCNHead
 from stripseg.model.strip_pooling import StripPoolingModule
 from stripseg.model.timm_backbone import TimmBackbone
@@ -85,12 +93,20 @@ def config_in(path: str) -> Config:
 def summarise_config(config: Config) -> list["Part"]:
     train = config.TRAIN
     with torch.device("meta"):
-        segmenter = build_segmenter(config)
+        network = build_network(config)
     size = (train.train_h, train.train_w)
-    return summarise(segmenter, size, in_channels=config.DATA.in_channels)
+    return summarise(network, size, in_channels=config.DATA.in_channels)
 
 
 UNKNOWN = 0
+POOLING = (  # what lets a value see its whole row and column, or the whole map
+    StripPoolingModule,
+    EfficientChannelAttention,
+    GatedChannelTransformation,
+    TripletAttention,
+    SqueezeAndExcitation,
+    ConvolutionalBlockAttention,
+)
 
 
 @dataclass(frozen=True)
@@ -118,7 +134,10 @@ class Part:
 
 
 def summarise(segmenter: nn.Module, size: tuple[int, int], *, in_channels: int = 3) -> list[Part]:
-    """The parts of a `Segmenter` in order; computed on meta tensors, so nothing is allocated."""
+    """The parts of a `Segmenter` or `ImageClassifier` in order.
+
+    Computed on meta tensors, so that nothing is allocated.
+    """
     network = deepcopy(segmenter).to("meta").eval()
     image = torch.empty(1, in_channels, *size, device="meta")
     if isinstance(network.backbone, TimmBackbone):
@@ -127,6 +146,9 @@ def summarise(segmenter: nn.Module, size: tuple[int, int], *, in_channels: int =
         parts, fields = [part], [field, field]
     else:
         parts, features, fields = stages(network.backbone, image, size)
+    if isinstance(network, ImageClassifier):
+        means, field = features[-1].mean(dim=(2, 3)), Field(None)
+        return [*parts, measure("classifier", network.classifier, means, size, field)[0]]
     for name, field in (("head", fields[-1]), ("auxiliary_head", fields[-2])):
         module = getattr(network, name)
         if module is not None:
@@ -200,7 +222,7 @@ class Field:
             if side is not None:
                 side += max((reach(layer) for layer in kernels), default=0) * jump
             jump *= max((first(layer.stride) for layer in kernels), default=1)
-        pools = any(isinstance(m, StripPoolingModule) for m in module.modules())
+        pools = any(isinstance(m, POOLING) for m in module.modules())
         is_head = hasattr(module, "classifier") and not isinstance(module, FCNHead)
         return Field(None if pools or is_head else side, jump)
 

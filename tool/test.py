@@ -1,12 +1,14 @@
 """Test a network: `python tool/test.py DATASET EXPERIMENT [KEY VALUE ...]`."""
 
 import json
+import logging
 import os
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
 import torch
+from torch import nn
 
 from stripseg.config.atomic import atomic_write
 from stripseg.config.errors import DataError
@@ -20,18 +22,21 @@ from stripseg.dataset.build import (
     description_of,
     official_splits,
 )
+from stripseg.dataset.build_pictures import build_evaluation_images, class_names
 from stripseg.dataset.loader import evaluation_samples, shares
 from stripseg.dataset.predictions import PredictionFiles
 from stripseg.dataset.segmentation import EvaluationSet, Sample
 from stripseg.dataset.submission import SubmissionWriter
-from stripseg.model.build import build_segmenter
+from stripseg.model.build import build_network
 from stripseg.model.folding import fold_batch_norm
 from stripseg.model.onednn import use_onednn
 from stripseg.model.weights import load_weights
 from stripseg.tool import common
+from stripseg.tool.validation import classification_scores
 from stripseg.util import distributed
 from stripseg.util.background import Background
 from stripseg.util.checkpoint import read_checkpoint
+from stripseg.util.classification import classification_table
 from stripseg.util.evaluation import Evaluator
 from stripseg.util.inference import SlidingWindow
 from stripseg.util.journal import TestJournal
@@ -43,7 +48,7 @@ from stripseg.util.optimization import choose_precision
 def main(argv: Sequence[str]) -> int | None:
     """Predict, save, count, report."""
     parser = common.argument_parser("test.py", __doc__)
-    _, config = common.parse_config(parser, argv)
+    _, config = common.parse_config(parser, argv, classifiers=True)
     check_files(config, "test", official_splits=official_splits(config))
     devices = distributed.choose_devices(config.TEST.test_gpu, key="TEST.test_gpu")
     processes = common.process_count(config, devices)
@@ -55,6 +60,8 @@ def main(argv: Sequence[str]) -> int | None:
     log = run_logger(folder / "test.log")
     for notice in config.notices:
         log.info(f"note: {notice}")
+    if config.classifies:
+        return classify(config, device, log, folder)
     classes = build_classes(config)
     dataset = chosen_images(config)
     files = PredictionFiles(folder, [pair.name for pair in dataset.pairs], classes.colors)
@@ -92,17 +99,23 @@ def chosen_images(config: Config) -> EvaluationSet:
     return dataset
 
 
-def load_engine(config: Config, device: torch.device) -> SlidingWindow:
-    """The engine with the weights of `TEST.model_path`, strictly loaded."""
+def load_network(config: Config, device: torch.device) -> nn.Module:
+    """The network with the weights of `TEST.model_path`, strictly loaded, ready to predict."""
     path = config.TEST.model_path
     content = read_checkpoint(path)
-    network = build_segmenter(config)
+    network = build_network(config)
     load_weights(network, content, origin=str(path), exact=True)
     check_same_network(content, config, origin=path)
     network = fold_batch_norm(network, folding_image(config)).to(device)
     if config.TEST.channels_last:
         network.to(memory_format=torch.channels_last)
     use_onednn(network)
+    return network
+
+
+def load_engine(config: Config, device: torch.device) -> SlidingWindow:
+    """The engine with the network of `load_network`."""
+    network = load_network(config, device)
     dtype = choose_precision(config.TEST.precision, device, key="TEST.precision")
     return common.build_engine(
         config, network, device=device, dtype=dtype, batch_size=config.TEST.batch_size
@@ -115,6 +128,32 @@ def folding_image(config: Config) -> torch.Tensor:
     if config.TRAIN.arch != "psa":
         crop = [min(side, 65) for side in crop]
     return torch.rand(1, config.DATA.in_channels, *crop)
+
+
+def classify(config: Config, device: torch.device, log: logging.Logger, folder: Path) -> None:
+    """Test a classifier on every image of a split once, and report."""
+    test = config.TEST
+    dataset = build_evaluation_images(config, test.split)
+    names = class_names(config, dataset.images)
+    log.info(f"{len(dataset)} images of {config.DATA.data_root} ({test.split})")
+    network = load_network(config, device)
+    log.info(f"weights: {test.model_path}")
+    scores = classification_scores(
+        config,
+        network,
+        dataset,
+        device=device,
+        dtype=choose_precision(test.precision, device, key="TEST.precision"),
+        together=test.batch_size,
+        workers=test.workers,
+        channels_last=test.channels_last,
+    )
+    if distributed.is_main():
+        log.info("\n" + classification_table(scores, names))
+        facts = {"data_root": config.DATA.data_root, "batch_size": test.batch_size}
+        figures = scores.as_dict(names)
+        write_figures(config, figures, len(dataset), facts, folder / "metrics.json")
+        log.info(f"figures: {folder / 'metrics.json'}")
 
 
 def submission_of(config: Config, folder: Path) -> SubmissionWriter | None:
@@ -221,18 +260,27 @@ def write_metrics(
 ) -> None:
     """`metrics.json`: the figures, and what they were measured on."""
     test = config.TEST
-    content = {
-        **scores.as_dict(classes.names),
-        "images": images,
-        "dataset": config.dataset,
-        "experiment": config.experiment,
+    facts = {
         "list": test.test_list,
-        "split": test.split,
-        "checkpoint": test.model_path,
         "scales": list(test.scales),
         "flip": test.flip,
         "base_size": test.base_size,
         "crop": [test.test_h, test.test_w],
+    }
+    write_figures(config, scores.as_dict(classes.names), images, facts, path)
+
+
+def write_figures(config: Config, figures: dict, images: int, facts: dict, path: Path) -> None:
+    """The figures, what was tested and how, as JSON."""
+    test = config.TEST
+    content = {
+        **figures,
+        "images": images,
+        "dataset": config.dataset,
+        "experiment": config.experiment,
+        "split": test.split,
+        "checkpoint": test.model_path,
+        **facts,
         "precision": test.precision,
         "torch": torch.__version__,
     }

@@ -3,33 +3,30 @@
 import logging
 import os
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Sequence
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
+from torch import Tensor, nn
 
+from stripseg.config.classification import IGNORED
 from stripseg.config.errors import CheckpointError
 from stripseg.config.load import check_files, save_effective
 from stripseg.config.network import check_same_network
 from stripseg.config.schema import Config
-from stripseg.dataset.build import (
-    build_classes,
-    build_training_loader,
-    build_training_set,
-    build_validation_set,
-    official_splits,
-)
+from stripseg.dataset.build import build_training_loader, build_training_set, official_splits
+from stripseg.dataset.build_pictures import build_training_images, class_images
 from stripseg.dataset.doctor import refuse_bad_data
-from stripseg.dataset.loader import TrainingLoader, class_pixels, evaluation_samples
-from stripseg.dataset.segmentation import Sample, TrainingSet
-from stripseg.model.build import build_segmenter
-from stripseg.model.segmenter import Segmenter
+from stripseg.dataset.loader import TrainingLoader, class_pixels
+from stripseg.dataset.pictures import TrainingImages
+from stripseg.dataset.segmentation import TrainingSet
+from stripseg.model.build import build_network
 from stripseg.model.weights import load_weights
 from stripseg.tool import common
 from stripseg.tool.batch_size import settle_batch_size
+from stripseg.tool.validation import validator
 from stripseg.util import distributed
 from stripseg.util.checkpoint import (
     CheckpointFolder,
@@ -38,16 +35,12 @@ from stripseg.util.checkpoint import (
     move_aside,
     read_checkpoint,
 )
-from stripseg.util.evaluation import Evaluator
-from stripseg.util.images import as_rgb, colorize, overlay
-from stripseg.util.logging import progress, run_logger
+from stripseg.util.logging import run_logger
 from stripseg.util.losses import SegmentationLoss, balanced_class_weights
-from stripseg.util.metrics import ConfusionMatrix, Scores
 from stripseg.util.optimization import build_optimizer, choose_precision
 from stripseg.util.placement import check_batch_norm, place_network
 from stripseg.util.trainer import Trainer
 from stripseg.util.trainer_settings import TrainerSettings
-from stripseg.util.watchdog import EVALUATING
 
 
 def main(argv: Sequence[str]) -> int | None:
@@ -56,7 +49,7 @@ def main(argv: Sequence[str]) -> int | None:
     parser.add_argument(
         "--fresh", action="store_true", help="start anew; an earlier run's folder is moved aside"
     )
-    options, config = common.parse_config(parser, argv)
+    options, config = common.parse_config(parser, argv, classifiers=True)
     check_files(config, "train", official_splits=official_splits(config))
     devices = distributed.choose_devices(config.TRAIN.train_gpu, key="TRAIN.train_gpu")
     processes = common.process_count(config, devices)
@@ -96,9 +89,8 @@ def build_trainer(config: Config, device: torch.device) -> Trainer:
     dtype = choose_precision(train.precision, device, key="TRAIN.precision")
     seed = train.manual_seed or 0
     torch.manual_seed(seed)
-    segmenter = build_segmenter(config)
-    training_set = build_training_set(config)
-    refuse_bad_data(training_set, command=f"python tool/check.py --config {config.source}")
+    segmenter = build_network(config)
+    training_set = training_data(config)
     checkpoints = CheckpointFolder(folder, keep=train.keep_last)
     resumed = find_resume(config, checkpoints, log)
     config = settle_batch_size(
@@ -153,6 +145,19 @@ def build_trainer(config: Config, device: torch.device) -> Trainer:
     return trainer
 
 
+def training_data(config: Config) -> TrainingSet | TrainingImages:
+    """What `DATA` and `TRAIN` describe; some of it is read, to find bad data before a run starts.
+
+    Raises:
+        DataError: it is not there or cannot be used.
+    """
+    if config.classifies:
+        return build_training_images(config)
+    training_set = build_training_set(config)
+    refuse_bad_data(training_set, command=f"python tool/check.py --config {config.source}")
+    return training_set
+
+
 def start_log(config: Config, folder: Path) -> logging.Logger:
     """The run's logger, with a log file in its folder."""
     log = run_logger(folder / f"train-{time.strftime('%Y%m%d_%H%M%S')}.log")
@@ -163,7 +168,7 @@ def start_log(config: Config, folder: Path) -> logging.Logger:
 
 def describe_run(
     config: Config,
-    segmenter: Segmenter,
+    segmenter: nn.Module,
     loader: TrainingLoader,
     device: torch.device,
     dtype: torch.dtype,
@@ -199,7 +204,7 @@ def find_resume(
     return path, content
 
 
-def initialise_weights(config: Config, segmenter: Segmenter, log: logging.Logger) -> None:
+def initialise_weights(config: Config, segmenter: nn.Module, log: logging.Logger) -> None:
     """Load `TRAIN.pretrained` and `TRAIN.weight`, in this order, or say that there are none."""
     train = config.TRAIN
     loaded = False
@@ -222,7 +227,7 @@ def initialise_weights(config: Config, segmenter: Segmenter, log: logging.Logger
         log.info("no pretrained weights: training from scratch")
 
 
-def optimizer_of(config: Config, segmenter: Segmenter) -> torch.optim.Optimizer:
+def optimizer_of(config: Config, segmenter: nn.Module) -> torch.optim.Optimizer:
     train = config.TRAIN
     return build_optimizer(
         segmenter,
@@ -235,24 +240,37 @@ def optimizer_of(config: Config, segmenter: Segmenter) -> torch.optim.Optimizer:
     )
 
 
-def loss_of(config: Config, dataset: TrainingSet, log: logging.Logger) -> SegmentationLoss:
+def loss_of(
+    config: Config, dataset: TrainingSet | TrainingImages, log: logging.Logger
+) -> SegmentationLoss:
     train = config.TRAIN
     weights = None
     if train.class_weights == "auto":
-        pixels = class_pixels(
-            dataset.pairs, dataset.encoding, workers=distributed.share_of_workers(train.workers)
-        )
-        weights = balanced_class_weights(pixels)
+        weights = balanced_class_weights(class_counts(dataset, train.workers))
         log.info("class weights from the data: " + " ".join(f"{w:.3f}" for w in weights.tolist()))
     elif train.class_weights != "none":
         weights = torch.tensor(train.class_weights)
     return SegmentationLoss(
-        ignore_label=train.ignore_label,
+        ignore_label=ignored(config),
         auxiliary_weight=train.aux_weight,
         class_weights=weights,
         ohem_threshold=train.ohem_threshold if train.loss == "ohem" else None,
         ohem_min_kept=train.ohem_min_kept,
+        label_smoothing=train.label_smoothing,
     )
+
+
+def class_counts(dataset: TrainingSet | TrainingImages, workers: int) -> Tensor:
+    """(K,) pixels, or images, of each class."""
+    if isinstance(dataset, TrainingImages):
+        return class_images(dataset.images)
+    workers = distributed.share_of_workers(workers)
+    return class_pixels(dataset.pairs, dataset.encoding, workers=workers)
+
+
+def ignored(config: Config) -> int:
+    """The label that counts nowhere."""
+    return IGNORED if config.classifies else config.TRAIN.ignore_label
 
 
 def trainer_settings(config: Config, device: torch.device, dtype: torch.dtype) -> TrainerSettings:
@@ -262,8 +280,16 @@ def trainer_settings(config: Config, device: torch.device, dtype: torch.dtype) -
         classes=config.DATA.classes,
         epochs=train.epochs,
         base_rate=train.base_lr,
+        schedule=train.schedule,
         power=train.power,
-        ignore_label=train.ignore_label,
+        milestones=tuple(train.milestones),
+        rate_decay=train.rate_decay,
+        warmup_epochs=train.warmup_epochs,
+        classifies=config.classifies,
+        mixup=train.mixup,
+        cutmix=train.cutmix,
+        average_decay=train.average_decay,
+        ignore_label=ignored(config),
         seed=train.manual_seed or 0,
         mean=tuple(config.DATA.mean),
         std=tuple(config.DATA.std),
@@ -289,51 +315,6 @@ def open_board(config: Config, folder: Path, step: int):
     from tensorboardX import SummaryWriter
 
     return SummaryWriter(str(folder), purge_step=step + 1 if step else None)
-
-
-def validator(
-    config: Config,
-    segmenter: Segmenter,
-    device: torch.device,
-    dtype: torch.dtype,
-    trainer: Trainer,
-) -> Callable[[], Scores]:
-    """Validation as the test does it: the same engine, metric and whole images."""
-    train = config.TRAIN
-    dataset = build_validation_set(config)
-    engine = common.build_engine(
-        config, segmenter, device=device, dtype=dtype, batch_size=train.batch_size_val
-    )
-    colors = build_classes(config).colors
-
-    def draw(group: Sequence[Sample], predictions: Sequence[np.ndarray]) -> None:
-        for sample, prediction in zip(group, predictions, strict=True):
-            if trainer.board is None or sample.index >= train.sample_predictions:
-                return
-            truth = colorize(sample.label, colors)
-            picture = np.concatenate(
-                [as_rgb(sample.image), truth, overlay(sample.image, prediction, colors)], axis=1
-            )
-            trainer.board.add_image(f"val/{sample.index}", picture, trainer.step, dataformats="HWC")
-
-    def validate() -> Scores:
-        workers = distributed.share_of_workers(train.workers)
-        share = range(distributed.rank(), len(dataset), distributed.world_size())
-        samples = evaluation_samples(dataset, share, workers)
-        samples = progress(samples, total=len(share), unit="image", what="validating")
-        confusion = ConfusionMatrix(
-            config.DATA.classes, ignore_label=train.ignore_label, device=device
-        )
-        evaluator = Evaluator(engine, confusion, on_predictions=draw)
-        evaluator.run(watched(samples))
-        return evaluator.scores()
-
-    def watched(samples: Iterable) -> Iterator:
-        for sample in samples:
-            trainer.watchdog.note(trainer.step, EVALUATING, sample.name)
-            yield sample
-
-    return validate
 
 
 if __name__ == "__main__":

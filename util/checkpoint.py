@@ -7,7 +7,7 @@ import socket
 import time
 import warnings
 import zipfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
@@ -256,3 +256,22 @@ def link_or_copy(source: Path, target: Path) -> None:
     except OSError:
         shutil.copyfile(source, temporary)
     os.replace(temporary, target)
+
+
+def check_training_state(content: Mapping[str, Any], steps_per_epoch: int, *, origin: str) -> None:
+    """Can a run with epochs of so many steps go on from this content?
+
+    Raises:
+        CheckpointError: it is of another program, or of another length of epoch.
+    """
+    if "step" not in content or content.get("format") != "stripseg":
+        raise CheckpointError(
+            f"{origin}: has weights but no training state of stripseg; to start from its "
+            "weights set TRAIN.weight to it instead of TRAIN.resume"
+        )
+    if content["steps_per_epoch"] != steps_per_epoch:
+        raise CheckpointError(
+            f"{origin}: its epochs have {content['steps_per_epoch']} steps and this run's "
+            f"{steps_per_epoch}; the list or TRAIN.batch_size changed. Set "
+            "TRAIN.weight to it to start a new run from its weights"
+        )

@@ -1,4 +1,4 @@
-"""Losses over the labelled pixels of the global batch.
+"""Losses over the labelled pixels, or images, of the global batch.
 
 Every loss here is a sum over local pixels divided by a total over all processes, times the number
 of processes, so that the gradient that DistributedDataParallel averages is the gradient of the
@@ -26,6 +26,8 @@ class SegmentationLoss:
         ohem_threshold: with a number, only hard pixels count: those whose probability of the true
             class is at most max(threshold, the `ohem_min_kept`-th smallest of the global batch).
         ohem_min_kept: how many pixels of the global batch are kept at least.
+        label_smoothing: share of the label that all classes get alike (Szegedy et al., CVPR 2016,
+            Sec. 7).
     """
 
     def __init__(
@@ -36,12 +38,14 @@ class SegmentationLoss:
         class_weights: Tensor | None = None,
         ohem_threshold: float | None = None,
         ohem_min_kept: int = 100_000,
+        label_smoothing: float = 0.0,
     ) -> None:
         self.ignore_label = ignore_label
         self.auxiliary_weight = auxiliary_weight
         self.class_weights = class_weights
         self.ohem_threshold = ohem_threshold
         self.ohem_min_kept = ohem_min_kept
+        self.label_smoothing = label_smoothing
 
     def __call__(
         self,
@@ -54,6 +58,7 @@ class SegmentationLoss:
     ) -> tuple[Tensor, Tensor, Tensor]:
         """(N,K,h,w), the same or None, (N,H,W) -> total, main and auxiliary loss (scalars).
 
+        Or (N,K), None, (N,) where whole images are classified.
         Labels larger than the logits are subsampled at aligned corners, never blended.
         A batch without any labelled pixel gives zero, and zero gradients.
 
@@ -63,9 +68,9 @@ class SegmentationLoss:
                 OHEM chooses the hard pixels of each part by itself, at least `ohem_min_kept` in
                 all parts together, and weighs a part by its labelled pixels.
         """
-        label = subsample_label(label, logits.shape[-2:]).long()
+        label = subsample_label(label, logits.shape[2:]).long()
         if whole is not None:
-            whole = subsample_label(whole, logits.shape[-2:]).long()
+            whole = subsample_label(whole, logits.shape[2:]).long()
         main = self.single(logits, label, whole=whole, parts=parts)
         if auxiliary is None:
             return main, main, torch.zeros_like(main)
@@ -84,7 +89,12 @@ class SegmentationLoss:
         if weights is not None:
             weights = weights.to(logits.device, logits.dtype)
         total = F.cross_entropy(
-            logits, label, weights, ignore_index=self.ignore_label, reduction="sum"
+            logits,
+            label,
+            weights,
+            ignore_index=self.ignore_label,
+            reduction="sum",
+            label_smoothing=self.label_smoothing,
         )
         count = self._count(label if whole is None or label is not labelled else whole, weights)
         count = distributed.all_reduce_sum(count.to(logits.dtype))
@@ -129,8 +139,8 @@ def global_kth_smallest(values: Tensor, k: int) -> Tensor:
 
 
 def subsample_label(label: Tensor, size: torch.Size) -> Tensor:
-    """Nearest labels on a smaller grid whose corners meet: (N,H,W) -> (N,*size)."""
-    if tuple(label.shape[-2:]) == tuple(size):
+    """Nearest labels on a smaller grid whose corners meet: (N,H,W) -> (N,*size); (N,) stays."""
+    if tuple(label.shape[1:]) == tuple(size):
         return label
     rows, columns = (
         torch.linspace(0, old - 1, new, device=label.device).round().long()

@@ -27,8 +27,12 @@ class Scores:
     pixels: tuple[int, ...]
 
     @property
+    def score(self) -> float:
+        """By which the best of several networks is chosen."""
+        return self.mean_iou
+
     def figures(self) -> dict[str, float]:
-        """The figures that stand for the rest, under the family's names."""
+        """For the log, under the family's names."""
         return {
             "mIoU": self.mean_iou,
             "mAcc": self.mean_accuracy,
@@ -38,7 +42,7 @@ class Scores:
     def as_dict(self, names: Sequence[str]) -> dict:
         """For `metrics.json`, under the family's names mIoU, mAcc and allAcc."""
         return {
-            **self.figures,
+            **self.figures(),
             "mIoU_present": self.mean_iou_present,
             "classes": [
                 {"index": i, "name": names[i], "iou": iou, "accuracy": accuracy, "pixels": pixels}

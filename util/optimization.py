@@ -20,10 +20,10 @@ def build_optimizer(
     weight_decay: float,
     name: str = "sgd",
 ) -> torch.optim.Optimizer:
-    """SGD (or AdamW) with two groups: the backbone, and the new layers at a multiple of its rate.
+    """SGD, AdamW or Adam with two groups: the backbone, and new layers at a multiple of its rate.
 
     Each group keeps its factor as `rate_factor`; the trainer multiplies the schedule by it.
-    `momentum` is also AdamW's first beta.
+    `momentum` is also the first beta of the others. Adam's weight decay is part of the gradient.
     """
     new = {id(p) for layer in new_layers for p in layer.parameters()}
     parameters = list(network.parameters())
@@ -32,11 +32,10 @@ def build_optimizer(
         {"params": [p for p in parameters if id(p) in new], "rate_factor": new_layer_factor},
     ]
     groups = [group for group in groups if group["params"]]
-    if name == "adamw":
+    if name in ("adamw", "adam"):
+        kind = torch.optim.AdamW if name == "adamw" else torch.optim.Adam
         betas = (momentum, 0.999)
-        return torch.optim.AdamW(
-            groups, lr=base_rate, betas=betas, weight_decay=weight_decay, fused=True
-        )
+        return kind(groups, lr=base_rate, betas=betas, weight_decay=weight_decay, fused=True)
     optimizer = torch.optim.SGD(
         groups, lr=base_rate, momentum=momentum, weight_decay=weight_decay, fused=True
     )

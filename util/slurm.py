@@ -1,6 +1,5 @@
 """What Slurm says of the job step this process is in (`srun`)."""
 
-import os
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -33,8 +32,8 @@ class SlurmStep:
         }
 
 
-def slurm_step(environment: Mapping[str, str] = os.environ) -> SlurmStep | None:
-    """The step, or None outside of srun and in a step of a single task.
+def slurm_step(environment: Mapping[str, str]) -> SlurmStep | None:
+    """The step that Slurm's variables describe, or None outside of srun and with a single task.
 
     Raises:
         DeviceError: Slurm's variables do not fit together.

@@ -1,6 +1,5 @@
 """The pictures of a sweep: parallel coordinates, and what the metric depends on."""
 
-import io
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -8,39 +7,14 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ..config.atomic import atomic_write
-from ..config.errors import StripsegError
 from ..config.sweep_file import Sweep
 from ..config.sweep_parameters import Parameter
+from .plots import new_figure, save_figure
 
 if TYPE_CHECKING:
     from .sweep_report import Row
 
 FEW = 12  # choices that all get a label
-DOTS = 120  # per inch
-
-
-def new_figure(width: float, height: float) -> Any:
-    """A figure of so many inches, without a window.
-
-    Raises:
-        StripsegError: matplotlib is not installed.
-    """
-    try:
-        from matplotlib.figure import Figure
-    except ImportError:
-        raise StripsegError(
-            "the pictures of a sweep need matplotlib, which is not installed: "
-            "pip install matplotlib"
-        ) from None
-    return Figure(figsize=(width, height), layout="constrained")
-
-
-def save(figure: Any, path: Path) -> None:
-    picture = io.BytesIO()
-    figure.savefig(picture, format="png", dpi=DOTS)
-    with atomic_write(path) as file:
-        file.write(picture.getvalue())
 
 
 def plot_parallel(path: Path, sweep: Sweep, rows: Sequence["Row"]) -> None:
@@ -57,7 +31,7 @@ def plot_parallel(path: Path, sweep: Sweep, rows: Sequence["Row"]) -> None:
     axes.set_xticks(range(len(names)), names)
     if not rows:
         axes.text(0.5, 0.5, "no trial has a figure yet", transform=axes.transAxes, ha="center")
-        return save(figure, path)
+        return save_figure(figure, path)
     figures = np.array([row.value for row in rows])
     low, high = figures.min(), figures.max()
     span = high - low or 1.0
@@ -72,7 +46,7 @@ def plot_parallel(path: Path, sweep: Sweep, rows: Sequence["Row"]) -> None:
         level = (row.value - low) / span
         style = "-" if row.state == "done" else "--"
         axes.plot([*heights, level], style, color=colors(level), linewidth=1.5, alpha=0.85)
-    return save(figure, path)
+    return save_figure(figure, path)
 
 
 def draw_axis(axes: Any, place: int, labels: Sequence[tuple[str, float]]) -> None:
@@ -110,10 +84,10 @@ def plot_importances(path: Path, sweep: Sweep, shares: Mapping[str, float]) -> N
         axes.axis("off")
         text = "needs two finished trials with different figures"
         axes.text(0.5, 0.5, text, transform=axes.transAxes, ha="center")
-        return save(figure, path)
+        return save_figure(figure, path)
     bars = axes.barh(list(shares), list(shares.values()))
     axes.bar_label(bars, fmt="%.2f", padding=2)
     axes.invert_yaxis()
     axes.set_xlim(0, 1.1)
     axes.set_xlabel("share (PED-ANOVA)")
-    return save(figure, path)
+    return save_figure(figure, path)

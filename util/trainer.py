@@ -5,25 +5,28 @@ from collections.abc import Callable, Iterator
 from logging import Logger
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from ..config.errors import CheckpointError, TrainingError
 from . import distributed
-from .checkpoint import CheckpointFolder
+from .averaging import WeightAverage
+from .checkpoint import CheckpointFolder, check_training_state
 from .epoch_figures import write_epoch
 from .guard import NonFiniteGuard
 from .interruption import Stopped, StopRequest
 from .logging import progress
 from .losses import SegmentationLoss
-from .metrics import ConfusionMatrix, Scores
+from .metrics import ConfusionMatrix
+from .mixing import Mixture, mix
 from .normalization import Normalization
 from .optimization import set_rate
 from .passes import forward_backward
 from .prefetch import to_device
-from .schedule import poly
+from .schedule import rate_at
 from .seeds import derived_seed
-from .trainer_settings import Batch, Loader, TrainerSettings
+from .trainer_settings import Batch, Loader, Scores, TrainerSettings
 from .verdict import StepClock
 from .watchdog import COMPUTING, READING, Watchdog
 
@@ -32,7 +35,7 @@ class Trainer:
     """Trains `network` and keeps its checkpoints; `fit` is the whole story.
 
     Args:
-        network: the segmenter, wrapped for several processes where there are several.
+        network: the segmenter or classifier, wrapped for several processes where there are several.
         segmenter: the same without the wrapper: its tensors are what is saved.
         validate: () -> Scores, run between epochs; None trains without validation.
         board: a TensorBoard writer (`add_scalar`), or None.
@@ -67,7 +70,7 @@ class Trainer:
         self.config = config or {}
         device = settings.device
         self.step = 0  # optimizer steps done
-        self.best_mean_iou = -1.0
+        self.best_score = -1.0
         self.scaler = torch.amp.GradScaler(
             device.type,
             enabled=settings.dtype == torch.float16,
@@ -79,6 +82,7 @@ class Trainer:
         self.loss_sums = torch.zeros(2, 4, device=device)
         self.normalize = Normalization(settings.mean, settings.std, device)
         self.guard = NonFiniteGuard(segmenter, optimizer, device)
+        self.average = WeightAverage(segmenter, settings.average_decay)
         self.checkpoints.complain = log.error
         self.clock = StepClock(device)
         self.request = StopRequest()
@@ -150,7 +154,7 @@ class Trainer:
     def train_step(self, batch: Batch) -> None:
         """One optimizer step on one global batch."""
         settings = self.settings
-        rate = poly(settings.base_rate, self.step, self.total_steps, settings.power)
+        rate = rate_at(settings, self.step, self.loader.steps_per_epoch)
         set_rate(self.optimizer, rate)
         # dropout is a function of (seed, step, process), so resuming needs no generator state
         torch.manual_seed(derived_seed(settings.seed, self.step, distributed.rank()))
@@ -167,17 +171,27 @@ class Trainer:
                 scaler=self.scaler,
                 dtype=settings.dtype,
                 parts=settings.accumulation_steps,
+                mixture=self._mixture(image, label),
             )
             bad = self._update(figures[0])
         self.step += 1
         self.guard.note(self.step, batch.names, bad)
         with torch.no_grad():
             self.guard.keep_or_restore(bad)
+            self.average.update(self.step)
             figures = torch.cat([figures, torch.ones_like(figures[:1])])
             self.loss_sums += torch.where(bad.bool(), torch.zeros_like(figures), figures)
             if prediction is not None:
                 kept = torch.where(bad.bool(), settings.ignore_label, label)
                 self.confusion.update(prediction, kept)
+
+    def _mixture(self, image: Tensor, label: Tensor) -> Mixture | None:
+        """Mixup or CutMix of this step, a function of (seed, step, process), if asked for."""
+        s = self.settings
+        if not (s.mixup or s.cutmix):
+            return None
+        generator = np.random.Generator(np.random.PCG64([s.seed, self.step, distributed.rank()]))
+        return mix(image, label, mixup=s.mixup, cutmix=s.cutmix, generator=generator)
 
     def _prepare(self, image: Tensor) -> Tensor:
         """(N, C, H, W) pixels -> what the network sees."""
@@ -245,19 +259,23 @@ class Trainer:
             self.log.info(verdict)
         self.confusion.reduce()
         scores = self.confusion.scores()
-        self._tell("train", scores)
+        counted = scores.figures()
+        if settings.classifies:
+            counted = {"top1": scores.pixel_accuracy, "mAcc": scores.mean_accuracy}
+        self._tell("train", counted)
         self.confusion = self._new_confusion()
         sums = distributed.all_reduce_sum(self.loss_sums[1].clone())
         self.loss_sums[1].zero_()
-        figures = {"train": {"loss": float(sums[0] / sums[3]), **scores.figures}}
+        figures = {"train": {"loss": float(sums[0] / sums[3]), **counted}}
         last = epoch == settings.epochs
         improved = False
         if self.validate and (epoch % settings.evaluate_every_epochs == 0 or last):
-            scores = self.validate()
-            self._tell("val", scores)
-            figures["val"] = scores.figures
-            improved = scores.mean_iou > self.best_mean_iou
-            self.best_mean_iou = max(self.best_mean_iou, scores.mean_iou)
+            with self.average.applied():
+                scores = self.validate()
+            self._tell("val", scores.figures())
+            figures["val"] = scores.figures()
+            improved = scores.score > self.best_score
+            self.best_score = max(self.best_score, scores.score)
         if distributed.is_main():  # before the checkpoint: a resumed run does not come here again
             write_epoch(self.checkpoints.folder, epoch, figures, complain=self.log.error)
         due = epoch % settings.save_every_epochs == 0 or last
@@ -268,10 +286,10 @@ class Trainer:
             self.log.info(f"best so far: {self.checkpoints.best}")
         self.last_print = time.monotonic()
 
-    def _tell(self, split: str, scores: Scores) -> None:
-        line = "/".join(f"{value:.4f}" for value in scores.figures.values())
-        self.log.info(f"epoch {self.epoch} {split} mIoU/mAcc/allAcc {line}")
-        self._draw(split, scores.figures)
+    def _tell(self, split: str, figures: dict[str, float]) -> None:
+        line = "/".join(f"{value:.4f}" for value in figures.values())
+        self.log.info(f"epoch {self.epoch} {split} {'/'.join(figures)} {line}")
+        self._draw(split, figures)
 
     def _draw(self, group: str, figures: dict[str, float]) -> None:
         if self.board is not None:
@@ -293,13 +311,13 @@ class Trainer:
         if distributed.is_main():
             self.checkpoints.save(
                 {
-                    "state_dict": self.segmenter.state_dict(),
+                    **self.average.contents(),
                     "optimizer": self.optimizer.state_dict(),
                     "scaler": self.scaler.state_dict(),
                     "step": self.step,
                     "epoch": self.epoch,
                     "steps_per_epoch": self.loader.steps_per_epoch,
-                    "best_mean_iou": self.best_mean_iou,
+                    "best_mean_iou": self.best_score,  # the key is older than classifiers
                     "confusion": counts,
                     "loss_sums": sums,
                     "config": self.config,
@@ -315,17 +333,7 @@ class Trainer:
         Raises:
             CheckpointError: the content is of another program, or of another length of epoch.
         """
-        if "step" not in content or content.get("format") != "stripseg":
-            raise CheckpointError(
-                f"{origin}: has weights but no training state of stripseg; to start from its "
-                "weights set TRAIN.weight to it instead of TRAIN.resume"
-            )
-        if content["steps_per_epoch"] != self.loader.steps_per_epoch:
-            raise CheckpointError(
-                f"{origin}: its epochs have {content['steps_per_epoch']} steps and this run's "
-                f"{self.loader.steps_per_epoch}; the list or TRAIN.batch_size changed. Set "
-                "TRAIN.weight to it to start a new run from its weights"
-            )
+        check_training_state(content, self.loader.steps_per_epoch, origin=origin)
         try:
             self.optimizer.load_state_dict(content["optimizer"])
         except (ValueError, KeyError) as error:
@@ -333,9 +341,10 @@ class Trainer:
                 f"{origin}: its optimizer does not fit ({error}); TRAIN.optimizer or the network "
                 "changed. Set TRAIN.weight to it to start a new run from its weights"
             ) from error
+        self.average.restore(content)
         self.scaler.load_state_dict(content["scaler"])
         self.step = content["step"]
-        self.best_mean_iou = content["best_mean_iou"]
+        self.best_score = content["best_mean_iou"]
         share = distributed.is_main()  # sums over processes live on in one of them
         self.confusion.counts.copy_(content["confusion"] * share)
         self.loss_sums.copy_(content["loss_sums"] * share)

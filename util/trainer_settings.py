@@ -14,7 +14,7 @@ class Batch(Protocol):
     """What the loader yields: this process's share of a global batch."""
 
     image: Tensor  # (N, C, H, W) uint8
-    label: Tensor  # (N, H, W) uint8
+    label: Tensor  # (N, H, W) uint8, or (N,) int64 where whole images are classified
     names: list[str]
     problems: list[str]  # of images that were left out
 
@@ -27,14 +27,31 @@ class Loader(Protocol):
     def batches(self, first_step: int, last_step: int) -> Iterator[Batch]: ...
 
 
+class Scores(Protocol):
+    """What a validation gives: figures for the log, and the one by which the best is chosen."""
+
+    @property
+    def score(self) -> float: ...
+
+    def figures(self) -> dict[str, float]: ...
+
+
 @dataclass(frozen=True)
 class TrainerSettings:
-    """Plain values of the loop; `base_rate` and `power` describe the poly schedule."""
+    """Plain values of the loop; schedule.py makes rates of `base_rate` to `warmup_epochs`."""
 
     classes: int
     epochs: int
     base_rate: float
+    schedule: str = "poly"
     power: float = 0.9
+    milestones: tuple[int, ...] = ()
+    rate_decay: float = 0.1
+    warmup_epochs: int = 0
+    classifies: bool = False
+    mixup: float = 0
+    cutmix: float = 0
+    average_decay: float = 0
     ignore_label: int = 255
     seed: int = 0
     mean: tuple[float, ...] = (123.675, 116.28, 103.53)

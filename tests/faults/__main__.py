@@ -5,11 +5,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-import yaml
-
-from stripseg.dataset.shapes import write_shapes
-
-from .harness import bombard
+from .harness import bombard, write_config
 
 
 def main() -> int:
@@ -19,27 +15,9 @@ def main() -> int:
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         scratch = Path(folder)
-        write_shapes(scratch / "data", train=8, val=2, height=72, width=88)
-        content = {
-            "DATA": {
-                "dataset": "shapes",
-                "data_root": str(scratch / "data"),
-                "train_list": "train.txt",
-                "val_list": "val.txt",
-                "classes": 9,
-            },
-            "TRAIN": {
-                "arch": "fcn",
-                "layers": 18,
-                "train_h": 64,
-                "train_w": 64,
-                "batch_size": 2,
-                "precision": "fp32",
-                "tensorboard": False,
-            },
-        }
-        config = scratch / "shapes_faults.yaml"
-        config.write_text(yaml.safe_dump(content), encoding="utf-8")
+        config = write_config(
+            scratch, train=8, height=72, width=88, train_h=64, train_w=64, tensorboard=False
+        )
         report = bombard(config, scratch, kills=options.kills, seed=options.seed)
     print(report)
     return 1 if report.differences else 0

@@ -12,8 +12,29 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
+import yaml
 
+from stripseg.dataset.shapes import write_shapes
 from stripseg.util.checkpoint import CheckpointFolder, read_checkpoint
+
+
+def write_config(folder: Path, *, train: int, height: int, width: int, **options) -> Path:
+    """A generated dataset and the YAML of a small network for it; `options` go into TRAIN."""
+    write_shapes(folder / "data", train=train, val=1, height=height, width=width)
+    content = {
+        "DATA": {
+            "dataset": "shapes",
+            "data_root": str(folder / "data"),
+            "train_list": "train.txt",
+            "val_list": "val.txt",
+            "classes": 9,
+        },
+        "TRAIN": {"arch": "fcn", "layers": 18, "batch_size": 2, "precision": "fp32", **options},
+        "TEST": {"base_size": 0},
+    }
+    path = folder / "shapes_faults.yaml"
+    path.write_text(yaml.safe_dump(content), encoding="utf-8")
+    return path
 
 
 @dataclass

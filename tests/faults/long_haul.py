@@ -14,11 +14,11 @@ from pathlib import Path
 from statistics import median
 
 import torch
-import yaml
 
 from stripseg.config.load import load_config
-from stripseg.dataset.shapes import write_shapes
 from stripseg.tool.train import build_trainer
+
+from .harness import write_config
 
 ALLOWED_MIB = 32  # caches of allocators; a leak of 4 KiB a step passes it in 10,000 steps
 
@@ -58,33 +58,20 @@ def usage(step: int) -> Usage:
 
 def haul(folder: Path, *, steps: int, workers: int = 1, looks: int = 50) -> list[Usage]:
     """Train for `steps` steps with validation, curves and checkpoints; usage along the way."""
-    write_shapes(folder / "data", train=40, val=1, height=48, width=48)
-    content = {
-        "DATA": {
-            "dataset": "shapes",
-            "data_root": str(folder / "data"),
-            "train_list": "train.txt",
-            "val_list": "val.txt",
-            "classes": 9,
-        },
-        "TRAIN": {
-            "arch": "fcn",
-            "layers": 18,
-            "train_h": 32,
-            "train_w": 32,
-            "batch_size": 2,
-            "epochs": -(-steps // 20),
-            "workers": workers,
-            "precision": "fp32",
-            "save_path": str(folder / "run"),
-            "print_freq": 5,
-            "save_steps": max(1, min(50, steps // 20)),
-            "base_lr": 1e-4,
-        },
-        "TEST": {"base_size": 0},
-    }
-    path = folder / "shapes_haul.yaml"
-    path.write_text(yaml.safe_dump(content), encoding="utf-8")
+    path = write_config(
+        folder,
+        train=40,
+        height=48,
+        width=48,
+        train_h=32,
+        train_w=32,
+        epochs=-(-steps // 20),
+        workers=workers,
+        save_path=str(folder / "run"),
+        print_freq=5,
+        save_steps=max(1, min(50, steps // 20)),
+        base_lr=1e-4,
+    )
     trainer = build_trainer(load_config(path), torch.device("cpu"))
     seen: list[Usage] = []
     step_once = trainer.train_step

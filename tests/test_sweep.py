@@ -1,0 +1,214 @@
+"""Sweeps: files in W&B's format, trials that survive being killed, workers, pruning, reports."""
+
+import csv
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import yaml
+
+from stripseg.config.errors import ConfigError
+from stripseg.config.load import load_config
+from stripseg.config.sweep_file import read_sweep
+from stripseg.tool import sweep as tool_sweep
+from stripseg.util.epoch_figures import read_epochs, write_epoch
+from stripseg.util.sweep_study import SweepStudy
+
+RATES = [0.001, 0.01]
+
+
+@pytest.fixture
+def sweep_file(small_config: Path, tmp_path: Path, monkeypatch):
+    """Writes a sweep over the small shapes network and returns its path."""
+    monkeypatch.chdir(tmp_path)
+
+    def write(**changes) -> Path:
+        content = {
+            "config": str(small_config),
+            "method": "grid",
+            "metric": {"name": "mIoU", "goal": "maximize"},
+            "parameters": {
+                "learning_rate": {"values": RATES},
+                "epochs": {"value": 1},
+                "TRAIN.tensorboard": {"value": False},
+            },
+            **changes,
+        }
+        path = tmp_path / "small.yaml"
+        kept = {key: value for key, value in content.items() if value is not None}
+        path.write_text(yaml.safe_dump(kept, sort_keys=False), encoding="utf-8")
+        return path
+
+    return write
+
+
+def rows(tmp_path: Path) -> list[dict[str, str]]:
+    return list(csv.DictReader((tmp_path / "exp/sweeps/small/results.csv").open()))
+
+
+@pytest.mark.slow
+def test_a_grid_tries_every_combination_and_reports(sweep_file, tmp_path: Path) -> None:
+    assert tool_sweep.main([str(sweep_file())]) is None
+    folder = tmp_path / "exp/sweeps/small"
+    found = rows(tmp_path)
+    assert [float(row["learning_rate"]) for row in found] == RATES
+    for number, row in enumerate(found):
+        epochs = read_epochs(folder / f"trial_{number:04d}/model")
+        assert float(row["mIoU"]) == pytest.approx(epochs[1]["val"]["mIoU"])
+    best = max(found, key=lambda row: float(row["mIoU"]))
+    config = load_config(folder / "best.yaml")
+    assert config.TRAIN.base_lr == float(best["learning_rate"])
+    assert config.TRAIN.epochs == 1
+    pictures = sorted(path.name for path in folder.glob("*.png"))
+    assert len(pictures) == 2
+    assert "learning_rate" in (folder / "results.md").read_text()
+    before = (folder / "results.csv").read_bytes()
+    tool_sweep.main([str(sweep_file())])  # nothing is left to do
+    assert (folder / "results.csv").read_bytes() == before
+    assert len(list(folder.glob("trial_*"))) == 2
+
+
+@pytest.mark.slow
+def test_a_sweep_that_is_killed_goes_on_and_ends_alike(sweep_file, tmp_path: Path) -> None:
+    """Killed in its second trial; the same command ends with the trials of a whole sweep."""
+    parameters = {
+        "learning_rate": {"values": [*RATES, 0.002]},
+        "epochs": {"value": 2},
+        "TRAIN.tensorboard": {"value": False},
+        "TRAIN.save_steps": {"value": 1},
+    }
+    path = sweep_file(parameters=parameters)
+    command = [sys.executable, "-u", "-m", "stripseg.tool.sweep", str(path)]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, start_new_session=True)
+    for line in process.stdout:
+        if line.startswith("trial 1: starts"):
+            break
+    deadline = time.monotonic() + 60
+    while not (tmp_path / "exp/sweeps/small/trial_0001/model/last.pth").exists():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    os.kill(process.pid, signal.SIGKILL)
+    process.wait()
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    assert "trial 1: goes on" in done.stdout
+    assert "trial 0: starts" not in done.stdout
+    killed = rows(tmp_path)
+    (tmp_path / "exp").rename(tmp_path / "killed")
+    subprocess.run(command, check=True, capture_output=True, timeout=300)
+    whole = rows(tmp_path)
+    assert [row["mIoU"] for row in killed] == [row["mIoU"] for row in whole]
+    assert len(whole) == 3
+
+
+@pytest.mark.slow
+def test_workers_share_the_trials(sweep_file, tmp_path: Path) -> None:
+    parameters = {"learning_rate": {"min": 0.001, "max": 0.01}, "epochs": {"value": 1}}
+    path = sweep_file(method="random", run_cap=3, parameters=parameters)
+    command = [sys.executable, "-m", "stripseg.tool.sweep", str(path), "--workers", "2"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    found = rows(tmp_path)
+    assert len(found) == len({row["learning_rate"] for row in found}) == 3
+    assert len(list((tmp_path / "exp/sweeps/small").glob("trial_*"))) == 3
+
+
+@pytest.mark.slow
+def test_a_trial_that_fails_fails_alone(sweep_file, tmp_path: Path) -> None:
+    """A rate that diverges; the other trial is the best."""
+    parameters = {
+        "learning_rate": {"values": [1e30, 0.01]},
+        "epochs": {"value": 1},
+        "TRAIN.skipped_steps": {"value": 0},
+    }
+    tool_sweep.main([str(sweep_file(parameters=parameters))])
+    text = (tmp_path / "exp/sweeps/small/results.md").read_text()
+    assert "steps in a row were skipped" in text
+    assert load_config(tmp_path / "exp/sweeps/small/best.yaml").TRAIN.base_lr == 0.01
+
+
+def test_trials_without_hope_are_ended(sweep_file, tmp_path: Path) -> None:
+    """The pruner, without training: the third trial is worse than those before it."""
+    path = sweep_file(
+        method="random",
+        run_cap=9,
+        parameters={"learning_rate": {"min": 0.001, "max": 0.01}},
+        early_terminate={"type": "hyperband", "min_iter": 1, "eta": 2},
+    )
+    study = SweepStudy(read_sweep(path), tmp_path / "study")
+    verdicts = []
+    for value in (0.5, 0.6, 0.1):
+        claim = study.claim()
+        with claim.release:
+            study.report(claim, 1, value)
+            verdicts.append(claim.trial.should_prune())
+            study.finish(claim, "PRUNED" if verdicts[-1] else "COMPLETE", value=value)
+    assert verdicts[-1]
+    assert not verdicts[1]
+
+
+def test_a_trial_left_behind_is_taken_up_with_its_values(sweep_file, tmp_path: Path) -> None:
+    path = sweep_file(
+        method="bayes", run_cap=2, parameters={"learning_rate": {"min": 0.001, "max": 0.01}}
+    )
+    first = SweepStudy(read_sweep(path), tmp_path / "study").claim()
+    other = SweepStudy(read_sweep(path), tmp_path / "study")
+    second = other.claim()
+    assert (first.number, second.number) == (0, 1)
+    assert other.claim() is None  # both are running
+    first.release.close()  # its process has died
+    again = other.claim()
+    assert (again.number, again.values, again.continued) == (0, first.values, True)
+
+
+def test_the_studys_words_mean_our_options(tmp_path: Path) -> None:
+    root = Path(__file__).resolve().parents[1]
+    sweep = read_sweep(root / "config/sweeps/cifar10_attention.yaml")
+    options = sweep.options({"att": "Strip Pool", "optimizer": "adam", "batch_size": 256})
+    assert options == {
+        "TRAIN.attention": "strip_pool",
+        "TRAIN.optimizer": "adam",
+        "TRAIN.batch_size": 256,
+        "TRAIN.epochs": 50,
+    }
+    assert (sweep.metric, sweep.maximize, sweep.method) == ("loss", False, "bayes")
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"metod": "grid"}, "metod is not a key of a sweep file; did you mean method"),
+        ({"method": "gird"}, "method"),
+        ({"metric": {"name": "mIuO", "goal": "maximize"}}, "mIuO"),
+        ({"metric": {"name": "mIoU", "goal": "up"}}, "goal"),
+        ({"parameters": {"TRAIN.base_lrr": {"values": [1]}}}, "base_lrr"),
+        ({"parameters": {"learning_rate": {"values": ["fast"]}}}, "learning_rate|base_lr"),
+        ({"parameters": {"learning_rate": {"min": 1, "max": 0.1}}, "method": "random"}, "min"),
+        ({"method": "random"}, "run_cap is missing"),
+        ({"config": "nowhere nothing"}, "nowhere"),
+        ({"parameters": {"TRAIN.save_path": {"value": "x"}}}, "save_path"),
+    ],
+)
+def test_mistakes_are_told_before_the_first_trial(
+    sweep_file, tmp_path: Path, changes: dict, message: str
+) -> None:
+    with pytest.raises(ConfigError, match=message):
+        tool_sweep.main([str(sweep_file(**changes))])
+    assert not (tmp_path / "exp/sweeps/small").exists()
+
+
+def test_another_sweep_of_the_same_name_is_refused(sweep_file, tmp_path: Path) -> None:
+    SweepStudy(read_sweep(sweep_file()), tmp_path / "study")
+    parameters = {"learning_rate": {"values": [0.5]}}
+    with pytest.raises(ConfigError, match="another parameters"):
+        SweepStudy(read_sweep(sweep_file(parameters=parameters)), tmp_path / "study")
+
+
+def test_epochs_are_written_once(tmp_path: Path) -> None:
+    for epoch, value in ((1, 0.1), (2, 0.2), (3, 0.3), (2, 0.25)):  # stopped after 3, resumed at 1
+        write_epoch(tmp_path, epoch, {"val": {"mIoU": value}}, complain=print)
+    assert read_epochs(tmp_path) == {1: {"val": {"mIoU": 0.1}}, 2: {"val": {"mIoU": 0.25}}}

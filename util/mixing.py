@@ -1,0 +1,55 @@
+"""Mixup and CutMix: pairs of images become one, and so do their labels."""
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Mixture:
+    """`image` (N, C, H, W); each counts `share` as its own class and the rest as its `partner`'s.
+
+    `partner` (N,) are the other images' labels.
+    """
+
+    image: Tensor
+    partner: Tensor
+    share: float
+
+
+def mix(
+    image: Tensor, label: Tensor, *, mixup: float, cutmix: float, generator: np.random.Generator
+) -> Mixture:
+    """Mix each image with that at the other end of the batch.
+
+    Mixup (Zhang et al., ICLR 2018, eq. 1): share * x + (1 - share) * x', as float32. CutMix (Yun et
+    al., ICCV 2019, eq. 1): a rectangle of x' in x, of the share of the area that is left. The share
+    is drawn from Beta(a, a).
+
+    Args:
+        image: (N, C, H, W) uint8.
+        label: (N,).
+        mixup, cutmix: their a; 0 leaves one out. With both, a coin decides for the batch.
+    """
+    use_cutmix = cutmix > 0 and (mixup == 0 or generator.random() < 0.5)
+    strength = cutmix if use_cutmix else mixup
+    share, partner = float(generator.beta(strength, strength)), image.flip(0)
+    if not use_cutmix:
+        return Mixture(torch.lerp(partner.float(), image.float(), share), label.flip(0), share)
+    height, width = image.shape[-2:]
+    side = np.sqrt(1 - share)
+    row, column = generator.integers(0, [height, width])  # of the rectangle's centre
+    top, bottom = edges(row, side * height, height)
+    left, right = edges(column, side * width, width)
+    mixed = image.clone(memory_format=torch.preserve_format)
+    mixed[..., top:bottom, left:right] = partner[..., top:bottom, left:right]
+    cut = (bottom - top) * (right - left) / (height * width)
+    return Mixture(mixed, label.flip(0), 1 - cut)
+
+
+def edges(centre: int, length: float, limit: int) -> tuple[int, int]:
+    """First pixel, and the one after the last, of a stretch that is cut off at the border."""
+    half = int(length) // 2
+    return max(int(centre) - half, 0), min(int(centre) + half, limit)
