@@ -24,11 +24,16 @@ def after_steps(path: str, *overrides: str, steps: int = 2) -> tuple[dict[str, T
     """Weights and the training confusion after some steps, from this process."""
     config = load_config(path, [*EXACT, *overrides, "TRAIN.tensorboard", "False"])
     trainer = build_trainer(config, CPU)
-    folded = []
-    trainer._tell = lambda split, scores: folded.append(torch.tensor(scores.pixels))
+    confusions, new_confusion = [trainer.confusion], trainer._new_confusion
+
+    def recorded():
+        confusions.append(new_confusion())
+        return confusions[-1]
+
+    trainer._new_confusion = recorded
     trainer.fit(until=steps)
     weights = {key: value.clone() for key, value in trainer.segmenter.state_dict().items()}
-    return weights, torch.stack(folded).sum(0) if folded else trainer.confusion.counts.sum(1)
+    return weights, torch.stack([confusion.counts.sum(1) for confusion in confusions]).sum(0)
 
 
 def assert_close(first: dict[str, Tensor], second: dict[str, Tensor]) -> None:

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch.nn import functional as F
 from yamls import SHIPPED
 
@@ -113,6 +114,8 @@ def test_two_processes_equal_one(config_file: Path, tmp_path: Path) -> None:
         done = run_tool("train", config_file, *options, *place)
         assert done.returncode == 0, done.stderr
         results[processes] = torch.load(folder / "last.pth", weights_only=True)
+        events = EventAccumulator(str(folder)).Reload()
+        assert [event.step for event in events.Scalars("train_step/loss")] == [1, 2]
         model = ["TEST.model_path", str(tmp_path / "processes1" / "last.pth")]
         done = run_tool("test", config_file, *model, *place)
         assert done.returncode == 0, done.stderr
@@ -140,14 +143,14 @@ def test_the_commands_report_everything(config_file: Path, tmp_path: Path) -> No
     assert "broken wire" in done.stdout
 
 
-def test_it_learns(config_file: Path) -> None:
+def test_it_learns(config_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Sixteen pictures by heart."""
     overrides = ["TRAIN.epochs", "12", "TRAIN.milestones", "[10]", "TRAIN.optimizer", "adam"]
     overrides += ["TRAIN.base_lr", "0.001", "TRAIN.crop_padding", "0", "TRAIN.train_h", "32"]
     overrides += ["TRAIN.train_w", "32", "TRAIN.evaluate", "False", "TRAIN.flip_probability", "0"]
     trainer = build_trainer(load_config(config_file, overrides), CPU)
     said = []
-    trainer.log.info = said.append
+    monkeypatch.setattr(trainer.log, "info", said.append)
     trainer.fit()
     losses = [float(re.search(r"loss (\S+)", line)[1]) for line in said if " loss " in line]
     assert np.mean(losses[-3:]) < 0.4 * np.mean(losses[:3])

@@ -142,13 +142,15 @@ def test_more_classes_than_a_byte_can_count(config_file: Path) -> None:
     assert confusion.counts[999, 999] == confusion.counts[255, 255] == 1
 
 
-def test_a_bad_image_stops_the_run_or_is_left_out(config_file: Path, folders: Path) -> None:
+def test_a_bad_image_stops_the_run_or_is_left_out(
+    config_file: Path, folders: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     (folders / "train" / "b_green" / "1.png").write_bytes(b"no picture")
     with pytest.raises(DataError, match=r"b_green/1\.png"):
         build_trainer(load_config(config_file, ["TRAIN.bad_data", "stop"]), CPU).fit()
     trainer = build_trainer(load_config(config_file), CPU)
     said = []
-    trainer.log.error = said.append
+    monkeypatch.setattr(trainer.log, "error", said.append)
     trainer.fit()
     assert sum("left out: " in line and "1.png" in line for line in said) == 2  # once an epoch
     assert trainer.step == 4

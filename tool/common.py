@@ -27,8 +27,10 @@ INTERRUPTED = 130
 def run_command(main: Callable[[Sequence[str]], int | None]) -> None:
     """Run a command's `main`; a user's mistake becomes one message and exit code 2.
 
-    A process that fails leaves at once, without waiting for the others: torchrun ends them.
+    A process of several leaves at once: one that fails would wait for the others, which torchrun
+    ends, and threads of gloo may outlive the group and abort an ordinary exit.
     """
+    several = distributed.under_torchrun()
     try:
         code = main(sys.argv[1:]) or 0
         distributed.stop()
@@ -42,7 +44,7 @@ def run_command(main: Callable[[Sequence[str]], int | None]) -> None:
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         code = INTERRUPTED
-    if code and distributed.world_size() > 1:
+    if several:
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(code)

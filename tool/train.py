@@ -77,7 +77,11 @@ def run(config: Config, device: torch.device) -> None:
             "TRAIN.save_path to train anew"
         )
         return
-    trainer.fit()
+    try:
+        trainer.fit()
+    finally:
+        if trainer.board is not None:
+            trainer.board.close()
     trainer.log.info(f"done: {trainer.checkpoints.last}")
 
 

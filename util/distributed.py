@@ -139,8 +139,10 @@ def message_store() -> dist.Store:
 
 def stop() -> None:
     """Leave the process group, after all processes have come this far."""
+    global _control, _store
     if dist.is_initialized():
         barrier()
+        _control = _store = None
         dist.destroy_process_group()
 
 
