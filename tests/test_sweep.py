@@ -7,16 +7,18 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 import yaml
 
-from stripseg.config.errors import ConfigError
+from stripseg.config.errors import ConfigError, StripsegError
 from stripseg.config.load import load_config
 from stripseg.config.sweep_file import read_sweep
 from stripseg.tool import sweep as tool_sweep
 from stripseg.util.epoch_figures import read_epochs, write_epoch
 from stripseg.util.sweep_study import SweepStudy
+from stripseg.util.sweep_wandb import run_on_wandb
 
 RATES = [0.001, 0.01]
 
@@ -55,11 +57,12 @@ def test_a_grid_tries_every_combination_and_reports(sweep_file, tmp_path: Path) 
     assert tool_sweep.main([str(sweep_file())]) is None
     folder = tmp_path / "exp/sweeps/small"
     found = rows(tmp_path)
-    assert [float(row["learning_rate"]) for row in found] == RATES
-    for number, row in enumerate(found):
-        epochs = read_epochs(folder / f"trial_{number:04d}/model")
+    assert sorted(float(row["learning_rate"]) for row in found) == RATES
+    for row in found:
+        epochs = read_epochs(folder / f"trial_{int(row['trial']):04d}/model")
         assert float(row["mIoU"]) == pytest.approx(epochs[1]["val"]["mIoU"])
     best = max(found, key=lambda row: float(row["mIoU"]))
+    assert best is found[0]
     config = load_config(folder / "best.yaml")
     assert config.TRAIN.base_lr == float(best["learning_rate"])
     assert config.TRAIN.epochs == 1
@@ -146,7 +149,10 @@ def test_trials_without_hope_are_ended(sweep_file, tmp_path: Path) -> None:
         with claim.release:
             study.report(claim, 1, value)
             verdicts.append(claim.trial.should_prune())
-            study.finish(claim, "PRUNED" if verdicts[-1] else "COMPLETE", value=value)
+            if verdicts[-1]:
+                study.finish(claim, "PRUNED", value=None)
+            else:
+                study.finish(claim, "COMPLETE", value=value)
     assert verdicts[-1]
     assert not verdicts[1]
 
@@ -206,6 +212,56 @@ def test_another_sweep_of_the_same_name_is_refused(sweep_file, tmp_path: Path) -
     parameters = {"learning_rate": {"values": [0.5]}}
     with pytest.raises(ConfigError, match="another parameters"):
         SweepStudy(read_sweep(sweep_file(parameters=parameters)), tmp_path / "study")
+
+
+def test_wandb_is_handed_the_file_and_chooses_the_values(sweep_file, monkeypatch) -> None:
+    """A stand-in for the library: what reaches it, and what its choices come to."""
+    parameters = {
+        "TRAIN": {"parameters": {"momentum": {"values": [0.8, 0.9]}}},
+        "lr": {"min": 0.001, "max": 0.01},
+    }
+    place = {"project": "scenes", "seed": 3}
+    path = sweep_file(method="random", run_cap=2, parameters=parameters, **place)
+    seen, logged = [], []
+
+    class Run:
+        id = "abc"
+        log = staticmethod(logged.append)
+
+        def __init__(self) -> None:
+            self.config = {"TRAIN": {"momentum": 0.8}, "lr": 0.002, "extra": 1}
+
+        def __enter__(self):
+            return self
+
+        def __exit__(self, *_) -> None:
+            pass
+
+    def agent(number, function, count, **place):
+        seen.append((number, count, place))
+        function()
+
+    wandb = ModuleType("wandb")
+    wandb.init, wandb.agent = Run, agent
+    wandb.sweep = lambda content, **place: seen.append((sorted(content), place)) or "number"
+    monkeypatch.setitem(sys.modules, "wandb", wandb)
+    runs = []
+
+    def run(name, values, log):
+        runs.append((name, values))
+        log({"mIoU": 0.5})
+        return ""
+
+    run_on_wandb(read_sweep(path), run)
+    place = {"project": "scenes", "entity": None}
+    assert seen == [(["method", "metric", "parameters", "run_cap"], place), ("number", 2, place)]
+    assert runs == [("abc", {"TRAIN.momentum": 0.8, "lr": 0.002})]
+    assert logged == [{"mIoU": 0.5}]
+    with pytest.raises(RuntimeError, match="diverged"):
+        run_on_wandb(read_sweep(path), lambda *_: "diverged")
+    monkeypatch.setitem(sys.modules, "wandb", None)
+    with pytest.raises(StripsegError, match="pip install wandb"):
+        tool_sweep.main([str(path), "--backend", "wandb"])
 
 
 def test_epochs_are_written_once(tmp_path: Path) -> None:
