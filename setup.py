@@ -25,6 +25,7 @@ setup(
     package_data={"stripseg.config": ["*/*.yaml"], "stripseg.dataset": ["catalog/*.yaml"]},
     install_requires=Path("requirements.txt").read_text(encoding="utf-8").split("\n"),
     extras_require={
+        "digits": ["scikit-learn>=1.3"],
         "matlab": ["scipy>=1.11"],
         "sweep": ["matplotlib>=3.7", "optuna>=4"],
         "timm": ["timm>=1.0.12"],
@@ -36,6 +37,7 @@ setup(
             "pytest>=7",
             "pytest-xdist>=3",
             "ruff>=0.6",
+            "scikit-learn>=1.3",
             "scipy>=1.11",
             "tensorboard>=2.10",
             "timm>=1.0.12",

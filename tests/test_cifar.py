@@ -3,12 +3,14 @@
 import contextlib
 import pickle
 import pickletools
+import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
+from sklearn.datasets import load_digits
 
-from stripseg.config.errors import DataError
+from stripseg.config.errors import DataError, StripsegError
 from stripseg.dataset.cifar import BATCHES, read_archive, read_cifar, write_cifar10
 from stripseg.dataset.pictures import PadAndCrop, TrainingImages
 from stripseg.dataset.shapes10 import CLASSES, render, write_shapes10
@@ -214,6 +216,28 @@ def test_crops_are_shifts_of_the_padded_picture() -> None:
     assert {mirrored for _, _, mirrored in seen} == {False, True}
     whole = PadAndCrop((32, 32), padding=0, flip_probability=0)
     assert np.array_equal(whole(image, np.random.default_rng(0)), image)
+
+
+def test_handwritten_digits_as_cifars_archives(tmp_path: Path) -> None:
+    """Each picture is one of scikit-learn's, enlarged; every one of them is in one split."""
+    assert prepare.main(["digits", str(tmp_path)]) is None
+    digits = load_digits()
+    splits = [read_cifar(tmp_path, split, classes=10) for split in ("train", "val")]
+    assert [len(images) for images in splits] == [1347, 450]
+    labels = np.concatenate([images.labels for images in splits])
+    assert np.array_equal(labels, digits.target)
+    for index in (0, 700, 1346, 1347, 1796):
+        images = splits[index >= 1347]
+        picture = images.read(index - 1347 * (index >= 1347))
+        assert picture.shape == (32, 32, 3)
+        shrunk = picture[2::4, 1::4, 0].astype(float) * 16 / 255
+        assert np.abs(shrunk - digits.images[index]).max() < 0.04
+
+
+def test_digits_need_scikit_learn(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "sklearn.datasets", None)
+    with pytest.raises(StripsegError, match="pip install scikit-learn"):
+        prepare.main(["digits", str(tmp_path)])
 
 
 def test_prepare_writes_the_set_and_looks_through_archives(tmp_path: Path, capsys) -> None:

@@ -1,7 +1,8 @@
-"""CIFAR's archives: `prepare.py shapes10|cifar10|cifar100 ROOT`.
+"""CIFAR's archives: `prepare.py shapes10|digits|cifar10|cifar100 ROOT`.
 
-shapes10 writes the built-in set of ten classes. cifar10 and cifar100 look through the authors'
-archives, unpacked in ROOT; with --download torchvision fetches them first.
+shapes10 writes the built-in set of ten classes, digits scikit-learn's handwriting. cifar10 and
+cifar100 look through the authors' archives, unpacked in ROOT; with --download torchvision fetches
+them first.
 """
 
 import argparse
@@ -12,9 +13,10 @@ import numpy as np
 
 from stripseg.config.errors import DataError
 from stripseg.dataset.cifar import FOLDERS, PUBLISHED, find_archive, read_cifar
+from stripseg.dataset.digits import write_digits
 from stripseg.dataset.shapes10 import write_shapes10
 
-NAMES = ("shapes10", *FOLDERS)
+NAMES = ("shapes10", "digits", *FOLDERS)
 INCOMPLETE = 1
 
 
@@ -37,6 +39,10 @@ def main(argv: Sequence[str]) -> int | None:
         folder = write_shapes10(root, train=options.train, val=options.val, seed=options.seed)
         print(f"{folder}: {options.train} training and {options.val} validation images")
         print(f"now: sh tool/train.sh shapes10 resnet18 DATA.data_root {root}")
+        return None
+    if name == "digits":
+        print(f"{write_digits(root)}: handwritten digits")
+        print(f"now: sh tool/train.sh digits resnet18 DATA.data_root {root}")
         return None
     if options.download:
         download(name, root)

@@ -10,11 +10,10 @@ from torch import nn
 
 from stripseg.config.errors import TrainingError
 from stripseg.config.schema import Config
+from stripseg.tool.objective import loss_of, optimizer_of
 from stripseg.util import distributed
 from stripseg.util.batch_size import CPU_MOST, Fits, Step, agreed_share, fits_cpu, fits_gpu
-from stripseg.util.losses import SegmentationLoss
 from stripseg.util.normalization import Normalization
-from stripseg.util.optimization import build_optimizer
 from stripseg.util.passes import forward_backward
 
 
@@ -86,21 +85,7 @@ def trial_step(
     network = deepcopy(segmenter).to(device).train()
     if train.channels_last:
         network.to(memory_format=torch.channels_last)
-    optimizer = build_optimizer(
-        network,
-        network.new_layers(),
-        base_rate=train.base_lr,
-        new_layer_factor=train.head_lr_factor,
-        momentum=train.momentum,
-        weight_decay=train.weight_decay,
-        name=train.optimizer,
-    )
-    loss = SegmentationLoss(
-        ignore_label=train.ignore_label,
-        auxiliary_weight=train.aux_weight,
-        ohem_threshold=train.ohem_threshold if train.loss == "ohem" else None,
-        ohem_min_kept=train.ohem_min_kept,
-    )
+    optimizer, loss = optimizer_of(config, network), loss_of(config)
     normalize = Normalization(config.DATA.mean, config.DATA.std, device)
     layout = torch.channels_last if train.channels_last else torch.contiguous_format
     scaler = torch.amp.GradScaler(device.type, enabled=dtype == torch.float16)

@@ -2,6 +2,7 @@
 
 prepare.py shapes ROOT      writes the built-in dataset below ROOT
 prepare.py shapes10 ROOT    writes the built-in set for classification below ROOT
+prepare.py digits ROOT      writes scikit-learn's handwritten digits below ROOT
 prepare.py cifar10 ROOT     looks through CIFAR's archives in ROOT; --download fetches them
 prepare.py DATASET ROOT     lists of an official download in ROOT, its counts checked
 prepare.py custom --images DIR --labels DIR --name NAME

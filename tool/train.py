@@ -11,7 +11,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from stripseg.config.classification import IGNORED
 from stripseg.config.errors import CheckpointError
 from stripseg.config.load import check_files, save_effective
 from stripseg.config.network import check_same_network
@@ -26,6 +25,7 @@ from stripseg.model.build import build_network
 from stripseg.model.weights import load_weights
 from stripseg.tool import common
 from stripseg.tool.batch_size import settle_batch_size
+from stripseg.tool.objective import ignored, loss_of, optimizer_of
 from stripseg.tool.validation import validator
 from stripseg.util import distributed
 from stripseg.util.checkpoint import (
@@ -36,8 +36,8 @@ from stripseg.util.checkpoint import (
     read_checkpoint,
 )
 from stripseg.util.logging import run_logger
-from stripseg.util.losses import SegmentationLoss, balanced_class_weights
-from stripseg.util.optimization import build_optimizer, choose_precision
+from stripseg.util.losses import balanced_class_weights
+from stripseg.util.optimization import choose_precision
 from stripseg.util.placement import check_batch_norm, place_network
 from stripseg.util.trainer import Trainer
 from stripseg.util.trainer_settings import TrainerSettings
@@ -120,19 +120,13 @@ def build_trainer(config: Config, device: torch.device) -> Trainer:
         initialise_weights(config, segmenter, log)
     else:
         origin, content = resumed
-        report = load_weights(segmenter, content, origin=str(origin), exact=True)
-        check_same_network(content, config, origin=str(origin))
-        if report.new or report.unused:
-            raise CheckpointError(
-                f"{origin}: was trained with{'out' * bool(report.new)} an auxiliary head; set "
-                f"TRAIN.aux_weight {'0' if report.new else 'above 0'} to go on with it"
-            )
+        restore_weights(config, segmenter, content, origin=str(origin))
     network = place_network(config, segmenter, device, dtype=dtype)
     trainer = Trainer(
         network=network,
         segmenter=segmenter,
         optimizer=optimizer_of(config, segmenter),
-        loss=loss_of(config, training_set, log),
+        loss=loss_of(config, weights_of_classes(config, training_set, log)),
         loader=loader,
         settings=trainer_settings(config, device, dtype),
         checkpoints=checkpoints,
@@ -208,6 +202,21 @@ def find_resume(
     return path, content
 
 
+def restore_weights(config: Config, segmenter: nn.Module, content: dict, *, origin: str) -> None:
+    """The weights of a checkpoint of this very network.
+
+    Raises:
+        CheckpointError: it is one of another network.
+    """
+    report = load_weights(segmenter, content, origin=origin, exact=True)
+    check_same_network(content, config, origin=origin)
+    if report.new or report.unused:
+        raise CheckpointError(
+            f"{origin}: was trained with{'out' * bool(report.new)} an auxiliary head; set "
+            f"TRAIN.aux_weight {'0' if report.new else 'above 0'} to go on with it"
+        )
+
+
 def initialise_weights(config: Config, segmenter: nn.Module, log: logging.Logger) -> None:
     """Load `TRAIN.pretrained` and `TRAIN.weight`, in this order, or say that there are none."""
     train = config.TRAIN
@@ -231,37 +240,17 @@ def initialise_weights(config: Config, segmenter: nn.Module, log: logging.Logger
         log.info("no pretrained weights: training from scratch")
 
 
-def optimizer_of(config: Config, segmenter: nn.Module) -> torch.optim.Optimizer:
-    train = config.TRAIN
-    return build_optimizer(
-        segmenter,
-        segmenter.new_layers(),
-        base_rate=train.base_lr,
-        new_layer_factor=train.head_lr_factor,
-        momentum=train.momentum,
-        weight_decay=train.weight_decay,
-        name=train.optimizer,
-    )
-
-
-def loss_of(
+def weights_of_classes(
     config: Config, dataset: TrainingSet | TrainingImages, log: logging.Logger
-) -> SegmentationLoss:
+) -> Tensor | None:
     train = config.TRAIN
-    weights = None
-    if train.class_weights == "auto":
-        weights = balanced_class_weights(class_counts(dataset, train.workers))
-        log.info("class weights from the data: " + " ".join(f"{w:.3f}" for w in weights.tolist()))
-    elif train.class_weights != "none":
-        weights = torch.tensor(train.class_weights)
-    return SegmentationLoss(
-        ignore_label=ignored(config),
-        auxiliary_weight=train.aux_weight,
-        class_weights=weights,
-        ohem_threshold=train.ohem_threshold if train.loss == "ohem" else None,
-        ohem_min_kept=train.ohem_min_kept,
-        label_smoothing=train.label_smoothing,
-    )
+    if train.class_weights == "none":
+        return None
+    if train.class_weights != "auto":
+        return torch.tensor(train.class_weights)
+    weights = balanced_class_weights(class_counts(dataset, train.workers))
+    log.info("class weights from the data: " + " ".join(f"{w:.3f}" for w in weights.tolist()))
+    return weights
 
 
 def class_counts(dataset: TrainingSet | TrainingImages, workers: int) -> Tensor:
@@ -270,11 +259,6 @@ def class_counts(dataset: TrainingSet | TrainingImages, workers: int) -> Tensor:
         return class_images(dataset.images)
     workers = distributed.share_of_workers(workers)
     return class_pixels(dataset.pairs, dataset.encoding, workers=workers)
-
-
-def ignored(config: Config) -> int:
-    """The label that counts nowhere."""
-    return IGNORED if config.classifies else config.TRAIN.ignore_label
 
 
 def trainer_settings(config: Config, device: torch.device, dtype: torch.dtype) -> TrainerSettings:
