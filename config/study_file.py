@@ -1,15 +1,24 @@
 """The file of a study: configs, the options that vary, and seeds."""
 
+import hashlib
+import json
+import re
+from collections.abc import Iterator, Sequence
 from itertools import product
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from .complaints import options_named
 from .errors import ConfigError
 from .load import find_config, load_config
 from .schema import Config
 from .yaml_file import read_yaml
+
+EACH_RUNS_OWN = ("experiment", "TRAIN.save_path", "TRAIN.resume", "TRAIN.manual_seed")
+EACH_RUNS_OWN += ("TEST.save_folder", "TEST.model_path")
+LONGEST = 100  # characters of a folder's name
 
 
 class StudyFile(BaseModel):
@@ -17,10 +26,10 @@ class StudyFile(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    name: str = Field(pattern=r"^[\w.-]+$")
+    name: str = Field(pattern=r"^\w[\w.-]*$")
     configs: list[str] = Field(min_length=1)
-    vary: dict[str, list[Any]] = Field(default_factory=dict)
-    seeds: list[int] = Field(default=[0], min_length=1)
+    vary: dict[str, Annotated[list[Any], Field(min_length=1)]] = Field(default_factory=dict)
+    seeds: list[Annotated[int, Field(ge=0)]] = Field(default=[0], min_length=1)
     options: dict[str, Any] = Field(default_factory=dict)
 
 
@@ -36,12 +45,29 @@ class Cell(BaseModel):
     def folder(self) -> str:
         """Its folder below the study's: readable, and different for different cells."""
         parts = [f"{key.rpartition('.')[2]}-{value}" for key, value in self.values]
-        return "/".join([self.config.replace(" ", "_"), "_".join(parts) or "as_it_is"])
+        name = "_".join(parts) or "as_it_is"
+        plain = re.sub(r"[^\w.,-]+", "_", name)
+        if plain != name or len(name) > LONGEST:
+            plain = f"{plain[:LONGEST]}_{hashlib.sha256(name.encode()).hexdigest()[:8]}"
+        return "/".join([self.config.replace(" ", "_"), plain])
 
     @property
     def words(self) -> list[str]:
         """The options as they follow a command."""
-        return [word for key, value in self.values for word in (key, str(value))]
+        return as_words(self.values)
+
+
+def as_words(options: Sequence[tuple[str, Any]]) -> list[str]:
+    """Options as they follow a command, where values are read as YAML."""
+    return [word for key, value in options for word in (key, as_word(value))]
+
+
+def as_word(value: Any) -> str:
+    """A value as YAML; text that YAML would take for something else is quoted."""
+    if isinstance(value, str) and re.fullmatch(r"[A-Za-z_/.][\w./ -]*", value):
+        plain = value.lower() not in ("null", "none", "true", "false", "yes", "no", "on", "off")
+        return value if plain else json.dumps(value)
+    return json.dumps(value, ensure_ascii=False)
 
 
 class Study:
@@ -61,6 +87,8 @@ class Study:
                 f"{path}: {where or 'the file'}: {first['msg']}; a study has name, configs, vary, "
                 "seeds and options"
             ) from None
+        for complaint in self._complaints():
+            raise ConfigError(f"{path}: {complaint}")
         self.cells = [
             Cell(config=config, values=tuple(zip(self.file.vary, values, strict=True)))
             for config in self.file.configs
@@ -68,6 +96,22 @@ class Study:
         ]
         for cell in self.cells:  # before the first run starts
             self.load(cell, path)
+
+    def _complaints(self) -> Iterator[str]:
+        """What cannot be, beside what the configs refuse."""
+        given: dict[str, str] = {}
+        for where, keys in (("vary", self.file.vary), ("options", self.file.options)):
+            for key in keys:
+                option = key if "." in key else next(iter(options_named(key)), key)
+                if option in EACH_RUNS_OWN:
+                    yield f"{where}.{key}: {option} is each run's own; seeds has the seeds"
+                if option in given:
+                    yield f"{where}.{key}: {option} is given in {given[option]} already"
+                given[option] = f"{where}.{key}"
+        lists = {f"vary.{key}": values for key, values in self.file.vary.items()}
+        for where, values in {**lists, "seeds": self.file.seeds}.items():
+            if len({repr(value) for value in values}) < len(values):
+                yield f"{where}: a value stands there twice: {values}"
 
     def load(self, cell: Cell, origin: Path) -> Config:
         """The config of a cell, without a seed."""
@@ -85,4 +129,4 @@ class Study:
     @property
     def options(self) -> list[str]:
         """The options of all runs."""
-        return [word for key, value in self.file.options.items() for word in (key, str(value))]
+        return as_words(list(self.file.options.items()))

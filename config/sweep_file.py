@@ -4,7 +4,10 @@ sweep = read_sweep("config/sweeps/shapes_rate.yaml")
 check_candidates(sweep, check)  # loads the config with every candidate value
 """
 
+import hashlib
+import json
 import math
+import os
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,7 +21,9 @@ from .sweep_parameters import ALIASES, Alias, Parameter, parameter_of
 from .values import Choice, Kind, Name, Text, Whole, nearest, shown
 from .yaml_file import read_yaml
 
-METRICS = ("loss", "mIoU", "mAcc", "allAcc", "top1")
+OF_SEGMENTERS = ("loss", "mIoU", "mAcc", "allAcc")
+OF_CLASSIFIERS = ("loss", "top1", "top5")
+METRICS = (*OF_SEGMENTERS, *OF_CLASSIFIERS[1:])
 OWN = ("config", "aliases", "seed", "count")  # what W&B does not know
 OF_WANDB = ("program", "command", "description", "project", "entity")  # only `--backend wandb`
 KEYS = ("name", "method", "metric", "parameters", "early_terminate", "run_cap", *OWN, *OF_WANDB)
@@ -90,13 +95,18 @@ class Sweep:
     def identity(self) -> dict[str, Any]:
         """What may not change while a study goes on; the number of trials may."""
         return {
-            "config": str(self.config),
+            "config": self._fingerprint(),
             "method": self.method,
             "metric": self.metric,
             "maximize": self.maximize,
             "seed": self.seed,
             "parameters": [repr(parameter) for parameter in self.parameters],
         }
+
+    def _fingerprint(self) -> str:
+        """Of what the config says, wherever it lies."""
+        content = load_config(self.config).model_dump(mode="json")
+        return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
 def read_sweep(path: str | Path) -> Sweep:
@@ -116,7 +126,7 @@ def read_sweep(path: str | Path) -> Sweep:
     metric, maximize = _metric(path, content)
     sweep = Sweep(
         path=path,
-        name=_value(path, content, "name", Name(), default=path.stem),
+        name=_value(path, {"name": path.stem, **content}, "name", Name()),
         config=_config(path, content),
         method=method,
         metric=metric,
@@ -222,9 +232,9 @@ def _config(path: Path, content: Mapping[str, Any]) -> Path:
     words = text.split()
     if not text.endswith((".yaml", ".yml")) and len(words) == 2:
         return find_config(*words)
-    for candidate in (Path(text).expanduser(), path.parent / text):
-        if candidate.is_file():
-            return candidate
+    for candidate in (os.path.expanduser(text), path.parent / text):
+        if os.path.isfile(candidate):  # False for what can be no path
+            return Path(candidate)
     raise ConfigError(
         f"{path}: config {text} does not exist; give DATASET EXPERIMENT or the path of a YAML"
     )
@@ -272,9 +282,14 @@ def _parameters(path: Path, content: Mapping[str, Any]) -> Iterator[Parameter]:
     found: dict[str, str] = {}
     for name, entry in _flat(parameters):
         try:
-            parameter = parameter_of(name, aliases.get(name, Alias(_option(name))), entry)
+            alias = aliases.get(name, Alias(name))
+            alias = Alias(_option(alias.option), alias.values)
+            parameter = parameter_of(name, alias, entry)
         except ValueError as error:
             raise ConfigError(f"{path}: parameters.{name} {error}") from None
+        section, _, key = parameter.option.partition(".")
+        if section not in SECTIONS or not key:
+            raise ConfigError(f"{path}: parameters.{name}: {parameter.option} is no SECTION.option")
         if parameter.option in EACH_TRIALS_OWN:
             raise ConfigError(f"{path}: parameters.{name}: {parameter.option} is each trial's own")
         if parameter.option in found:

@@ -82,17 +82,23 @@ class Parameter:
         return self.words.get(value, value) if isinstance(value, str) else value
 
     def candidates(self) -> tuple[Any, ...]:
-        """The values that show whether the option takes all of them: each one, or the ends."""
-        return self.values or (self.rounded(self.low), self.rounded(self.high))
+        """The values that show whether the option takes all of them: each one, or the ends and
+        one between them."""
+        between = self.low + 0.37 * (self.high - self.low)
+        return self.values or tuple(map(self.rounded, (self.low, between, self.high)))
 
     def rounded(self, number: float) -> float | int:
         """A drawn number as it is used: a multiple of q, a whole number where one is asked for."""
         if self.kind.whole:
             return round(number)
         if self.kind.step:
-            number = min(max(round(number / self.q) * self.q, self.low), self.high)
-            return round(number) if float(self.q).is_integer() else round(number, 12)
+            first, last = math.ceil(self.low / self.q - 1e-9), math.floor(self.high / self.q + 1e-9)
+            return self._of_step(min(max(round(number / self.q), first), last) * self.q)
         return float(number)
+
+    def _of_step(self, number: float) -> float | int:
+        whole = float(self.q).is_integer() and float(number).is_integer()
+        return round(number) if whole else round(number, 12)
 
     def grid(self) -> tuple[Any, ...]:
         """Every value, for method grid.
@@ -108,7 +114,9 @@ class Parameter:
         count = math.floor((self.high - self.low) / step + 1e-9) + 1
         if count > MOST_CHOICES:
             raise ValueError(f"has {count} values, and method grid takes {MOST_CHOICES} at most")
-        return tuple(self.rounded(self.low + index * step) for index in range(count))
+        if self.kind.whole:
+            return tuple(round(self.low) + index for index in range(count))
+        return tuple(self._of_step(self.low + index * step) for index in range(count))
 
 
 def parameter_of(name: str, alias: Alias, content: Any) -> Parameter:
@@ -188,6 +196,8 @@ def _range(name: str, alias: Alias, content: Mapping[str, Any], kind: Kind) -> P
         low, high = math.exp(low), math.exp(high)
     if kind.log and low <= 0:
         raise ValueError(f"min must be above 0 for a logarithmic distribution, not {low:g}")
+    if kind.step and math.ceil(low / q - 1e-9) > math.floor(high / q + 1e-9):
+        raise ValueError(f"has no multiple of q {q:g} from {low:g} to {high:g}")
     if kind.whole and not (low.is_integer() and high.is_integer()):
         raise ValueError("min and max must be whole numbers for int_uniform")
     return Parameter(name, alias.option, low=low, high=high, kind=kind, q=q)

@@ -178,7 +178,7 @@ def _read_batch(path: Path, key: str, classes: int) -> tuple[np.ndarray, np.ndar
 
 def _entry(path: Path, content: Mapping[str, Any], key: str, kind: type) -> Any:
     value = content.get(key)
-    if not isinstance(value, kind) or len(value) == 0:
+    if not isinstance(value, kind) or getattr(value, "ndim", 1) == 0 or len(value) == 0:
         raise DataError(f"{path}: has no {key}; is it whole, and of the right archive?")
     return value
 

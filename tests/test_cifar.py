@@ -218,6 +218,13 @@ def test_crops_are_shifts_of_the_padded_picture() -> None:
     assert np.array_equal(whole(image, np.random.default_rng(0)), image)
 
 
+def test_pixels_that_are_one_number_are_refused(archive: Path) -> None:
+    path = archive / "cifar-10-batches-py" / "test_batch"
+    path.write_bytes(official([1], np.array(3, np.uint8)))
+    with pytest.raises(DataError, match="has no data"):
+        read_cifar(archive, "val", classes=10)
+
+
 def test_handwritten_digits_as_cifars_archives(tmp_path: Path) -> None:
     """Each picture is one of scikit-learn's, enlarged; every one of them is in one split."""
     assert prepare.main(["digits", str(tmp_path)]) is None

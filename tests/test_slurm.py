@@ -110,3 +110,15 @@ def test_two_machines_train_as_one_run(small_config: Path, tmp_path: Path, tasks
     assert [process.returncode for process in processes] == [0] * tasks, "\n".join(texts)
     assert "4 process(es)" in texts[0]
     assert read_checkpoint(tmp_path / "run/model/last.pth")["step"] == 1
+
+
+def test_a_task_of_several_leaves_at_once() -> None:
+    """Also where the command itself found that it is one: an ordinary exit may abort in gloo."""
+    script = (
+        "import atexit, os; from stripseg.tool import common; atexit.register(print, 'ordinary');"
+        "common.run_command(lambda _: os.environ.update({0}))"
+    )
+    for several, said in (("RANK='0', WORLD_SIZE='2'", ""), ("", "ordinary\n")):
+        command = [sys.executable, "-c", script.format(several)]
+        done = subprocess.run(command, capture_output=True, text=True, check=True)
+        assert done.stdout == said

@@ -2,17 +2,22 @@
 
 import csv
 import json
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
 
 from stripseg.config.errors import ConfigError, TrainingError
 from stripseg.dataset.shapes10 import write_shapes10
 from stripseg.tool import study, test, train
 from stripseg.tool.study import Study
+from stripseg.util.checkpoint import folder_lock
 from stripseg.util.interruption import Stopped
-from stripseg.util.study_report import Result, escaped, latex, markdown
+from stripseg.util.study_report import Result, as_csv, escaped, latex, markdown, write_report
 
 ATTENTIONS = ["none", "strip_pool", "triplet", "eca", "gct"]
 
@@ -55,7 +60,7 @@ def in_process(monkeypatch) -> list[str]:
     """The commands in this process; which runs were made."""
     made: list[str] = []
 
-    def run(command: str, words, place: Path) -> None:
+    def run(command: str, words, place: Path, request) -> None:
         if command == "train":
             made.append(str(place.relative_to("exp/studies/small")))
         {"train": train, "test": test}[command].main(list(words))
@@ -81,7 +86,7 @@ def test_the_full_matrix_of_the_study(folder: Path, in_process) -> None:
     assert len(rows) == 20
     one = json.loads((out / in_process[0] / "result/metrics.json").read_text())
     assert float(rows[0]["top1"]) == one["top1"]
-    for name in ("top1.png", "loss.png", "cost.png"):
+    for name in ("top1.png", "loss.png", "cost_top1.png"):
         assert (out / name).read_bytes().startswith(b"\x89PNG")
     assert r"strip\_pool" in (out / "table.tex").read_text()
     in_process.clear()
@@ -94,10 +99,10 @@ def test_a_stopped_study_goes_on_with_the_missing_runs(
 ) -> None:
     path, run = write_study(folder), study.run
 
-    def stopped(command: str, words, place: Path) -> None:
+    def stopped(command: str, words, place: Path, request) -> None:
         if len(in_process) == 2:
             raise Stopped("stopped")
-        run(command, words, place)
+        run(command, words, place, request)
 
     monkeypatch.setattr(study, "run", stopped)
     with pytest.raises(Stopped):
@@ -131,6 +136,14 @@ def test_a_run_that_fails_is_named_with_its_last_line(folder: Path) -> None:
         ({"vary": {"TRAIN.attention": ["ekka"]}}, "attention"),
         ({"seeds": []}, "seeds: "),
         ({"sedes": [1]}, "sedes: "),
+        ({"seeds": [1, 1]}, "seeds: a value stands there twice"),
+        ({"seeds": [-1]}, "seeds.0: "),
+        ({"vary": {"TRAIN.attention": []}}, "vary.TRAIN.attention: "),
+        ({"vary": {"TRAIN.attention": ["eca", "eca"]}}, "stands there twice"),
+        ({"vary": {"TRAIN.manual_seed": [1, 2]}}, "TRAIN.manual_seed is each run's own"),
+        ({"options": {"TEST.model_path": "x.pth"}}, "TEST.model_path is each run's own"),
+        ({"vary": {"attention": ["eca"], "TRAIN.attention": ["se"]}}, "is given in vary.attention"),
+        ({"name": ".."}, "name: "),
     ],
 )
 def test_mistakes_are_found_before_the_first_run(folder: Path, changes, message: str) -> None:
@@ -139,10 +152,81 @@ def test_mistakes_are_found_before_the_first_run(folder: Path, changes, message:
 
 
 def test_tables_have_means_and_deviations() -> None:
-    figures = [{"mIoU": 0.5, "loss": 1.0}, {"mIoU": 0.7, "loss": 2.0}]
+    figures = {0: {"mIoU": 0.5, "loss": 1.0}, 4: {"mIoU": 0.7, "loss": 2.0}}
     result = Result("camvid spnet18", {"TRAIN.attention": "eca"}, figures, 1_000_000, 2_000_000)
     assert markdown([result], ["mIoU", "loss"]).splitlines()[-1] == (
         "| camvid spnet18 | eca | 2 | 60.00 ± 14.14 | 1.5000 ± 0.7071 | 1,000,000 | 2.0 M |"
     )
     assert r"60.00 $\pm$ 14.14 & 1.5000" in latex([result], ["mIoU", "loss"])
     assert escaped("a_b & 5 %") == r"a\_b \& 5 \%"
+    assert [line.split(",")[2] for line in as_csv([result], ["mIoU"]).splitlines()] == [
+        *("seed", "0", "4")
+    ]
+
+
+def test_other_options_are_another_run(folder: Path, in_process, capsys) -> None:
+    """Its weights are its own: the finished run of other options is kept beside it."""
+    path = write_study(folder, seeds=[0], vary={})
+    study.main([path])
+    place = folder / "exp/studies/small/shapes10_resnet18/as_it_is"
+    before = json.loads((place / "seed0/result/metrics.json").read_text())
+    options = yaml.safe_load(Path(path).read_text())["options"]
+    slower = write_study(folder, seeds=[0], vary={}, options={**options, "TRAIN.base_lr": 1e-7})
+    capsys.readouterr()
+    study.main([slower])
+    assert "with other options, is kept in" in capsys.readouterr().out
+    assert len(in_process) == 2
+    after = json.loads((place / "seed0/result/metrics.json").read_text())
+    assert after["loss"] != before["loss"]
+    kept = next(place.glob("seed0-until-*"))
+    assert json.loads((kept / "result/metrics.json").read_text()) == before
+
+
+@pytest.mark.slow
+def test_a_study_asked_to_stop_lets_its_run_save(folder: Path) -> None:
+    """SIGTERM to the command alone; the same command goes on from the checkpoint."""
+    path = write_study(folder, seeds=[0], vary={})
+    content = yaml.safe_load(Path(path).read_text())
+    content["options"] |= {"TRAIN.epochs": 400, "TRAIN.print_freq": 1, "TRAIN.save_freq": 400}
+    Path(path).write_text(yaml.safe_dump(content))
+    place = folder / "exp/studies/small/shapes10_resnet18/as_it_is/seed0"
+    command = [sys.executable, "-m", "stripseg.tool.study", path]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    deadline = time.monotonic() + 60
+    output = place / "train.txt"
+    while not (output.exists() and "epoch 2/400" in output.read_text()):
+        assert time.monotonic() < deadline
+        assert process.poll() is None
+        time.sleep(0.1)
+    process.terminate()
+    _, said = process.communicate(timeout=60)
+    assert process.returncode == 75, said
+    assert "the same command goes on" in said
+    last = torch.load(place / "model/last.pth", weights_only=True)
+    assert last["step"] >= 3
+    with folder_lock(place / "model"):  # nobody trains there any more
+        pass
+
+
+def test_studies_of_two_tasks_have_pictures_of_both(tmp_path: Path) -> None:
+    results = [
+        Result("a b", {}, {0: {"top1": 0.5, "loss": 1.0}}, 10, 20),
+        Result("c d", {}, {0: {"mIoU": 0.4}}, 10, 20),
+        Result("e f", {}, {}, 10, 20),
+    ]
+    assert "1 rows have no run yet" in write_report(results, tmp_path)
+    assert {"cost_top1.png", "cost_mIoU.png", "top1.png", "mIoU.png", "loss.png"} == {
+        picture.name for picture in tmp_path.glob("*.png")
+    }
+
+
+def test_values_reach_the_config_as_they_are(folder: Path) -> None:
+    vary = {"TRAIN.weight": [None, "null", "../../x y.pth"], "DATA.mean": [[1, 2.5, 3]]}
+    read = Study(Path(write_study(folder, vary=vary)))
+    configs = [read.load(cell, Path("study.yaml")) for cell in read.cells]
+    assert [config.TRAIN.weight for config in configs] == vary["TRAIN.weight"]
+    assert list(configs[0].DATA.mean) == [1, 2.5, 3]
+    folders = [cell.folder for cell in read.cells]
+    assert len(set(folders)) == 3
+    assert all("/" not in name.partition("/")[2] and ".." not in name[:40] for name in folders[:2])
+    assert all(Path("a", name).resolve().is_relative_to(Path("a").resolve()) for name in folders)

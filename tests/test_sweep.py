@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from threading import Thread
 from types import ModuleType
 
 import pytest
@@ -15,9 +16,13 @@ import yaml
 from stripseg.config.errors import ConfigError, StripsegError
 from stripseg.config.load import load_config
 from stripseg.config.sweep_file import read_sweep
+from stripseg.config.sweep_parameters import Alias, parameter_of
 from stripseg.tool import sweep as tool_sweep
 from stripseg.util.epoch_figures import read_epochs, write_epoch
+from stripseg.util.interruption import Stopped
+from stripseg.util.sweep_plots import height_of
 from stripseg.util.sweep_study import SweepStudy
+from stripseg.util.sweep_trial import TrialRun
 from stripseg.util.sweep_wandb import run_on_wandb
 
 RATES = [0.001, 0.01]
@@ -100,6 +105,7 @@ def test_a_sweep_that_is_killed_goes_on_and_ends_alike(sweep_file, tmp_path: Pat
     assert done.returncode == 0, done.stderr
     assert "trial 1: goes on" in done.stdout
     assert "trial 0: starts" not in done.stdout
+    assert "resuming from" in (tmp_path / "exp/sweeps/small/trial_0001/output.txt").read_text()
     killed = rows(tmp_path)
     (tmp_path / "exp").rename(tmp_path / "killed")
     subprocess.run(command, check=True, capture_output=True, timeout=300)
@@ -191,6 +197,20 @@ def test_the_studys_words_mean_our_options(tmp_path: Path) -> None:
         ({"method": "gird"}, "method"),
         ({"metric": {"name": "mIuO", "goal": "maximize"}}, "mIuO"),
         ({"metric": {"name": "mIoU", "goal": "up"}}, "goal"),
+        ({"metric": {"name": "top1", "goal": "maximize"}}, "none of loss, mIoU, mAcc, allAcc"),
+        (
+            {
+                "parameters": {"epochs": {"min": 3.0, "max": 10.0, "distribution": "uniform"}},
+                "method": "random",
+                "run_cap": 2,
+            },
+            "epochs",
+        ),
+        ({"parameters": {"x": {"values": [1]}}, "aliases": {"x": "save_path"}}, "each trial's own"),
+        ({"parameters": {"x": {"values": [1]}}, "aliases": {"x": "a.b"}}, "a.b is no SECTION"),
+        ({"config": "~nosuchuser/x.yaml"}, "does not exist"),
+        ({"config": "x" * 5000 + ".yaml"}, "does not exist"),
+        ({"name": "my sweep"}, "name"),
         ({"parameters": {"TRAIN.base_lrr": {"values": [1]}}}, "base_lrr"),
         ({"parameters": {"learning_rate": {"values": ["fast"]}}}, "learning_rate|base_lr"),
         ({"parameters": {"learning_rate": {"min": 1, "max": 0.1}}, "method": "random"}, "min"),
@@ -222,7 +242,7 @@ def test_wandb_is_handed_the_file_and_chooses_the_values(sweep_file, monkeypatch
     }
     place = {"project": "scenes", "seed": 3}
     path = sweep_file(method="random", run_cap=2, parameters=parameters, **place)
-    seen, logged = [], []
+    seen, logged, failures = [], [], []
 
     class Run:
         id = "abc"
@@ -237,9 +257,21 @@ def test_wandb_is_handed_the_file_and_chooses_the_values(sweep_file, monkeypatch
         def __exit__(self, *_) -> None:
             pass
 
+    jobs = iter(range(3))
+
     def agent(number, function, count, **place):
+        """As W&B's: jobs run in threads, whose exceptions it keeps to itself."""
         seen.append((number, count, place))
-        function()
+        for _ in zip(range(count), jobs, strict=False):
+            thread = Thread(target=swallowing, args=(function,))
+            thread.start()
+            thread.join()
+
+    def swallowing(function) -> None:
+        try:
+            function()
+        except Exception as error:
+            failures.append(str(error))
 
     wandb = ModuleType("wandb")
     wandb.init, wandb.agent = Run, agent
@@ -254,14 +286,108 @@ def test_wandb_is_handed_the_file_and_chooses_the_values(sweep_file, monkeypatch
 
     run_on_wandb(read_sweep(path), run)
     place = {"project": "scenes", "entity": None}
-    assert seen == [(["method", "metric", "parameters", "run_cap"], place), ("number", 2, place)]
-    assert runs == [("abc", {"TRAIN.momentum": 0.8, "lr": 0.002})]
-    assert logged == [{"mIoU": 0.5}]
-    with pytest.raises(RuntimeError, match="diverged"):
-        run_on_wandb(read_sweep(path), lambda *_: "diverged")
+    agents = [("number", 1, place)] * 2
+    assert seen == [(["method", "metric", "parameters", "run_cap"], place), *agents]
+    assert runs == [("abc", {"TRAIN.momentum": 0.8, "lr": 0.002})] * 2
+    assert logged == [{"mIoU": 0.5}] * 2
+    run_on_wandb(read_sweep(path), lambda *_: "diverged")  # one job is left
+    assert failures == ["diverged"]
+    jobs = iter(range(9))
+    stops = []
+
+    def stopped(*_) -> str:
+        stops.append(1)
+        raise Stopped("stopped by SIGTERM")
+
+    with pytest.raises(Stopped, match="SIGTERM"):
+        run_on_wandb(read_sweep(path), stopped)
+    assert stops == [1]
     monkeypatch.setitem(sys.modules, "wandb", None)
     with pytest.raises(StripsegError, match="pip install wandb"):
         tool_sweep.main([str(path), "--backend", "wandb"])
+
+
+def test_a_grid_of_steps_begins_at_min() -> None:
+    def grid(**content) -> tuple:
+        return parameter_of("x", Alias("TRAIN.x"), content).grid()
+
+    assert grid(min=5, max=25, q=10) == (5, 15, 25)
+    assert grid(min=33, max=97, q=32) == (33, 65, 97)
+    assert grid(min=0.1, max=0.3, q=0.1) == (0.1, 0.2, 0.3)
+    assert grid(min=2, max=4) == (2, 3, 4)
+    drawn = parameter_of(
+        "x",
+        Alias("TRAIN.x"),
+        {"min": 0.4, "max": 9, "q": 1, "distribution": "q_log_uniform_values"},
+    )
+    assert drawn.rounded(0.41) == 1
+    assert height_of(drawn, drawn.rounded(0.41)) >= 0
+    with pytest.raises(ValueError, match="no multiple of q 10"):
+        parameter_of("x", Alias("TRAIN.x"), {"min": 1, "max": 9, "q": 10})
+
+
+def test_a_config_that_was_edited_is_another_sweep(
+    sweep_file, small_config: Path, tmp_path: Path
+) -> None:
+    SweepStudy(read_sweep(sweep_file()), tmp_path / "study")
+    content = yaml.safe_load(small_config.read_text())
+    content["TRAIN"]["momentum"] = 0.5
+    small_config.write_text(yaml.safe_dump(content))
+    with pytest.raises(ConfigError, match="another config"):
+        SweepStudy(read_sweep(sweep_file()), tmp_path / "study")
+
+
+def trial_run(folder: Path, script: str, **changes) -> TrialRun:
+    settings = {"split": "val", "metric": "mIoU", "epochs": 2}
+    settings |= {"on_epoch": lambda *_: False, "stopping": lambda: False, **changes}
+    return TrialRun([sys.executable, "-c", script], folder, **settings)
+
+
+def test_a_trial_is_no_process_of_the_launcher_around_it(tmp_path: Path, monkeypatch) -> None:
+    for name in ("SLURM_STEP_NUM_TASKS", "SLURM_PROCID", "RANK", "WORLD_SIZE", "MASTER_ADDR"):
+        monkeypatch.setenv(name, "2")
+    monkeypatch.setenv("SLURM_JOB_ID", "7")
+    script = "import os; print(sorted(k for k in os.environ if 'SLURM' in k or 'R' in k[:2]))"
+    trial_run(tmp_path, script).run()
+    said = (tmp_path / "output.txt").read_text()
+    assert "SLURM_JOB_ID" in said
+    assert "STEP" not in said
+    assert "RANK" not in said
+
+
+def test_the_last_epochs_figure_is_the_trials(tmp_path: Path) -> None:
+    for epoch, value in ((1, 0.7), (2, 0.6)):
+        write_epoch(tmp_path / "model", epoch, {"val": {"mIoU": value}}, complain=print)
+        outcome = trial_run(tmp_path, "pass").run()
+        if epoch == 1:
+            assert (outcome.state, outcome.error) == ("FAIL", "no mIoU of the last epoch, 2")
+    assert (outcome.state, outcome.value) == ("COMPLETE", 0.6)
+    training = trial_run(tmp_path, "pass", split="train", metric="loss").run()
+    assert training.state == "FAIL"  # no figures of that split
+
+
+def test_a_trial_asked_to_stop_may_save(tmp_path: Path) -> None:
+    """It needs longer than a moment; then its exit code says that it can go on."""
+    script = (
+        "import signal, sys, time, pathlib\n"
+        "def save(*_): time.sleep(1); pathlib.Path('saved').touch(); sys.exit(75)\n"
+        "signal.signal(signal.SIGTERM, save); pathlib.Path('ready').touch(); time.sleep(60)"
+    )
+    run = trial_run(tmp_path, f"import os; os.chdir({str(tmp_path)!r})\n{script}")
+    run.stopping = (tmp_path / "ready").exists
+    assert run.run().state == "STOPPED"
+    assert (tmp_path / "saved").exists()
+
+
+@pytest.mark.parametrize("line", ["123", "null", "[1]", '{"epoch": "1"}', '{"epoch": 1, "va', "\0"])
+def test_damaged_lines_are_passed_over(tmp_path: Path, line: str) -> None:
+    write_epoch(tmp_path, 1, {"val": {"mIoU": 0.5}}, complain=print)
+    path = tmp_path / "epochs.jsonl"
+    path.write_text(f"{line}\n{path.read_text()}")
+    complaints = []
+    write_epoch(tmp_path, 2, {"val": {"mIoU": 0.6}}, complain=complaints.append)
+    assert complaints == []
+    assert read_epochs(tmp_path) == {1: {"val": {"mIoU": 0.5}}, 2: {"val": {"mIoU": 0.6}}}
 
 
 def test_epochs_are_written_once(tmp_path: Path) -> None:

@@ -30,7 +30,6 @@ def run_command(main: Callable[[Sequence[str]], int | None]) -> None:
     A process of several leaves at once: one that fails would wait for the others, which torchrun
     ends, and threads of gloo may outlive the group and abort an ordinary exit.
     """
-    several = distributed.under_torchrun()
     try:
         code = main(sys.argv[1:]) or 0
         distributed.stop()
@@ -44,7 +43,7 @@ def run_command(main: Callable[[Sequence[str]], int | None]) -> None:
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         code = INTERRUPTED
-    if several:
+    if distributed.under_torchrun():
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(code)

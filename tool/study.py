@@ -7,20 +7,25 @@ after a stop. Table (Markdown, LaTeX, CSV) and pictures come to exp/studies/NAME
 
 import argparse
 import json
-import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
+from stripseg.config.atomic import atomic_write
 from stripseg.config.errors import TrainingError
-from stripseg.config.study_file import Cell, Study
+from stripseg.config.load import find_config, load_config
+from stripseg.config.study_file import Cell, Study, as_words
 from stripseg.tool import common
 from stripseg.tool.summary import summarise_config
-from stripseg.util.checkpoint import folder_lock
-from stripseg.util.interruption import STOPPED, Stopped
+from stripseg.util.checkpoint import folder_lock, move_aside
+from stripseg.util.child_run import follow
+from stripseg.util.interruption import STOPPED, Stopped, StopRequest
+from stripseg.util.plots import new_figure
 from stripseg.util.study_report import Result, write_report
 
 FOLDER = Path("exp/studies")
+RUN = "run.json"  # what a run was begun with
 
 
 def main(argv: Sequence[str]) -> int | None:
@@ -31,14 +36,15 @@ def main(argv: Sequence[str]) -> int | None:
     options = parser.parse_args(list(argv))
     study = Study(Path(options.file))
     folder = FOLDER / study.file.name
+    new_figure(1, 1)  # matplotlib is missed now, not after the last run
     if not options.report:
-        with folder_lock(folder):
-            make_runs(study, folder)
+        with folder_lock(folder), StopRequest() as request:
+            make_runs(study, folder, request)
     print(write_report(results_of(study, folder, Path(options.file)), folder))
     return None
 
 
-def make_runs(study: Study, folder: Path) -> None:
+def make_runs(study: Study, folder: Path, request: StopRequest) -> None:
     """Train and test what has no figures yet, seed by seed, so that a part of it is a study too."""
     runs = [(cell, seed) for seed in study.file.seeds for cell in study.cells]
     for number, (cell, seed) in enumerate(runs, 1):
@@ -47,60 +53,76 @@ def make_runs(study: Study, folder: Path) -> None:
         if figures_of(place, words) is not None:
             continue
         print(f"run {number} of {len(runs)}: {place}", flush=True)
+        if content_of(place) != what_runs(words) and (aside := move_aside(place)):
+            print(f"the earlier run, with other options, is kept in {aside}", flush=True)
+        with atomic_write(place / RUN) as file:
+            file.write(json.dumps(what_runs(words), indent=1).encode())
         for command in ("train", "test"):
-            run(command, words, place)
-        (place / "command.json").write_text(json.dumps(words), encoding="utf-8")
+            run(command, words, place, request)
 
 
 def run_words(study: Study, cell: Cell, seed: int, place: Path) -> list[str]:
     """What follows `train` and `test` for one run."""
-    places = {"TRAIN.save_path": place / "model", "TEST.save_folder": place / "result"}
-    fixed = [word for key, value in places.items() for word in (key, str(value))]
-    seeds = ["TRAIN.manual_seed", str(seed)]
-    return [*cell.config.split(), *study.options, *cell.words, *seeds, *fixed]
+    own = [("TRAIN.manual_seed", seed), ("TRAIN.save_path", str(place / "model"))]
+    own += [("TRAIN.resume", "auto"), ("TEST.model_path", None)]
+    own += [("TEST.save_folder", str(place / "result"))]
+    return [*cell.config.split(), *study.options, *cell.words, *as_words(own)]
 
 
-def run(command: str, words: Sequence[str], place: Path) -> None:
+def what_runs(words: Sequence[str]) -> dict[str, Any]:
+    """The effective config of a run, whichever file and option say what."""
+    config = load_config(find_config(*words[:2]), list(words[2:]))
+    return config.model_dump(mode="json")
+
+
+def run(command: str, words: Sequence[str], place: Path, request: StopRequest) -> None:
     """One command in a process of its own, its words in a file beside the run.
 
     Raises:
         Stopped: it was asked to stop; the same command goes on.
         TrainingError: it failed.
     """
-    place.mkdir(parents=True, exist_ok=True)
     output = place / f"{command}.txt"
     module = [sys.executable, "-m", f"stripseg.tool.{command}"]
-    with open(output, "ab") as file:
-        done = subprocess.run([*module, *words], stdout=file, stderr=subprocess.STDOUT)
-    if done.returncode == STOPPED:
+    code = follow([*module, *words], output, end=lambda: request.name is not None)
+    if code == STOPPED or (code and request.name):
         raise Stopped(f"stopped in {place}; the same command goes on from there")
-    if done.returncode != 0:
+    if code:
         last = output.read_text(encoding="utf-8", errors="replace").strip().split("\n")[-1]
-        raise TrainingError(f"{place}: {command} ended with code {done.returncode}: {last}")
+        raise TrainingError(f"{place}: {command} ended with code {code}: {last}")
+    if request.name:
+        raise Stopped(f"stopped by {request.name} after {command} in {place}")
+
+
+def content_of(place: Path) -> dict[str, Any] | None:
+    """What a run was begun with, None if there is none."""
+    try:
+        return json.loads((place / RUN).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
 
 
 def figures_of(place: Path, words: Sequence[str]) -> dict | None:
     """The figures of a run that is done with these very options; None if there is none."""
     try:
-        done = json.loads((place / "command.json").read_text(encoding="utf-8"))
         figures = json.loads((place / "result/metrics.json").read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return None
-    return figures if done == list(words) else None
+    return figures if content_of(place) == what_runs(words) else None
 
 
 def results_of(study: Study, folder: Path, origin: Path) -> list[Result]:
     """One for each cell: what its network costs, and the figures of its seeds."""
     results = []
     for cell in study.cells:
-        places = [(seed, folder / cell.folder / f"seed{seed}") for seed in study.file.seeds]
-        found = [figures_of(p, run_words(study, cell, seed, p)) for seed, p in places]
+        places = {seed: folder / cell.folder / f"seed{seed}" for seed in study.file.seeds}
+        found = {s: figures_of(p, run_words(study, cell, s, p)) for s, p in places.items()}
         parts = summarise_config(study.load(cell, origin))
         results.append(
             Result(
                 config=cell.config,
                 values=dict(cell.values),
-                figures=[figures for figures in found if figures is not None],
+                figures={seed: f for seed, f in found.items() if f is not None},
                 parameters=sum(part.parameters for part in parts),
                 multiply_adds=sum(part.multiply_adds for part in parts),
             )

@@ -15,17 +15,26 @@ from typing import Any
 
 import torch
 
-from stripseg.config.errors import StripsegError, TrainingError
+from stripseg.config.errors import ConfigError, StripsegError, TrainingError
 from stripseg.config.load import check_files, load_config
 from stripseg.config.schema import Config
-from stripseg.config.sweep_file import Sweep, check_candidates, read_sweep
+from stripseg.config.sweep_file import (
+    OF_CLASSIFIERS,
+    OF_SEGMENTERS,
+    Sweep,
+    check_candidates,
+    read_sweep,
+)
 from stripseg.dataset.build import official_splits
 from stripseg.model.build import check_arch
 from stripseg.tool import common
+from stripseg.util import distributed
+from stripseg.util.child_run import end_with_parent
 from stripseg.util.interruption import STOPPED, Stopped, StopRequest
+from stripseg.util.plots import new_figure
 from stripseg.util.sweep_report import write_report
 from stripseg.util.sweep_study import PATIENCE, Claim, SweepStudy, patient_lock
-from stripseg.util.sweep_trial import Outcome, TrialRun, end_with_parent, write_trial_yaml
+from stripseg.util.sweep_trial import Outcome, TrialRun, write_trial_yaml
 
 FOLDER = Path("exp/sweeps")
 NONE_FINISHED = 1
@@ -41,7 +50,8 @@ def main(argv: Sequence[str]) -> int | None:
         return report(SweepStudy(sweep, folder, create=False), base)
     if not options.worker:
         check_candidates(sweep, check_run)
-        check_metric(sweep)
+        check_metric(sweep, base)
+        new_figure(1, 1)  # matplotlib is missed now, not after the last trial
     if options.backend == "wandb":
         from stripseg.util.sweep_wandb import run_on_wandb
 
@@ -51,7 +61,7 @@ def main(argv: Sequence[str]) -> int | None:
     if options.workers > 1:
         start_workers(options.file, options.workers)
     else:
-        work(study, base)
+        work(study, base, shares_devices=options.worker)
     return None if options.worker else report(study, base)
 
 
@@ -83,31 +93,41 @@ def check_run(config: Config) -> None:
     check_files(config, "train", official_splits=official_splits(config))
 
 
-def check_metric(sweep: Sweep) -> None:
-    """Does every run validate, where the metric is the validation's?
+def check_metric(sweep: Sweep, base: Config) -> None:
+    """Does every run report the metric?
 
     Raises:
-        TrainingError: it does not.
+        ConfigError: it does not.
     """
-    config = load_config(sweep.config)
-    evaluates = sweep.options({}).get("TRAIN.evaluate", config.TRAIN.evaluate)
-    if sweep.metric != "loss" and evaluates in (False, 0):
-        raise TrainingError(
+    known = OF_CLASSIFIERS if base.classifies else OF_SEGMENTERS
+    if sweep.metric not in known:
+        raise ConfigError(
+            f"{sweep.path}: metric.name {sweep.metric} is none of {', '.join(known)}, which "
+            f"{sweep.config.name} reports"
+        )
+    if sweep.metric != "loss" and not evaluates(sweep, base):
+        raise ConfigError(
             f"{sweep.path}: metric.name {sweep.metric} is the validation's, and TRAIN.evaluate is "
             "False; set it True, or take loss"
         )
 
 
-def work(study: SweepStudy, base: Config) -> None:
+def evaluates(sweep: Sweep, base: Config) -> bool:
+    return bool(sweep.options({}).get("TRAIN.evaluate", base.TRAIN.evaluate))
+
+
+def work(study: SweepStudy, base: Config, *, shares_devices: bool = False) -> None:
     """Run trials until all are taken.
 
+    Args:
+        shares_devices: the environment shows only the GPUs that are for this worker.
     Raises:
         Stopped: a signal asked for it.
     """
     with StopRequest() as request:
         while request.name is None and (claim := study.claim()):
             with claim.release:
-                outcome = run_trial(study, base, claim, request)
+                outcome = run_trial(study, base, claim, request, shares_devices)
                 if outcome.state != "STOPPED":
                     study.finish(claim, outcome.state, value=outcome.value, error=outcome.error)
                     say(claim.number, f"{outcome.state.lower()} {outcome.error}".strip())
@@ -120,10 +140,14 @@ def work(study: SweepStudy, base: Config) -> None:
             raise Stopped(f"stopped by {request.name}; the same command goes on from there")
 
 
-def run_trial(study: SweepStudy, base: Config, claim: Claim, request: StopRequest) -> Outcome:
+def run_trial(
+    study: SweepStudy, base: Config, claim: Claim, request: StopRequest, shares_devices: bool
+) -> Outcome:
     """One trial, from where its folder says to its end."""
     sweep = study.sweep
     options = sweep.options(claim.values)
+    if shares_devices and base.TRAIN.train_gpu:
+        options = {"TRAIN.train_gpu": None, **options}
     chosen = ", ".join(f"{name} {value}" for name, value in claim.values.items())
     say(claim.number, f"{'goes on' if claim.continued else 'starts'}: {chosen or 'no choices'}")
 
@@ -145,9 +169,11 @@ def training_run(
         epochs = load_config(path).TRAIN.epochs
     except StripsegError as error:  # values that do not go together
         return Outcome("FAIL", error=str(error).splitlines()[0])
+    reports_loss = sweep.metric != "loss" or base.classifies
     return TrialRun(
         train_command(path),
         folder,
+        split="val" if evaluates(sweep, base) and reports_loss else "train",
         metric=sweep.metric,
         epochs=epochs,
         on_epoch=on_epoch,
@@ -167,7 +193,7 @@ def report(study: SweepStudy, base: Config) -> int | None:
     """Table, pictures, best.yaml; one process at a time."""
     with patient_lock(study.folder, seconds=PATIENCE):
         print(write_report(study, base), flush=True)
-    return None if study.trials("COMPLETE", "RUNNING") else NONE_FINISHED
+    return None if study.trials("COMPLETE") else NONE_FINISHED
 
 
 def wandb_run(
@@ -197,7 +223,8 @@ def start_workers(file: str, count: int) -> None:
     workers = []
     with StopRequest() as request:
         for index in range(count):
-            environment = {**os.environ, **own_devices(index, count)}
+            threads = str(max(1, distributed.cpus() // count))
+            environment = {"OMP_NUM_THREADS": threads, **os.environ, **own_devices(index, count)}
             workers.append(
                 subprocess.Popen(
                     command,

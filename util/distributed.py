@@ -50,10 +50,14 @@ def share_of_workers(wanted: int) -> int:
 
     More than one a CPU would only be in each other's way; results do not depend on the number.
     """
-    affinity = getattr(os, "sched_getaffinity", None)  # Linux knows which CPUs are really ours
-    cpus = len(affinity(0)) if affinity else os.cpu_count() or 1
     processes = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
-    return max(1, min(wanted, cpus) // processes) if wanted else 0
+    return max(1, min(wanted, cpus()) // processes) if wanted else 0
+
+
+def cpus() -> int:
+    """The CPUs that this process may use."""
+    affinity = getattr(os, "sched_getaffinity", None)  # Linux knows which ones are really ours
+    return len(affinity(0)) if affinity else os.cpu_count() or 1
 
 
 def all_reduce_sum(tensor: Tensor) -> Tensor:

@@ -8,6 +8,7 @@ An epoch without validation has no "val". An epoch that a resumed run does again
 import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from ..config.atomic import atomic_write
 
@@ -16,13 +17,23 @@ Figures = dict[str, dict[str, float]]  # {"train": {"loss": 2.1}, "val": {"mIoU"
 
 
 def read_epochs(folder: Path) -> dict[int, Figures]:
-    """{epoch: its figures} in ascending order; empty where no epoch is finished."""
+    """{epoch: its figures} in ascending order; lines that are no epoch are passed over."""
     try:
-        lines = (folder / NAME).read_text(encoding="utf-8").splitlines()
+        lines = (folder / NAME).read_text(encoding="utf-8", errors="replace").splitlines()
     except FileNotFoundError:
         return {}
-    records = [json.loads(line) for line in lines]
-    return {record.pop("epoch"): record for record in records}
+    return {record.pop("epoch"): record for record in map(record_of, lines) if record}
+
+
+def record_of(line: str) -> dict[str, Any] | None:
+    """What a line says, None where it is damaged."""
+    try:
+        record = json.loads(line)
+    except ValueError:
+        return None
+    whole = isinstance(record, dict) and type(record.get("epoch")) is int
+    splits = [value for key, value in record.items() if key != "epoch"] if whole else []
+    return record if whole and all(isinstance(split, dict) for split in splits) else None
 
 
 def write_epoch(
@@ -35,8 +46,8 @@ def write_epoch(
     path = folder / NAME
     try:
         known = {number: old for number, old in read_epochs(folder).items() if number < epoch}
-        with atomic_write(path) as file:
+        with atomic_write(path, durable=True) as file:
             for number, entry in {**known, epoch: figures}.items():
                 file.write(json.dumps({"epoch": number, **entry}).encode() + b"\n")
-    except (OSError, ValueError, KeyError) as error:
+    except OSError as error:
         complain(f"{path}: the figures of epoch {epoch} could not be written ({error})")

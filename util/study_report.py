@@ -21,7 +21,7 @@ class Result:
 
     config: str
     values: dict[str, Any]
-    figures: list[dict[str, Any]]
+    figures: dict[int, dict[str, Any]]  # {seed: metrics.json}
     parameters: int
     multiply_adds: int
 
@@ -30,7 +30,7 @@ class Result:
         return " ".join([self.config, *map(str, self.values.values())])
 
     def numbers(self, name: str) -> list[float]:
-        return [figures[name] for figures in self.figures if name in figures]
+        return [figures[name] for figures in self.figures.values() if name in figures]
 
     def mean(self, name: str) -> float:
         return statistics.fmean(self.numbers(name))
@@ -57,12 +57,12 @@ def write_report(results: Sequence[Result], folder: Path) -> str:
     write(folder / "table.md", table + "\n")
     write(folder / "table.tex", latex(results, names))
     write(folder / "results.csv", as_csv(results, names))
-    done = [result for result in results if result.figures]
     for name in [n for n in names if n in (*MAIN, "loss")]:
+        done = [result for result in results if result.numbers(name)]
         plot_bars(done, name, folder / f"{name}.png")
-    for main in [n for n in names if n in MAIN]:
-        plot_cost(done, main, folder / "cost.png")
-    missing = len(results) - len(done)
+        if name in MAIN:
+            plot_cost(done, name, folder / f"cost_{name}.png")
+    missing = sum(not result.figures for result in results)
     rest = f"\n{missing} rows have no run yet" if missing else ""
     return f"{table}\n{folder / 'table.md'}, table.tex, results.csv and pictures{rest}"
 
@@ -111,12 +111,12 @@ def as_csv(results: Sequence[Result], names: Sequence[str]) -> str:
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\n")
     options = list(results[0].values)
-    writer.writerow(["config", *options, *names, "parameters", "multiply_adds"])
+    writer.writerow(["config", *options, "seed", *names, "parameters", "multiply_adds"])
     for result in results:
-        for figures in result.figures:
+        for seed, figures in result.figures.items():
             cells = [figures.get(name, "") for name in names]
             cost = [result.parameters, result.multiply_adds]
-            writer.writerow([result.config, *result.values.values(), *cells, *cost])
+            writer.writerow([result.config, *result.values.values(), seed, *cells, *cost])
     return out.getvalue()
 
 

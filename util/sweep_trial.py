@@ -1,12 +1,9 @@
 """One trial of a sweep: a training run as a process of its own, followed epoch by epoch."""
 
-import ctypes
 import math
 import os
 import re
 import signal
-import subprocess
-import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -19,13 +16,11 @@ from ..config.atomic import atomic_write
 from ..config.errors import TrainingError
 from ..config.schema import Config
 from .checkpoint import folder_lock
-from .epoch_figures import Figures, read_epochs
+from .child_run import POLL, follow
+from .epoch_figures import read_epochs
 from .interruption import STOPPED
 
 OUTPUT = "output.txt"  # all that the run said
-POLL = 0.2  # seconds
-PATIENCE = 300.0  # seconds that a run that is to end may take to save
-PR_SET_PDEATHSIG = 1
 
 
 @dataclass
@@ -54,34 +49,13 @@ def write_trial_yaml(path: Path, base: Config, options: Mapping[str, Any], exper
         file.write(yaml.safe_dump(content, sort_keys=False, allow_unicode=True).encode())
 
 
-def metric_of(figures: Figures, name: str) -> float | None:
-    """The validation's figure; for `loss` the training's where the validation has none."""
-    value = figures.get("val", {}).get(name)
-    if value is None and name == "loss":
-        value = figures.get("train", {}).get(name)
-    return value
-
-
-def end_with_parent(parent: int) -> Callable[[], None] | None:
-    """For a process to call before it starts: on Linux it gets SIGTERM when its parent dies."""
-    if not sys.platform.startswith("linux"):
-        return None
-    prctl = ctypes.CDLL(None).prctl
-
-    def call() -> None:
-        prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
-        if os.getppid() != parent:
-            os._exit(STOPPED)
-
-    return call
-
-
 class TrialRun:
     """The training run of a trial.
 
     Args:
         command: starts it; it saves and ends with exit code 75 at SIGTERM.
         folder: the trial's; the run's own is `model` in it.
+        split, metric: of which figures of an epoch which one counts, ("val", "mIoU").
         epochs: that the run has.
         on_epoch: (epoch, value) -> is the trial without hope?
         stopping: is this process asked to end?
@@ -92,6 +66,7 @@ class TrialRun:
         command: Sequence[str],
         folder: Path,
         *,
+        split: str,
         metric: str,
         epochs: int,
         on_epoch: Callable[[int, float], bool],
@@ -99,33 +74,27 @@ class TrialRun:
     ) -> None:
         self.command = list(command)
         self.folder = folder
+        self.split = split
         self.metric = metric
         self.epochs = epochs
         self.on_epoch = on_epoch
         self.stopping = stopping
         self.seen: dict[int, float] = {}
+        self.hopeless = False
 
     def run(self) -> Outcome:
         """Start the run, or go on with it, and follow it to its end."""
         if not self._wait_for_folder():
             return Outcome("STOPPED")
-        with open(self.folder / OUTPUT, "ab") as output:
-            begin = output.tell()
-            process = subprocess.Popen(
-                self.command,
-                stdin=subprocess.DEVNULL,
-                stdout=output,
-                stderr=subprocess.STDOUT,
-                start_new_session=True,  # a terminal's Ctrl-C is for the sweep, which ends the run
-                preexec_fn=end_with_parent(os.getpid()),
-            )
-            try:
-                ended = self._follow(process)
-            finally:
-                if process.poll() is None:
-                    process.kill()
-                    process.wait()
-        return ended or self._outcome(process.returncode, begin)
+        output = self.folder / OUTPUT
+        begin = output.stat().st_size if output.exists() else 0
+        code = follow(self.command, output, end=self._should_end)
+        self._look()
+        if self.hopeless:
+            return Outcome("PRUNED")
+        if code and self.stopping():
+            return Outcome("STOPPED")
+        return self._outcome(code, begin)
 
     def _wait_for_folder(self) -> bool:
         """Until the run that a killed worker left has saved and ended; False if asked to stop."""
@@ -137,33 +106,18 @@ class TrialRun:
                 time.sleep(POLL)
         return False
 
-    def _follow(self, process: subprocess.Popen) -> Outcome | None:
-        """Report epochs while the run goes on; None where it ended by itself."""
-        while True:
-            running = process.poll() is None
-            hopeless = self._look()
-            if not running:
-                return None
-            if hopeless or self.stopping():
-                process.terminate()
-                try:
-                    process.wait(PATIENCE)
-                except subprocess.TimeoutExpired:
-                    process.kill()
-                    process.wait()
-                return Outcome("PRUNED" if hopeless else "STOPPED")
-            time.sleep(POLL)
+    def _should_end(self) -> bool:
+        self._look()
+        return self.hopeless or self.stopping()
 
-    def _look(self) -> bool:
+    def _look(self) -> None:
         """Report the epochs that are new; is the trial without hope after one of them?"""
         for epoch, figures in read_epochs(self.folder / "model").items():
-            value = metric_of(figures, self.metric)
-            if epoch in self.seen or value is None:
+            value = figures.get(self.split, {}).get(self.metric)
+            if epoch in self.seen or value is None or self.hopeless:
                 continue
             self.seen[epoch] = value
-            if self.on_epoch(epoch, value) and epoch < self.epochs:
-                return True
-        return False
+            self.hopeless = self.on_epoch(epoch, value) and epoch < self.epochs
 
     def _outcome(self, code: int, begin: int) -> Outcome:
         if code == STOPPED:  # by a signal to all processes of a job, of which ours is yet to come
@@ -173,6 +127,8 @@ class TrialRun:
         if not self.seen:
             known = sorted({name for figures in self._figures() for name in figures})
             return Outcome("FAIL", error=f"the run reports no {self.metric}, only {known}")
+        if max(self.seen) < self.epochs:
+            return Outcome("FAIL", error=f"no {self.metric} of the last epoch, {self.epochs}")
         value = self.seen[max(self.seen)]
         if not math.isfinite(value):
             return Outcome("FAIL", error=f"{self.metric} is {value} after epoch {max(self.seen)}")
@@ -180,7 +136,7 @@ class TrialRun:
 
     def _figures(self) -> list[dict[str, float]]:
         epochs = read_epochs(self.folder / "model").values()
-        return [entry.get("val") or entry.get("train", {}) for entry in epochs]
+        return [entry.get(self.split, {}) for entry in epochs]
 
 
 def what_went_wrong(output: Path, begin: int, code: int) -> str:

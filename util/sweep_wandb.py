@@ -6,17 +6,20 @@ from typing import Any
 from ..config.errors import StripsegError
 from ..config.schema import SECTIONS
 from ..config.sweep_file import OWN, Sweep
+from .interruption import Stopped
 
 Run = Callable[[str, dict[str, Any], Callable[[dict], None]], str]
 
 
 def run_on_wandb(sweep: Sweep, run: Run) -> None:
-    """Register the sweep at W&B and make the trials that it asks for.
+    """Register the sweep at W&B and make the trials that it asks for, one agent's job at a time:
+    an agent would take the next job after a run that was stopped.
 
     Args:
         run: (id of the run, {parameter: value}, log figures) -> what went wrong, or nothing.
     Raises:
         StripsegError: wandb is not installed.
+        Stopped: a run was.
     """
     try:
         import wandb
@@ -30,15 +33,30 @@ def run_on_wandb(sweep: Sweep, run: Run) -> None:
         content["run_cap"] = sweep.run_cap
     place = {key: content.pop(key, None) for key in ("project", "entity")}
     names = {parameter.name for parameter in sweep.parameters}
+    stops: list[Stopped] = []
+    made = 0
 
     def one() -> None:
+        nonlocal made
+        made += 1
         with wandb.init() as started:
             values = {name: value for name, value in flat(started.config) if name in names}
-            error = run(str(started.id), values, started.log)
+            try:
+                error = run(str(started.id), values, started.log)
+            except Stopped as stop:  # W&B's agent keeps every exception to itself
+                stops.append(stop)
+                raise
             if error:
                 raise RuntimeError(error)  # marks W&B's run as failed
 
-    wandb.agent(wandb.sweep(content, **place), function=one, count=sweep.run_cap, **place)
+    number = wandb.sweep(content, **place)
+    while sweep.run_cap is None or made < sweep.run_cap:
+        before = made
+        wandb.agent(number, function=one, count=1, **place)
+        if stops:
+            raise stops[0]
+        if made == before:  # W&B has no more of them
+            return
 
 
 def flat(config: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
