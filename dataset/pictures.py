@@ -7,7 +7,9 @@ from typing import Protocol
 
 import cv2
 import numpy as np
+import torch
 from torch.utils.data import Dataset
+from torchvision.transforms import v2
 
 from ..config.classification import IGNORED
 from ..config.errors import DataError
@@ -97,39 +99,35 @@ class PadAndCrop:
         return np.ascontiguousarray(cropped[:, ::-1] if mirrored else cropped)
 
 
-@dataclass(frozen=True)
 class ResizedCrop:
-    """ImageNet's augmentation (Szegedy et al., "Going Deeper with Convolutions", Sec. 6).
-
-    A rectangle of `area` (least and largest share) and of a ratio from 3:4 to 4:3, resized to
-    `crop`, and mirrored. In 10 attempts none may fit the picture; then its middle is taken.
+    """ImageNet's augmentation (Szegedy et al., "Going Deeper with Convolutions", Sec. 6), by
+    torchvision: a rectangle of `area` (least and largest share) and of a ratio from 3:4 to 4:3,
+    resized to `crop` (height, width), and mirrored.
     """
 
-    crop: tuple[int, int]
-    area: tuple[float, float] = (0.08, 1.0)
-    flip_probability: float = 0.5
+    def __init__(
+        self,
+        crop: tuple[int, int],
+        area: tuple[float, float] = (0.08, 1.0),
+        flip_probability: float = 0.5,
+    ) -> None:
+        self.transforms = v2.Compose(
+            [
+                v2.RandomResizedCrop(crop, scale=area, antialias=True),
+                v2.RandomHorizontalFlip(flip_probability),
+            ]
+        )
 
     def __call__(self, image: np.ndarray, generator: np.random.Generator) -> np.ndarray:
-        """(H, W, C) uint8 -> (h, w, C), a function of the generator's state alone."""
-        top, left, height, width = self.rectangle(image.shape[:2], generator)
-        resized = resize(image[top : top + height, left : left + width], self.crop)
-        mirrored = generator.random() < self.flip_probability
-        return np.ascontiguousarray(resized[:, ::-1] if mirrored else resized)
+        """(H, W, C) uint8 -> (h, w, C), a function of the generator's state alone.
 
-    def rectangle(
-        self, size: tuple[int, int], generator: np.random.Generator
-    ) -> tuple[int, int, int, int]:
-        """(top, left, height, width)."""
-        for _ in range(10):
-            area = generator.uniform(*self.area) * size[0] * size[1]
-            ratio = np.exp(generator.uniform(np.log(3 / 4), np.log(4 / 3)))
-            height, width = round(np.sqrt(area / ratio)), round(np.sqrt(area * ratio))
-            if 0 < height <= size[0] and 0 < width <= size[1]:
-                top = generator.integers(0, size[0] - height + 1)
-                left = generator.integers(0, size[1] - width + 1)
-                return int(top), int(left), height, width
-        side = min(size)
-        return (size[0] - side) // 2, (size[1] - side) // 2, side, side
+        torchvision draws from torch's generator: it is seeded from ours, and put back after.
+        """
+        pixels = torch.from_numpy(np.ascontiguousarray(image)).permute(2, 0, 1)
+        with torch.random.fork_rng(devices=[]):
+            torch.default_generator.manual_seed(int(generator.integers(2**63)))
+            pixels = self.transforms(pixels)
+        return pixels.permute(1, 2, 0).contiguous().numpy()
 
 
 def resize(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:

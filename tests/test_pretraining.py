@@ -75,22 +75,39 @@ def test_training_crops_are_a_function_of_seed_epoch_and_index(config_file: Path
 
 
 def test_rectangles_have_the_area_and_ratio_asked_for() -> None:
-    crop = ResizedCrop((8, 8), (0.2, 0.5))
-    shares, ratios, places = [], [], set()
-    for seed in range(500):
-        top, left, height, width = crop.rectangle((100, 120), np.random.default_rng(seed))
-        assert 0 <= top <= 100 - height
-        assert 0 <= left <= 120 - width
-        shares.append(height * width / 12000)
-        ratios.append(width / height)
-        places.add((top, left))
-    assert 0.19 < min(shares) < 0.23
-    assert 0.47 < max(shares) < 0.51
-    assert 0.73 < min(ratios) < 0.8
-    assert 1.25 < max(ratios) < 1.37
-    assert len(places) > 300
-    narrow = ResizedCrop((8, 8), (1.0, 1.0)).rectangle((10, 100), np.random.default_rng(0))
-    assert narrow == (0, 45, 10, 10)
+    """Seen in what comes out: a picture whose pixels are their places, (row, column)."""
+    image = np.zeros((100, 120, 3), np.uint8)
+    image[..., 0], image[..., 1] = np.arange(100)[:, None], np.arange(120)
+    crop = ResizedCrop((64, 64), (0.2, 0.5))
+    shares, ratios, places, mirrored = [], [], set(), 0
+    for seed in range(300):
+        found = crop(image, np.random.default_rng(seed)).astype(float)
+        assert found.shape == (64, 64, 3)
+        height = (found[-1, :, 0].mean() - found[0, :, 0].mean()) * 64 / 63
+        width = (found[:, -1, 1].mean() - found[:, 0, 1].mean()) * 64 / 63
+        mirrored += width < 0
+        shares.append(height * abs(width) / 12000)
+        ratios.append(abs(width) / height)
+        places.add((round(found[..., 0].min()), round(found[..., 1].min())))
+    assert 0.18 < min(shares) < 0.23
+    assert 0.47 < max(shares) < 0.52
+    assert 0.71 < min(ratios) < 0.8
+    assert 1.25 < max(ratios) < 1.4
+    assert len(places) > 200
+    assert 110 < mirrored < 190
+
+
+def test_crops_are_the_generators_alone() -> None:
+    """Whatever torch's own generator has done before; and it goes on as if nothing was drawn."""
+    image = np.random.default_rng(0).integers(0, 256, (50, 60, 3), np.uint8)
+    crop = ResizedCrop((32, 32))
+    torch.manual_seed(1)
+    first = crop(image, np.random.default_rng(5))
+    after = torch.rand(3)
+    torch.manual_seed(1)
+    assert torch.equal(after, torch.rand(3))
+    assert np.array_equal(first, crop(image, np.random.default_rng(5)))
+    assert not np.array_equal(first, crop(image, np.random.default_rng(6)))
 
 
 def test_the_test_sees_the_middle() -> None:
