@@ -86,6 +86,7 @@ def find_config(dataset: str, experiment: str) -> Path:
         if os.path.isfile(path):  # unlike Path.is_file, False for an impossible name
             return path
     found = sorted({file for folder in folders for file in folder.glob("*/*_*.yaml")})
+    found = [file for file in found if file.name.startswith(f"{file.parent.name}_")]
     datasets = sorted({file.parent.name for file in found})
     if dataset not in datasets:
         raise ConfigError(_not_found(f"no configs for the dataset {dataset}", dataset, datasets))

@@ -120,8 +120,9 @@ def likely_cause(pair: Pair, encoding: LabelEncoding) -> str:
         return " They look like Cityscapes' labelIds; DATA.dataset cityscapes reads these, too."
     if strange == {classes}:
         return (
-            f" They look like labels that count from 1, with 0 for unlabelled (ADE20K's are such): "
-            f"subtract 1 and make 0 {encoding.ignore_label}, or name the dataset in DATA.dataset."
+            f" Either there are {classes + 1} classes, and DATA.classes is too small, or these are "
+            "labels that count from 1, with 0 for unlabelled (ADE20K's are such): subtract 1 and "
+            f"make 0 {encoding.ignore_label}, or name the dataset in DATA.dataset."
         )
     return ""
 

@@ -160,6 +160,7 @@ def evaluation_samples(
         sampler=indices,
         num_workers=workers,
         collate_fn=untouched,
+        worker_init_fn=leave_to_parent,
     )
     for sample in loader:
         if isinstance(sample, DataError):
@@ -191,7 +192,14 @@ def class_pixels(
     chosen = np.unique(np.linspace(0, len(pairs) - 1, min(most, len(pairs))).round().astype(int))
     counter = _LabelPixels([pairs[index].label for index in chosen], encoding)
     total = torch.zeros(encoding.classes, dtype=torch.int64)
-    for counts in DataLoader(counter, batch_size=None, num_workers=workers, collate_fn=untouched):
+    loader = DataLoader(
+        counter,
+        batch_size=None,
+        num_workers=workers,
+        collate_fn=untouched,
+        worker_init_fn=leave_to_parent,
+    )
+    for counts in loader:
         if isinstance(counts, DataError):
             raise counts
         total += torch.as_tensor(counts)

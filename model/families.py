@@ -249,12 +249,14 @@ def authors_keys(state: Mapping, family: Family) -> dict:
         if not key.startswith(begins) or ".strip_pooling." in theirs or family.ours(theirs) != key
     ]
     if stray or not family.fits(renamed):
-        raise ValueError(f"{family.name} has no names for this network, such as {stray[:3]}")
+        raise ValueError(
+            f"{family.name} has no names for this network, such as {', '.join(stray[:3])}"
+        )
     missing = [mark for mark in family.always if not any(re.fullmatch(mark, k) for k in renamed)]
     strange = [key for key in renamed if family.never and re.fullmatch(family.never, key)]
     if missing or strange:
         raise ValueError(
             f"{family.name}'s program has no such network: "
-            + "; ".join([f"it lacks {mark}" for mark in missing] + strange[:3])
+            + "; ".join([f"it lacks {mark.replace(chr(92), '')}" for mark in missing] + strange[:3])
         )
     return renamed

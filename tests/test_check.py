@@ -107,7 +107,7 @@ def grey_of_palette(label: np.ndarray) -> np.ndarray:
 @pytest.mark.parametrize(
     ("make", "classes", "cause"),
     [
-        (lambda label: label + 1, 9, "look like labels that count from 1"),
+        (lambda label: label + 1, 9, "labels that count from 1"),
         (lambda label: label + 14, 19, "look like Cityscapes' labelIds"),
         (grey_of_palette, 9, "look like a palette PNG that was saved as grey"),
         (lambda label: label * 28, 9, ""),
@@ -122,7 +122,7 @@ def test_the_likely_cause_is_told(make, classes: int, cause: str, tmp_path: Path
     error = examine_pair(pair, split="train", encoding=encoding, channels=3).error
     assert "outside the classes" in error
     assert cause in error
-    assert ("look" in error) == bool(cause)
+    assert any(word in error for word in ("look like", "Either")) == bool(cause)
 
 
 def test_looks_are_close_for_pictures_that_look_alike() -> None:

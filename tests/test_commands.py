@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import yaml
 from PIL import Image
 
 from stripseg.config.errors import CheckpointError, DataError, DeviceError, StripsegError
@@ -245,6 +246,22 @@ def test_missing_weights_may_be_allowed(small_config: Path, capsys: pytest.Captu
     said = capsys.readouterr().out
     assert "absent.pth is not there" in said
     assert "training from scratch" in said
+
+
+def test_a_test_does_not_need_the_gpus_of_the_training(trained_config: Path) -> None:
+    """A YAML for eight GPUs and four images, tested on the CPU of another machine."""
+    content = yaml.safe_load(trained_config.read_text())
+    content["TRAIN"] |= {"train_gpu": list(range(8)), "batch_size": 4}
+    trained_config.write_text(yaml.safe_dump(content))
+    test.main(["--config", str(trained_config), "TEST.test_gpu", "[]"])
+
+
+def test_another_depth_is_told_by_its_option(trained_config: Path) -> None:
+    words = ["--config", str(trained_config), "TRAIN.layers", "34", "TRAIN.epochs", "9"]
+    with pytest.raises(
+        CheckpointError, match=r"TRAIN.backbone resnet18, and now it is resnet34.*--fresh"
+    ):
+        train.main(words)
 
 
 def test_wrong_checkpoints_are_refused(trained_config: Path, tmp_path: Path) -> None:

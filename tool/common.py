@@ -69,10 +69,16 @@ def argument_parser(command: str, description: str) -> argparse.ArgumentParser:
 
 
 def parse_config(
-    parser: argparse.ArgumentParser, argv: Sequence[str], *, classifiers: bool = False
+    parser: argparse.ArgumentParser,
+    argv: Sequence[str],
+    *,
+    classifiers: bool = False,
+    trains: bool = False,
 ):
     """(parsed options, the config with its overrides).
 
+    Args:
+        trains: the command needs the GPUs that the config trains on; the others do not care.
     Raises:
         ConfigError: a mistake in it; or it describes a classifier, and the command takes none.
     """
@@ -84,7 +90,8 @@ def parse_config(
         parser.error("name a dataset and an experiment, such as: ade20k spnet50")
     else:
         path, words = find_config(words[0], words[1]), words[2:]
-    config = load_config(path, [*slurm_options(), *words])
+    gpus = [] if trains else ["TRAIN.train_gpu", "[]"]
+    config = load_config(path, [*slurm_options(), *gpus, *words])
     check_arch(config)
     if not classifiers:
         check_segments(config)

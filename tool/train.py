@@ -49,7 +49,7 @@ def main(argv: Sequence[str]) -> int | None:
     parser.add_argument(
         "--fresh", action="store_true", help="start anew; an earlier run's folder is moved aside"
     )
-    options, config = common.parse_config(parser, argv, classifiers=True)
+    options, config = common.parse_config(parser, argv, classifiers=True, trains=True)
     check_files(config, "train", official_splits=official_splits(config))
     devices = distributed.choose_devices(config.TRAIN.train_gpu, key="TRAIN.train_gpu")
     processes = common.process_count(config, devices)
@@ -208,8 +208,12 @@ def restore_weights(config: Config, segmenter: nn.Module, content: dict, *, orig
     Raises:
         CheckpointError: it is one of another network.
     """
-    report = load_weights(segmenter, content, origin=origin, exact=True)
-    check_same_network(content, config, origin=origin)
+    try:
+        check_same_network(content, config, origin=origin)
+        report = load_weights(segmenter, content, origin=origin, exact=True)
+    except CheckpointError as error:
+        anew = "; to train anew: --fresh, or another TRAIN.save_path"
+        raise CheckpointError(f"{error}{anew}") from error
     if report.new or report.unused:
         raise CheckpointError(
             f"{origin}: was trained with{'out' * bool(report.new)} an auxiliary head; set "
