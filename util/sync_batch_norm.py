@@ -10,74 +10,53 @@ import warnings
 import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
-from torch.nn import functional as F
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from . import distributed
 
 
 class _SynchronizedNormalization(torch.autograd.Function):
-    """(x - mean) / std * weight + bias with mean and std of all processes: (N, C, ...) -> the same.
-
-    Every pass over the pixels is one of PyTorch's own batch norm kernels, which compute in float32
-    whatever the type of the pixels.
-    """
+    """(x - mean) / std with mean and std of all processes: (N, C, ...) -> the same shape."""
 
     @staticmethod
-    def forward(
-        ctx, x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float
-    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        channels, dtype = x.shape[1], statistics_type(x)
-        unused = (x.new_zeros(channels, dtype=dtype), x.new_ones(channels, dtype=dtype))
-        mean, variance = torch.batch_norm_update_stats(x, *unused, 1.0)
-        mean, variance = mean.double(), variance.double()
-        count = mean.new_tensor([x.numel() / channels])
-        totals = torch.cat([mean * count, (variance + mean.square()) * count, count])
+    def forward(ctx, x: Tensor, eps: float) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        dims = [d for d in range(x.dim()) if d != 1]
+        wide = x.detach().double() if x.device.type == "cpu" else x.detach().float()
+        local_count = x.numel() / x.shape[1]
+        local_mean = wide.mean(dims)
+        local_square = wide.square().mean(dims)
+        totals = torch.cat(
+            [
+                local_mean * local_count,
+                local_square * local_count,
+                local_mean.new_tensor([local_count]),
+            ]
+        )
         distributed.all_reduce_sum(totals)
+        channels = x.shape[1]
         count = totals[-1]
         mean = totals[:channels] / count
         variance = (totals[channels:-1] / count - mean.square()).clamp_(min=0)
-        mean, variance = mean.to(dtype), variance.to(dtype)
-        ctx.save_for_backward(x, weight, mean, variance, count)
-        ctx.eps = eps
+        shape = [1, -1] + [1] * (x.dim() - 2)
+        inverse_std = (variance + eps).rsqrt()
+        normalized = ((x - mean.view(shape)) * inverse_std.view(shape)).to(x.dtype)
+        ctx.save_for_backward(normalized, inverse_std, count)
         ctx.mark_non_differentiable(mean, variance, count)
-        return F.batch_norm(x, mean, variance, weight, bias, eps=eps), mean, variance, count
+        return normalized, mean, variance, count
 
     @staticmethod
     @once_differentiable
-    def backward(ctx, gradient: Tensor, *_: Tensor) -> tuple[Tensor, Tensor, Tensor, None]:
-        x, weight, mean, variance, count = ctx.saved_tensors
-        inverse_std = (variance + ctx.eps).rsqrt()
-        _, of_weight, of_bias = torch.ops.aten.native_batch_norm_backward(
-            gradient,
-            x,
-            weight,
-            mean,
-            variance,
-            mean,
-            inverse_std,
-            True,
-            ctx.eps,
-            [False, True, True],
-        )  # sums over this process's pixels of gradient * normalized, and of gradient
-        totals = torch.stack([of_weight, of_bias]).double()
-        distributed.all_reduce_sum(totals)
-        mean_product, mean_gradient = (totals / count).to(mean.dtype)
-        scale = inverse_std if weight is None else inverse_std * weight.to(mean.dtype)
-        # scale * (gradient - mean_gradient - normalized * mean_product)
-        along = F.batch_norm(
-            x, mean, variance, -scale * mean_product, -scale * mean_gradient, eps=ctx.eps
+    def backward(ctx, gradient: Tensor, *_: Tensor) -> tuple[Tensor, None]:
+        normalized, inverse_std, count = ctx.saved_tensors
+        dims = [d for d in range(gradient.dim()) if d != 1]
+        shape = [1, -1] + [1] * (gradient.dim() - 2)
+        totals = torch.stack([gradient.sum(dims), (gradient * normalized).sum(dims)]).to(
+            count.dtype
         )
-        of_x = F.batch_norm(
-            gradient, torch.zeros_like(mean), torch.ones_like(mean), scale, eps=0.0
-        ).add_(along)
-        if weight is None:
-            return of_x, None, None, None
-        return of_x, of_weight.to(weight.dtype), of_bias.to(weight.dtype), None
-
-
-def statistics_type(x: Tensor) -> torch.dtype:
-    return x.dtype if x.dtype == torch.float64 else torch.float32
+        distributed.all_reduce_sum(totals)
+        mean_gradient, mean_product = (totals / count).to(gradient.dtype)
+        centred = gradient - mean_gradient.view(shape) - normalized * mean_product.view(shape)
+        return (centred * inverse_std.view(shape)).to(gradient.dtype), None
 
 
 class SyncBatchNorm(_BatchNorm):
@@ -98,12 +77,14 @@ class SyncBatchNorm(_BatchNorm):
         self._check_input_dim(x)
         if not self.training or distributed.world_size() == 1:
             return super().forward(x)
-        normalized, mean, variance, count = _SynchronizedNormalization.apply(
-            x, self.weight, self.bias, self.eps
-        )
+        normalized, mean, variance, count = _SynchronizedNormalization.apply(x, self.eps)
         if self.track_running_stats:
             self._update(mean, variance, count)
-        return normalized
+        if not self.affine:
+            return normalized
+        shape = [1, -1] + [1] * (x.dim() - 2)
+        weight, bias = self.weight.view(shape), self.bias.view(shape)
+        return normalized * weight.to(x.dtype) + bias.to(x.dtype)
 
     @torch.no_grad()
     def _update(self, mean: Tensor, variance: Tensor, count: Tensor) -> None:
