@@ -31,3 +31,9 @@ def atomic_write(path: str | Path, *, durable: bool = False) -> Iterator[BinaryI
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
+
+
+def write_text(path: str | Path, text: str) -> None:
+    """A text file that appears whole or not at all."""
+    with atomic_write(path) as file:
+        file.write(text.encode())

@@ -1,6 +1,6 @@
 """Sentences for people: which option is wrong, where it was given, and what would be right."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from pydantic import ValidationError
@@ -18,6 +18,16 @@ Origins = dict[Key, str]  # the file (or the command line) that gave the key
 def options_named(key: str) -> list[str]:
     """`TRAIN.base_lr` for `base_lr`: every section's option of that name."""
     return [f"{name}.{key}" for name, section in SECTIONS.items() if key in section.model_fields]
+
+
+def trains_first(options: Sequence[str]) -> str:
+    """Of the options that a bare name may mean TRAIN's, where semseg has it, or the first."""
+    return next((option for option in options if option.startswith("TRAIN.")), options[0])
+
+
+def option_meant(key: str) -> str:
+    """`TRAIN.momentum` for `momentum`; a name with its section, or of no option, as it is."""
+    return trains_first(options_named(key) or [key])
 
 
 def unknown_section(name: object) -> str:

@@ -24,6 +24,7 @@ from .complaints import (
     explain,
     options_named,
     suggestion,
+    trains_first,
     unknown_section,
 )
 from .errors import ConfigError
@@ -164,7 +165,7 @@ def _override_layer(overrides: Sequence[Any]) -> Layer:
 def _split_key(key: str) -> tuple[str, str]:
     """("TRAIN", "base_lr") for `TRAIN.base_lr` and for `base_lr`.
 
-    A bare name that TRAIN and TEST share (`batch_size`) is TRAIN's, where semseg has it.
+    A bare name that TRAIN and TEST share (`batch_size`) is TRAIN's.
     """
     section, dot, option = key.partition(".")
     if dot:
@@ -174,7 +175,7 @@ def _split_key(key: str) -> tuple[str, str]:
     names = options_named(key) or [f"{name}.{old}" for name, old in OLD_KEYS if old == key]
     if not names:
         raise ConfigError(f"{COMMAND_LINE}: {key} is not an option{suggestion(key)}")
-    return _split_key(next((name for name in names if name.startswith("TRAIN.")), names[0]))
+    return _split_key(trains_first(names))
 
 
 def _merge(layers: list[Layer]) -> Merged:

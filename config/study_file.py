@@ -1,23 +1,21 @@
 """The file of a study: configs, the options that vary, and seeds."""
 
 import hashlib
-import json
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from itertools import product
 from pathlib import Path
 from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from .complaints import options_named
+from .complaints import option_meant
 from .errors import ConfigError
 from .load import find_config, load_config
+from .many_runs import EACH_RUNS_OWN, as_words
 from .schema import Config
 from .yaml_file import read_yaml
 
-EACH_RUNS_OWN = ("experiment", "TRAIN.save_path", "TRAIN.resume", "TRAIN.manual_seed")
-EACH_RUNS_OWN += ("TEST.save_folder", "TEST.model_path")
 LONGEST = 100  # characters of a folder's name
 
 
@@ -54,20 +52,7 @@ class Cell(BaseModel):
     @property
     def words(self) -> list[str]:
         """The options as they follow a command."""
-        return as_words(self.values)
-
-
-def as_words(options: Sequence[tuple[str, Any]]) -> list[str]:
-    """Options as they follow a command, where values are read as YAML."""
-    return [word for key, value in options for word in (key, as_word(value))]
-
-
-def as_word(value: Any) -> str:
-    """A value as YAML; text that YAML would take for something else is quoted."""
-    if isinstance(value, str) and re.fullmatch(r"[A-Za-z_/.][\w./ -]*", value):
-        plain = value.lower() not in ("null", "none", "true", "false", "yes", "no", "on", "off")
-        return value if plain else json.dumps(value)
-    return json.dumps(value, ensure_ascii=False)
+        return as_words(dict(self.values))
 
 
 class Study:
@@ -102,8 +87,8 @@ class Study:
         given: dict[str, str] = {}
         for where, keys in (("vary", self.file.vary), ("options", self.file.options)):
             for key in keys:
-                option = key if "." in key else next(iter(options_named(key)), key)
-                if option in EACH_RUNS_OWN:
+                option = option_meant(key)
+                if option in (*EACH_RUNS_OWN, "TRAIN.manual_seed"):
                     yield f"{where}.{key}: {option} is each run's own; seeds has the seeds"
                 if option in given:
                     yield f"{where}.{key}: {option} is given in {given[option]} already"
@@ -129,4 +114,4 @@ class Study:
     @property
     def options(self) -> list[str]:
         """The options of all runs."""
-        return as_words(list(self.file.options.items()))
+        return as_words(self.file.options)

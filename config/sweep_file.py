@@ -13,9 +13,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from .complaints import COMMAND_LINE, options_named
+from .complaints import COMMAND_LINE, option_meant
 from .errors import ConfigError
 from .load import find_config, load_config
+from .many_runs import EACH_RUNS_OWN, as_words
 from .schema import SECTIONS, Config
 from .sweep_parameters import ALIASES, Alias, Parameter, parameter_of
 from .values import Choice, Kind, Name, Text, Whole, nearest, shown
@@ -27,13 +28,6 @@ METRICS = (*OF_SEGMENTERS, *OF_CLASSIFIERS[1:])
 OWN = ("config", "aliases", "seed", "count")  # what W&B does not know
 OF_WANDB = ("program", "command", "description", "project", "entity")  # only `--backend wandb`
 KEYS = ("name", "method", "metric", "parameters", "early_terminate", "run_cap", *OWN, *OF_WANDB)
-EACH_TRIALS_OWN = (
-    "experiment",
-    "TRAIN.save_path",
-    "TRAIN.resume",
-    "TEST.save_folder",
-    "TEST.model_path",
-)
 MOST_COMBINATIONS = 10_000
 MOST_CHECKED = 500  # combinations of a grid that are all loaded; beyond, each value alone
 
@@ -153,9 +147,8 @@ def check_candidates(sweep: Sweep, check: Callable[[Config], None]) -> None:
     check(load_config(sweep.config))
     complaints: dict[str, None] = {}
     for values in _candidates(sweep):
-        overrides = [word for pair in sweep.options(values).items() for word in pair]
         try:
-            check(load_config(sweep.config, _as_words(overrides)))
+            check(load_config(sweep.config, as_words(sweep.options(values))))
         except ConfigError as error:
             which = ", ".join(f"{name} {shown(value)}" for name, value in values.items())
             where = f"{sweep.path}: parameters" + (f" with {which}" if which else "")
@@ -163,15 +156,6 @@ def check_candidates(sweep: Sweep, check: Callable[[Config], None]) -> None:
                 complaints[f"{where}: {line.removeprefix(f'{COMMAND_LINE}: ')}"] = None
     if complaints:
         raise ConfigError("\n".join(complaints))
-
-
-def _as_words(overrides: list[Any]) -> list[Any]:
-    """Text would be read as YAML once more; a quoted one is the same text then."""
-    quoted = [
-        "'" + word.replace("'", "''") + "'" if isinstance(word, str) else word
-        for word in overrides[1::2]
-    ]
-    return [word for pair in zip(overrides[::2], quoted, strict=True) for word in pair]
 
 
 def _candidates(sweep: Sweep) -> Iterator[dict[str, Any]]:
@@ -283,26 +267,20 @@ def _parameters(path: Path, content: Mapping[str, Any]) -> Iterator[Parameter]:
     for name, entry in _flat(parameters):
         try:
             alias = aliases.get(name, Alias(name))
-            alias = Alias(_option(alias.option), alias.values)
+            alias = Alias(option_meant(alias.option), alias.values)
             parameter = parameter_of(name, alias, entry)
         except ValueError as error:
             raise ConfigError(f"{path}: parameters.{name} {error}") from None
         section, _, key = parameter.option.partition(".")
         if section not in SECTIONS or not key:
             raise ConfigError(f"{path}: parameters.{name}: {parameter.option} is no SECTION.option")
-        if parameter.option in EACH_TRIALS_OWN:
+        if parameter.option in EACH_RUNS_OWN:
             raise ConfigError(f"{path}: parameters.{name}: {parameter.option} is each trial's own")
         if parameter.option in found:
             other = found[parameter.option]
             raise ConfigError(f"{path}: parameters {other} and {name} are both {parameter.option}")
         found[parameter.option] = name
         yield parameter
-
-
-def _option(name: str) -> str:
-    """`TRAIN.momentum` for `momentum`; a name that TRAIN and TEST share is TRAIN's."""
-    options = options_named(name)
-    return next((option for option in options if option.startswith("TRAIN.")), (*options, name)[0])
 
 
 def _flat(parameters: Mapping[Any, Any]) -> Iterator[tuple[str, Any]]:

@@ -9,7 +9,6 @@ import cv2
 import numpy as np
 import torch
 from torch.utils.data import Dataset
-from torchvision.transforms import v2
 
 from ..config.classification import IGNORED
 from ..config.errors import DataError
@@ -111,6 +110,8 @@ class ResizedCrop:
         area: tuple[float, float] = (0.08, 1.0),
         flip_probability: float = 0.5,
     ) -> None:
+        from torchvision.transforms import v2  # takes a second, which segmentation need not wait
+
         self.transforms = v2.Compose(
             [
                 v2.RandomResizedCrop(crop, scale=area, antialias=True),

@@ -78,3 +78,28 @@ def write(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Path
         return path
 
     return write
+
+
+@pytest.fixture
+def sweep_file(small_config: Path, tmp_path: Path, monkeypatch):
+    """Writes a sweep over the small shapes network and returns its path."""
+    monkeypatch.chdir(tmp_path)
+
+    def write(**changes) -> Path:
+        content = {
+            "config": str(small_config),
+            "method": "grid",
+            "metric": {"name": "mIoU", "goal": "maximize"},
+            "parameters": {
+                "learning_rate": {"values": [0.001, 0.01]},
+                "epochs": {"value": 1},
+                "TRAIN.tensorboard": {"value": False},
+            },
+            **changes,
+        }
+        path = tmp_path / "small.yaml"
+        kept = {key: value for key, value in content.items() if value is not None}
+        path.write_text(yaml.safe_dump(kept, sort_keys=False), encoding="utf-8")
+        return path
+
+    return write

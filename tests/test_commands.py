@@ -254,6 +254,8 @@ def test_a_test_does_not_need_the_gpus_of_the_training(trained_config: Path) -> 
     content["TRAIN"] |= {"train_gpu": list(range(8)), "batch_size": 4}
     trained_config.write_text(yaml.safe_dump(content))
     test.main(["--config", str(trained_config), "TEST.test_gpu", "[]"])
+    figures = next(trained_config.parent.rglob("metrics.json"))
+    assert 0 <= json.loads(figures.read_text())["mIoU"] <= 1
 
 
 def test_another_depth_is_told_by_its_option(trained_config: Path) -> None:

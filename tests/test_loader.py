@@ -1,5 +1,8 @@
 """Batches depend on seed, epoch and index: not on workers, processes or where a run stopped."""
 
+import multiprocessing
+import os
+import signal
 from pathlib import Path
 
 import numpy as np
@@ -151,3 +154,16 @@ def test_pixels_of_classes_are_counted(pairs, workers: int) -> None:
     table = encoding(pairs)
     expected = sum(np.bincount(table.read(p.label).ravel(), minlength=256)[:9] for p in pairs)
     assert class_pixels(pairs, table, workers=workers).tolist() == expected.tolist()
+
+
+def test_workers_that_validate_leave_a_signal_to_their_parent(pairs: list[Pair]) -> None:
+    """Schedulers send it to the whole group; the validation goes on to its end."""
+    dataset = EvaluationSet(pairs, encoding(pairs))
+    samples = evaluation_samples(dataset, range(len(dataset)), workers=2)
+    names = [next(samples).name, next(samples).name]  # both workers are at work
+    workers = multiprocessing.active_children()
+    assert len(workers) == 2
+    for worker in workers:
+        os.kill(worker.pid, signal.SIGTERM)
+    names += [sample.name for sample in samples]
+    assert names == [pair.name for pair in dataset.pairs]

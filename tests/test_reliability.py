@@ -1,6 +1,5 @@
 """What a run survives: signals, steps that are not finite, full disks, bad files, a second run."""
 
-import multiprocessing
 import os
 import shutil
 import signal
@@ -16,8 +15,6 @@ import yaml
 
 from stripseg.config.errors import CheckpointError, TrainingError
 from stripseg.config.load import load_config
-from stripseg.dataset.build import build_validation_set
-from stripseg.dataset.loader import evaluation_samples
 from stripseg.tool import test as tool_test
 from stripseg.tool import train
 from stripseg.tool.train import build_trainer
@@ -75,19 +72,6 @@ def test_a_signal_saves_and_ends_with_its_code(
     assert step >= 2
     trainer = build_trainer(load_config(small_config, LONG), CPU)
     assert trainer.step == step
-
-
-def test_workers_that_validate_leave_a_signal_to_their_parent(small_config: Path) -> None:
-    """Schedulers send it to the whole group; the validation goes on to its end."""
-    dataset = build_validation_set(load_config(small_config))
-    samples = evaluation_samples(dataset, range(len(dataset)), workers=2)
-    names = [next(samples).name, next(samples).name]  # both workers are at work
-    workers = multiprocessing.active_children()
-    assert len(workers) == 2
-    for worker in workers:
-        os.kill(worker.pid, signal.SIGTERM)
-    names += [sample.name for sample in samples]
-    assert names == [pair.name for pair in dataset.pairs]
 
 
 def test_a_second_interrupt_ends_at_once() -> None:

@@ -12,10 +12,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from stripseg.config.atomic import atomic_write
+from stripseg.config.atomic import write_text
 from stripseg.config.errors import TrainingError
 from stripseg.config.load import find_config, load_config
-from stripseg.config.study_file import Cell, Study, as_words
+from stripseg.config.many_runs import as_words
+from stripseg.config.study_file import Cell, Study
 from stripseg.tool import common
 from stripseg.tool.summary import summarise_config
 from stripseg.util.checkpoint import folder_lock, move_aside
@@ -50,22 +51,26 @@ def make_runs(study: Study, folder: Path, request: StopRequest) -> None:
     for number, (cell, seed) in enumerate(runs, 1):
         place = folder / cell.folder / f"seed{seed}"
         words = run_words(study, cell, seed, place)
-        if figures_of(place, words) is not None:
+        content = what_runs(words)
+        if figures_of(place, content) is not None:
             continue
         print(f"run {number} of {len(runs)}: {place}", flush=True)
-        if content_of(place) != what_runs(words) and (aside := move_aside(place)):
+        if content_of(place) != content and (aside := move_aside(place)):
             print(f"the earlier run, with other options, is kept in {aside}", flush=True)
-        with atomic_write(place / RUN) as file:
-            file.write(json.dumps(what_runs(words), indent=1).encode())
+        write_text(place / RUN, json.dumps(content, indent=1))
         for command in ("train", "test"):
             run(command, words, place, request)
 
 
 def run_words(study: Study, cell: Cell, seed: int, place: Path) -> list[str]:
     """What follows `train` and `test` for one run."""
-    own = [("TRAIN.manual_seed", seed), ("TRAIN.save_path", str(place / "model"))]
-    own += [("TRAIN.resume", "auto"), ("TEST.model_path", None)]
-    own += [("TEST.save_folder", str(place / "result"))]
+    own = {
+        "TRAIN.manual_seed": seed,
+        "TRAIN.save_path": str(place / "model"),
+        "TRAIN.resume": "auto",
+        "TEST.model_path": None,
+        "TEST.save_folder": str(place / "result"),
+    }
     return [*cell.config.split(), *study.options, *cell.words, *as_words(own)]
 
 
@@ -102,13 +107,13 @@ def content_of(place: Path) -> dict[str, Any] | None:
         return None
 
 
-def figures_of(place: Path, words: Sequence[str]) -> dict | None:
-    """The figures of a run that is done with these very options; None if there is none."""
+def figures_of(place: Path, content: dict[str, Any]) -> dict | None:
+    """The figures of a run that is done with this very config; None if there is none."""
     try:
         figures = json.loads((place / "result/metrics.json").read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return None
-    return figures if content_of(place) == what_runs(words) else None
+    return figures if content_of(place) == content else None
 
 
 def results_of(study: Study, folder: Path, origin: Path) -> list[Result]:
@@ -116,7 +121,10 @@ def results_of(study: Study, folder: Path, origin: Path) -> list[Result]:
     results = []
     for cell in study.cells:
         places = {seed: folder / cell.folder / f"seed{seed}" for seed in study.file.seeds}
-        found = {s: figures_of(p, run_words(study, cell, s, p)) for s, p in places.items()}
+        found = {
+            seed: figures_of(place, what_runs(run_words(study, cell, seed, place)))
+            for seed, place in places.items()
+        }
         parts = summarise_config(study.load(cell, origin))
         results.append(
             Result(

@@ -2,6 +2,7 @@
 
 import ctypes
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -15,8 +16,10 @@ POLL = 0.2  # seconds
 PATIENCE = 300.0  # seconds that a run that is to end may take to save
 PR_SET_PDEATHSIG = 1
 # what a launcher tells its processes: a run that we start is none of them
-OF_LAUNCHERS = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT", "GROUP_", "LOCAL_", "ROLE_")
-OF_LAUNCHERS += ("TORCHELASTIC_", "SLURM_STEP_", "SLURM_PROCID", "SLURM_LOCALID", "SLURM_NODEID")
+OF_LAUNCHERS = re.compile(
+    r"(LOCAL_|GROUP_|ROLE_)?(RANK|WORLD_SIZE)|ROLE_NAME|MASTER_(ADDR|PORT)|TORCHELASTIC_.*"
+    r"|SLURM_(STEP_.*|PROCID|LOCALID|NODEID)"
+)
 
 
 def follow(command: Sequence[str], output: Path, *, end: Callable[[], bool]) -> int:
@@ -57,7 +60,7 @@ def finish(process: subprocess.Popen) -> None:
 
 def own_environment(environment: Mapping[str, str]) -> dict[str, str]:
     """Without what makes a process one of several, under torchrun and under Slurm."""
-    return {key: value for key, value in environment.items() if not key.startswith(OF_LAUNCHERS)}
+    return {key: value for key, value in environment.items() if not OF_LAUNCHERS.fullmatch(key)}
 
 
 def end_with_parent(parent: int) -> Callable[[], None] | None:

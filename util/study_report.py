@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..config.atomic import atomic_write
+from ..config.atomic import write_text
 from .plots import new_figure, save_figure
 
 MAIN = ("top1", "mIoU")  # the figure that runs are compared by, whichever their task has
@@ -54,9 +54,9 @@ def write_report(results: Sequence[Result], folder: Path) -> str:
     """Write table and pictures; the table as text."""
     names = [n for n in (*MAIN, *OTHERS) if any(result.numbers(n) for result in results)]
     table = markdown(results, names)
-    write(folder / "table.md", table + "\n")
-    write(folder / "table.tex", latex(results, names))
-    write(folder / "results.csv", as_csv(results, names))
+    write_text(folder / "table.md", table + "\n")
+    write_text(folder / "table.tex", latex(results, names))
+    write_text(folder / "results.csv", as_csv(results, names))
     for name in [n for n in names if n in (*MAIN, "loss")]:
         done = [result for result in results if result.numbers(name)]
         plot_bars(done, name, folder / f"{name}.png")
@@ -152,8 +152,3 @@ def plot_cost(results: Sequence[Result], name: str, path: Path) -> None:
         axes.set_ylabel(name)
         axes.grid(alpha=0.4)
     save_figure(figure, path)
-
-
-def write(path: Path, text: str) -> None:
-    with atomic_write(path) as file:
-        file.write(text.encode())

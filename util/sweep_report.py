@@ -10,7 +10,7 @@ from typing import Any
 
 import yaml
 
-from ..config.atomic import atomic_write
+from ..config.atomic import write_text
 from ..config.schema import Config
 from ..config.sweep_file import Sweep
 from .sweep_study import SweepStudy
@@ -123,7 +123,7 @@ def write_report(study: SweepStudy, base: Config) -> str:
 
     sweep, folder, rows = study.sweep, study.folder, rows_of(study)
     shares = importances(study)
-    _write(folder / "results.csv", _csv(sweep, rows))
+    write_text(folder / "results.csv", _csv(sweep, rows))
     plot_parallel(folder / "parallel.png", sweep, [row for row in rows if row.value is not None])
     plot_importances(folder / "importance.png", sweep, shares)
     lines = [table(sweep, rows)]
@@ -131,12 +131,12 @@ def write_report(study: SweepStudy, base: Config) -> str:
     if best is None:
         summary = "no trial is finished yet"
     else:
-        _write(folder / "best.yaml", best_yaml(sweep, base, best, folder))
+        write_text(folder / "best.yaml", best_yaml(sweep, base, best, folder))
         summary = f"best: trial {best.number}, {sweep.metric} {best.value:.4f}: " + ", ".join(
             f"{option} {_shown(value)}" for option, value in sweep.options(best.values).items()
         )
         lines.append(f"{summary}; {folder / 'best.yaml'}")
-    _write(folder / "results.md", _markdown(sweep, rows, summary, shares))
+    write_text(folder / "results.md", _markdown(sweep, rows, summary, shares))
     if best is None:
         lines.append(summary)
     return "\n".join(lines)
@@ -191,8 +191,3 @@ def _markdown(sweep: Sweep, rows: Sequence[Row], summary: str, shares: Mapping[s
         figures = ", ".join(f"{name} {share:.2f}" for name, share in shares.items())
         text += [f"Importance (PED-ANOVA): {figures}.", ""]
     return "\n".join(text)
-
-
-def _write(path: Path, text: str) -> None:
-    with atomic_write(path) as file:
-        file.write(text.encode())

@@ -12,7 +12,7 @@ from typing import Any
 
 import yaml
 
-from ..config.atomic import atomic_write
+from ..config.atomic import write_text
 from ..config.errors import TrainingError
 from ..config.schema import Config
 from .checkpoint import folder_lock
@@ -45,8 +45,7 @@ def write_trial_yaml(path: Path, base: Config, options: Mapping[str, Any], exper
     content.setdefault("TRAIN", {}).update(save_path=str(path.parent / "model"), resume="auto")
     result = {"save_folder": str(path.parent / "result"), "model_path": None}
     content.setdefault("TEST", {}).update(result)
-    with atomic_write(path) as file:
-        file.write(yaml.safe_dump(content, sort_keys=False, allow_unicode=True).encode())
+    write_text(path, yaml.safe_dump(content, sort_keys=False, allow_unicode=True))
 
 
 class TrialRun:
