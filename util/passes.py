@@ -70,7 +70,7 @@ def forward_backward(
         figures.append(torch.stack([total, main, second]).detach())
         if logits.shape[2:] == label.shape[1:]:
             narrow = torch.uint8 if logits.shape[1] <= 256 else torch.int32
-            predictions.append(logits.detach().argmax(1).to(narrow))
+            predictions.append(logits.detach().max(1).indices.to(narrow))  # argmax takes 3 x
         del logits, auxiliary, total, main, second  # before the next part needs the memory
     prediction = torch.cat(predictions) if predictions else None
     return StepResult(torch.stack(figures).sum(0), prediction)
