@@ -12,6 +12,28 @@ from torch.nn import functional as F
 from .layers import NormLayer, conv_norm, grid_average_pool, resize
 
 
+def pool_rows(x: Tensor) -> Tensor:
+    """y^h (eq. 2), the mean of every row: (N, C, H, W) -> (N, C, H, 1)."""
+    return strip_means(x, 3)
+
+
+def pool_columns(x: Tensor) -> Tensor:
+    """y^v (eq. 3), the mean of every column: (N, C, H, W) -> (N, C, 1, W)."""
+    return strip_means(x, 2)
+
+
+def strip_means(x: Tensor, dim: int) -> Tensor:
+    """`x.mean(dim, keepdim=True)` for dim 2 or 3.
+
+    Of channels-last maps on the CPU, `mean` takes twenty times as long as average pooling with the
+    strip as kernel; of planes it is the faster one.
+    """
+    if not x.is_contiguous(memory_format=torch.channels_last):
+        return x.mean(dim, keepdim=True)
+    height, width = x.shape[2:]
+    return F.avg_pool2d(x, (height, 1) if dim == 2 else (1, width))
+
+
 class StripConvolution(nn.Conv2d):
     """1-D convolution along a pooled strip: (N, C, L, 1) or (N, C, 1, L) -> the same shape.
 
@@ -54,8 +76,8 @@ class StripPoolingModule(nn.Module):
 
     def attention(self, x: Tensor) -> Tensor:
         """The weights in (0, 1), shape (N, C, H, W), that `forward` multiplies by."""
-        rows = self.rows(x.mean(dim=3, keepdim=True))  # y^h, eq. 2: (N, C, H, 1)
-        columns = self.columns(x.mean(dim=2, keepdim=True))  # y^v, eq. 3: (N, C, 1, W)
+        rows = self.rows(pool_rows(x))  # (N, C, H, 1)
+        columns = self.columns(pool_columns(x))  # (N, C, 1, W)
         return torch.sigmoid(self.fuse(F.relu(rows + columns)))
 
     def forward(self, x: Tensor) -> Tensor:
@@ -106,8 +128,8 @@ class MixedPoolingModule(nn.Module):
     def long_range(self, x: Tensor) -> Tensor:
         """Fig. 3b, right: means over whole columns and whole rows, expanded by broadcasting."""
         x = self.reduce_long(x)
-        columns = self.columns(x.mean(dim=2, keepdim=True))  # (N, C/4, 1, W)
-        rows = self.rows(x.mean(dim=3, keepdim=True))  # (N, C/4, H, 1)
+        columns = self.columns(pool_columns(x))  # (N, C/4, 1, W)
+        rows = self.rows(pool_rows(x))  # (N, C/4, H, 1)
         return self.fuse_long(F.relu(columns + rows))
 
     def forward(self, x: Tensor) -> Tensor:

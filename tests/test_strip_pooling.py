@@ -17,6 +17,8 @@ from stripseg.model.strip_pooling import (
     MixedPoolingModule,
     StripConvolution,
     StripPoolingModule,
+    pool_columns,
+    pool_rows,
 )
 
 SIZES = [(1, 7, 11), (2, 5, 3), (1, 21, 33), (3, 13, 2)]  # (N, H, W): odd, narrow, batch of one
@@ -179,3 +181,12 @@ def test_grid_average_pool_in_channels_last():
 def test_resizing_a_strip_repeats_it():
     row = random_input(1, 2, 1, 7)
     torch.testing.assert_close(resize(row, (5, 7)), row.expand(1, 2, 5, 7))
+
+
+@pytest.mark.parametrize("memory_format", [torch.channels_last, torch.contiguous_format], ids=str)
+@pytest.mark.parametrize("shape", [(2, 3, 5, 7), (1, 1, 4, 1), (3, 2, 1, 6)], ids=str)
+def test_strips_are_means(shape: tuple[int, ...], memory_format: torch.memory_format):
+    x = torch.randn(shape, dtype=torch.float64).contiguous(memory_format=memory_format)
+    for pool, dim in ((pool_rows, 3), (pool_columns, 2)):
+        torch.testing.assert_close(pool(x), x.mean(dim, keepdim=True))
+        assert torch.autograd.gradcheck(pool, x.clone().requires_grad_())
