@@ -10,11 +10,13 @@ from stripseg.config.load import find_config, load_config
 from stripseg.model.build import build_segmenter
 from stripseg.model.segmenter import Segmenter
 from stripseg.util.losses import SegmentationLoss
+from stripseg.util.memory import keep_freed_memory
 from stripseg.util.normalization import Normalization
 from stripseg.util.optimization import autocast, build_optimizer, has_native_bfloat16
 
 from . import textbook
-from .rows import Row, rate_row, seconds_of
+from .apart import Apart
+from .rows import Row, rate_row, seconds_of, wait
 
 SIZES = {"cpu": (2, 321), "cuda": (16, 480)}  # batch, crop
 RATE = 0.004
@@ -27,10 +29,12 @@ def measure(device: str = "cpu", *, rounds: int = 4) -> Iterator[Row]:
     image = F.interpolate(coarse, (crop, crop), mode="bilinear").byte()
     label = (image.float().mean(1) * 150 / 256).byte()
     dtype = torch.bfloat16 if has_native_bfloat16(torch.device(device)) else torch.float32
+    keep_freed_memory()
     ours, our_losses = our_step(image, label, device, dtype)
-    plain, plain_losses = plain_step(image, label, device)
-    times = seconds_of(ours, plain, rounds=rounds, warm_up=2, device=device)
-    gaps = [abs(a - b) / b for a, b in zip(floats(our_losses), floats(plain_losses), strict=True)]
+    with Apart(plain_step, image, label, device) as plain:
+        times = seconds_of(ours, plain, rounds=rounds, warm_up=2, device=device)
+        plain_losses, plain_peak = plain.result()
+    gaps = [abs(a - b) / b for a, b in zip(floats(our_losses), plain_losses, strict=True)]
     name = str(dtype).removeprefix("torch.")
     yield rate_row(
         f"training step, batch {batch}, crop {crop}, {name}",
@@ -40,7 +44,15 @@ def measure(device: str = "cpu", *, rounds: int = 4) -> Iterator[Row]:
         agreement=f"losses of {len(gaps)} steps within {100 * max(gaps):.1f} %",
     )
     if device == "cuda":
-        yield memory_row(ours, plain)
+        peaks = peak_memory(ours), plain_peak
+        yield Row(
+            "memory of a training step",
+            *peaks,
+            "GiB",
+            peaks[1] / peaks[0],
+            1 / 0.6,
+            "beyond the weights",
+        )
 
 
 def floats(losses: list[Tensor]) -> list[float]:
@@ -88,7 +100,8 @@ def our_step(
 
 def plain_step(
     image: Tensor, label: Tensor, device: str
-) -> tuple[Callable[[], None], list[Tensor]]:
+) -> tuple[Callable[[], None], Callable[[], tuple[list[float], float]]]:
+    """The step, and what to tell of it: its losses, and on a GPU the peak of one more, in GiB."""
     model = network(device)
     new = {id(p) for layer in model.new_layers() for p in layer.parameters()}
     groups = [
@@ -102,18 +115,15 @@ def plain_step(
     def step() -> None:
         pixels = ((image - mean) / std).float().to(device)
         losses.append(textbook.train_step(model, optimizer, pixels, label.long().to(device)))
+        wait(device)
 
-    return step, losses
+    return step, lambda: (floats(losses), peak_memory(step) if device == "cuda" else 0.0)
 
 
-def memory_row(ours: Callable[[], None], plain: Callable[[], None]) -> Row:
-    """Peak memory of one step each, on a GPU."""
-    peaks = []
-    for step in (ours, plain):
-        torch.cuda.empty_cache()
-        torch.cuda.reset_peak_memory_stats()
-        held = torch.cuda.memory_allocated()
-        step()
-        peaks.append((torch.cuda.max_memory_allocated() - held) / 2**30)
-    ratio = peaks[1] / peaks[0]
-    return Row("memory of a training step", *peaks, "GiB", ratio, 1 / 0.6, "beyond the weights")
+def peak_memory(step: Callable[[], None]) -> float:
+    """Peak memory of one step on a GPU, in GiB, beyond what is there before."""
+    torch.cuda.empty_cache()
+    torch.cuda.reset_peak_memory_stats()
+    held = torch.cuda.memory_allocated()
+    step()
+    return (torch.cuda.max_memory_allocated() - held) / 2**30

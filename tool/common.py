@@ -18,6 +18,7 @@ from stripseg.model.build import check_arch, check_segments
 from stripseg.util import distributed
 from stripseg.util.inference import InferenceSettings, SlidingWindow
 from stripseg.util.interruption import STOPPED, Stopped
+from stripseg.util.memory import keep_freed_memory
 from stripseg.util.slurm import slurm_step
 
 USER_ERROR = 2
@@ -30,6 +31,7 @@ def run_command(main: Callable[[Sequence[str]], int | None]) -> None:
     A process of several leaves at once: one that fails would wait for the others, which torchrun
     ends, and threads of gloo may outlive the group and abort an ordinary exit.
     """
+    keep_freed_memory()
     try:
         code = main(sys.argv[1:]) or 0
         distributed.stop()

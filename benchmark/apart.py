@@ -1,0 +1,65 @@
+"""A baseline in a process of its own."""
+
+import multiprocessing
+from collections.abc import Callable
+from multiprocessing.connection import Connection
+from types import TracebackType
+from typing import Any
+
+import torch
+
+
+class Apart:
+    """A job made in another process, where every call does it and waits for its end.
+
+    Ours runs as the tools run it, with settings of the whole process (`keep_freed_memory`) that
+    would help the baseline as well. It has the process to itself that its users give it: plain.
+
+    Args:
+        make: returns (job, result): what to time, and what to tell of it afterwards. It is called
+            in the other process, and must be a function of a module.
+    """
+
+    def __init__(self, make: Callable[..., tuple[Callable[[], object], Callable[[], Any]]], *args):
+        context = multiprocessing.get_context("spawn")
+        self.pipe, theirs = context.Pipe()
+        arguments = (theirs, torch.get_num_threads(), make, args)
+        self.process = context.Process(target=serve, args=arguments, daemon=True)
+        self.process.start()
+        theirs.close()
+
+    def __call__(self) -> None:
+        """Do the job once."""
+        self.ask("job")
+
+    def result(self) -> Any:
+        return self.ask("result")
+
+    def ask(self, request: str) -> Any:
+        self.pipe.send(request)
+        return self.pipe.recv()
+
+    def __enter__(self) -> "Apart":
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.process.terminate()
+        self.process.join()
+
+
+def serve(pipe: Connection, threads: int, make: Callable, args: tuple) -> None:
+    """Answer requests until the other side goes away."""
+    torch.set_num_threads(threads)
+    job, result = make(*args)
+    while True:
+        request = pipe.recv()
+        if request == "result":
+            pipe.send(result())
+        else:
+            job()
+            pipe.send(None)
