@@ -10,7 +10,9 @@ from collections.abc import Iterator
 import torch
 
 from stripseg.model.folding import fold_batch_norm
+from stripseg.model.onednn import use_onednn
 from stripseg.util.inference import InferenceSettings, SlidingWindow
+from stripseg.util.memory import keep_freed_memory
 from stripseg.util.optimization import choose_precision
 
 from .rows import Row
@@ -52,8 +54,10 @@ def main() -> None:
     parser.add_argument("device")
     options = parser.parse_args()
     device = torch.device(options.device)
-    network = fold_batch_norm(spnet50(options.dataset), torch.rand(1, 3, 65, 65)).to(device)
-    network.to(memory_format=torch.channels_last)
+    keep_freed_memory()
+    sample = torch.rand(1, 3, 65, 65)
+    network = fold_batch_norm(spnet50(options.dataset), sample).to(device)
+    network = use_onednn(network.to(memory_format=torch.channels_last), sample)
     settings = InferenceSettings(
         options.classes, crop=(options.crop, options.crop), score_bytes=2 * 2**30
     )

@@ -1,6 +1,6 @@
 """Sliding-window testing: SPNet-50, 150 classes, ADE20K-sized images."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import cv2
 import numpy as np
@@ -12,13 +12,16 @@ from stripseg.model.build import build_segmenter
 from stripseg.model.folding import fold_batch_norm
 from stripseg.model.onednn import use_onednn
 from stripseg.util.inference import InferenceSettings, SlidingWindow
+from stripseg.util.memory import keep_freed_memory
 from stripseg.util.optimization import PRECISIONS, has_native_bfloat16
 
 from . import textbook
+from .apart import Apart
 from .rows import Row, rate_row, seconds_of
 
 SIX_SCALES = (0.5, 0.75, 1.0, 1.25, 1.5, 1.75)
 CROP, BASE_SIZE, CLASSES = 480, 512, 150
+SIZE = 512, 683  # height and width of the picture
 
 
 def picture(height: int, width: int, seed: int = 0) -> np.ndarray:
@@ -46,20 +49,33 @@ def engine(
 
 def measure(device: str = "cpu", *, rounds: int = 1) -> Iterator[Row]:
     """Rows for six scales and for one, in the precisions the device is good at."""
-    plain = spnet50().to(device)
-    folded = fold_batch_norm(plain, torch.rand(1, 3, 65, 65, device=device))
-    folded.to(memory_format=torch.channels_last)
-    use_onednn(folded)
+    keep_freed_memory()
+    image = torch.rand(1, 3, 65, 65, device=device)
+    folded = fold_batch_norm(spnet50().to(device), image).to(memory_format=torch.channels_last)
+    folded = use_onednn(folded, image)
     wanted = {"cpu": {6: (4, 1.5), 1: (3, None)}, "cuda": {6: (40, None), 1: (20, None)}}[device]
     for scales in (SIX_SCALES, (1.0,)):
         goals = dict(zip(("bf16", "fp32"), wanted[len(scales)], strict=True))
         if not has_native_bfloat16(torch.device(device)):
             del goals["bf16"]
-        yield from rows_of(plain, folded, scales, goals, device, rounds)
+        yield from rows_of(folded, scales, goals, device, rounds)
+
+
+def plain_test(
+    scales: tuple[float, ...], device: str
+) -> tuple[Callable[[], None], Callable[[], np.ndarray]]:
+    """The baseline's test of one picture, and the (H, W, K) scores it found."""
+    network, image = spnet50().to(device), picture(*SIZE)
+    options = {"classes": CLASSES, "crop": CROP, "base_size": BASE_SIZE, "scales": scales}
+    found: list[np.ndarray] = []
+
+    def test() -> None:
+        found[:] = [textbook.test_image(network, image, device=device, **options)]
+
+    return test, lambda: found[0]
 
 
 def rows_of(
-    plain: nn.Module,
     folded: nn.Module,
     scales: tuple[float, ...],
     goals: dict[str, float | None],
@@ -67,21 +83,16 @@ def rows_of(
     rounds: int,
 ) -> Iterator[Row]:
     """Each precision of `goals` against the textbook, on one picture."""
-    image = picture(512, 683)
+    image = picture(*SIZE)
     engines = [engine(folded, scales, PRECISIONS[name], device) for name in goals]
-    size = {"classes": CLASSES, "crop": CROP, "base_size": BASE_SIZE, "scales": scales}
-    expected: list[np.ndarray] = []  # what the baseline found when it was timed
-
-    def baseline() -> None:
-        expected[:] = [textbook.test_image(plain, image, device=device, **size)]
-
-    *ours, theirs = seconds_of(
-        *[lambda tester=tester: tester.predict(image).cpu() for tester in engines],
-        baseline,
-        rounds=rounds,
-        warm_up=0 if device == "cpu" else 1,
-        device=device,
-    )
+    with Apart(plain_test, scales, device) as baseline:
+        *ours, theirs = seconds_of(
+            *[lambda tester=tester: tester.predict(image).cpu() for tester in engines],
+            baseline,
+            rounds=rounds,
+            device=device,
+        )
+        expected = baseline.result()
     for (precision, goal), tester, seconds in zip(goals.items(), engines, ours, strict=True):
         scores = tester.probabilities(image).permute(1, 2, 0).cpu().numpy()
         yield rate_row(
@@ -89,7 +100,7 @@ def rows_of(
             (seconds, theirs),
             unit="image/s",
             wanted=goal,
-            agreement=agreement(scores, expected[0]),
+            agreement=agreement(scores, expected),
         )
 
 

@@ -6,7 +6,6 @@ import torch
 from torch import Tensor, nn
 
 from stripseg.model.folding import fold_batch_norm
-from stripseg.model.onednn import OneDNNConvolution, use_onednn
 from stripseg.model.pspnet import PSPNetHead
 from stripseg.model.pyconv import PyConvResNet
 from stripseg.model.resnet import ResNet
@@ -71,18 +70,3 @@ def test_a_convolution_that_runs_twice_is_left_alone() -> None:
     reference.fill_at_random(network)
     image = torch.randn(1, 3, 9, 9)
     assert count(fold_batch_norm(network, image), nn.BatchNorm2d) == 2
-
-
-def test_onednn_computes_the_same() -> None:
-    network = reference.spnet(50, auxiliary=False).eval()
-    reference.fill_at_random(network)
-    image = torch.randn(1, 3, 65, 65)
-    folded = fold_batch_norm(network, image).to(memory_format=torch.channels_last)
-    use_onednn(folded)
-    assert count(folded, OneDNNConvolution) > 30
-    assert folded.state_dict().keys() == fold_batch_norm(network, image).state_dict().keys()
-    with torch.inference_mode():
-        before, after = network(image)[0], folded(image)[0]
-        torch.testing.assert_close(after, before, rtol=1e-3, atol=1e-4 * before.abs().max().item())
-        with torch.autocast("cpu", torch.bfloat16):
-            assert folded(image)[0].isfinite().all()

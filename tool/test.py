@@ -106,11 +106,11 @@ def load_network(config: Config, device: torch.device) -> nn.Module:
     network = build_network(config)
     load_weights(network, content, origin=str(path), exact=True)
     check_same_network(content, config, origin=path)
-    network = fold_batch_norm(network, folding_image(config)).to(device)
+    image = folding_image(config)
+    network = fold_batch_norm(network, image).to(device)
     if config.TEST.channels_last:
         network.to(memory_format=torch.channels_last)
-    use_onednn(network)
-    return network
+    return use_onednn(network, image)
 
 
 def load_engine(config: Config, device: torch.device) -> SlidingWindow:
