@@ -15,6 +15,7 @@ from torch.nn import functional as F
 
 from stripseg.util import inference
 from stripseg.util.inference import InferenceSettings, SlidingWindow
+from stripseg.util.resampling import resampling
 from stripseg.util.score_map import ScoreMap, scaled_size, window_starts
 
 CLASSES = 4
@@ -291,3 +292,12 @@ def test_the_longer_side_gets_the_size(height: int, width: int, scale: float, ba
     assert max(size) == long_side == (size[0] if height > width else size[1])
     in_proportion = long_side * min(height, width) / max(height, width)
     assert min(size) == 1 or abs(min(size) - in_proportion) <= 0.5 + 1e-9
+
+
+@pytest.mark.parametrize(("source", "target"), [(5, 12), (12, 5), (7, 7), (1, 4), (4, 1)])
+def test_columns_are_mixed_as_interpolation_does(source: int, target: int) -> None:
+    x, weights = torch.randn(3, source, 6), torch.rand(source)
+    ours = resampling(source, target, aligned=False).mix_columns(x, weights)
+    planes = (x * weights[:, None]).permute(2, 0, 1).unsqueeze(0)
+    expected = F.interpolate(planes, (3, target), mode="bilinear", align_corners=False)
+    torch.testing.assert_close(ours, expected[0].permute(1, 2, 0))

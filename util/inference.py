@@ -15,7 +15,7 @@ from .optimization import autocast
 from .resampling import half_pixel_resize, resampling
 from .score_map import ScoreMap, Window, scaled_size
 
-CHUNK = 2**20, 2**28  # bytes of scores at a time: on the CPU they stay in cache; elsewhere
+CHUNK = 2**21, 2**28  # bytes of scores at a time: on the CPU they stay in cache; elsewhere
 STRIP = 64  # rows of the image finished at a time where its scores do not fit in memory at once
 
 
@@ -227,7 +227,10 @@ class SlidingWindow:
                 matrix = mixing.matrix(first, end, lines.device)
                 mixed = matrix @ lines[:, mixing.span(first, end)]
             scores = mixed.reshape(len(lines), end - first, width, -1).softmax(dim=3)
-            window.scores.add(window.row + first, window.column, scores.sum(0))
+            total = scores[0]
+            for mirrored in scores[1:]:
+                total += mirrored
+            window.scores.add(window.row + first, window.column, total)
 
     def _lines(self, device: torch.device, width: int) -> int:
         """How many lines of this width are computed at a time."""

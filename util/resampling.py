@@ -42,6 +42,24 @@ class Resampling:
             self._matrices[key] = matrix.to(device)
         return self._matrices[key]
 
+    def mix_columns(self, x: Tensor, weights: Tensor) -> Tensor:
+        """(n, source, K), times `weights` (source,) -> (n, target, K).
+
+        Each target column is the weighted sum of a bag of two: on CPUs that is six times as fast as
+        interpolation, which works on two sides at once.
+        """
+        count, source, channels = x.shape
+        pairs = torch.stack([self.low, self.high], dim=1).to(x.device)  # (target, 2)
+        shares = torch.stack([1 - self.share, self.share], dim=1).to(x.device) * weights[pairs]
+        starts = torch.arange(count, device=x.device)[:, None, None] * source
+        mixed = F.embedding_bag(
+            (pairs + starts).view(-1, 2),
+            x.reshape(-1, channels),
+            per_sample_weights=shares.repeat(count, 1),
+            mode="sum",
+        )
+        return mixed.view(count, -1, channels)
+
 
 @lru_cache(64)
 def resampling(source: int, target: int, *, aligned: bool) -> Resampling:

@@ -66,7 +66,7 @@ class ScoreMap:
         self.columns = window_starts(self.image.shape[2], crop[1], stride_rate)
         self.row_weights = weight / visits(self.image.shape[1], self.rows, crop[0]).to(device)
         across = 1 / visits(self.image.shape[2], self.columns, crop[1]).to(device)
-        self.column_weights = across[self.left : self.left + self.size[1], None]
+        self.column_weights = across[self.left : self.left + self.size[1]]
         self.queued = 0  # rows of windows handed out
         self.first = 0  # row of the padded image that `sums` begins with
         self.sums = torch.empty(0, self.image.shape[2], classes, device=device)
@@ -112,13 +112,9 @@ class ScoreMap:
         rows = rows[:, self.left : self.left + self.size[1]]
         mixing = resampling(self.size[0], size[0], aligned=False).matrix(first, end, self.device)
         mixed = mixing * self.row_weights[start:stop] @ rows.reshape(len(rows), -1)
-        mixed = mixed.view(end - first, self.size[1], self.classes).mul_(self.column_weights)
-        if self.size[1] == size[1]:
-            return mixed
-        planes = mixed.permute(2, 0, 1).unsqueeze(0)  # channels-last memory
-        shape = (end - first, size[1])
-        planes = F.interpolate(planes, size=shape, mode="bilinear", align_corners=False)
-        return planes[0].permute(1, 2, 0)
+        mixed = mixed.view(end - first, self.size[1], self.classes)
+        columns = resampling(self.size[1], size[1], aligned=False)
+        return columns.mix_columns(mixed, self.column_weights)
 
     def forget(self, row: int) -> None:
         """Give back the memory of the rows of the scaled image before `row`."""
