@@ -1,10 +1,8 @@
-"""Networks that only predict, on the CPU: convolutions through oneDNN, with what follows them.
+"""Networks that only predict, on the CPU: convolutions together with what follows them.
 
-An addition or a ReLU behind a convolution is done on its output while that is in the cache, and
-weights are laid out once as the hardware reads them. What follows what is read from a trace of the
-network (torch.fx). 1x1 convolutions in single precision gain most: PyTorch computes them by the
-BLAS library it is built with, which on processors of another maker may use half of the vector
-width (`python -m benchmark.pointwise_convolution`).
+oneDNN does an addition or a ReLU behind a convolution on its output while that is in the cache,
+and weights are laid out once as the hardware reads them (`python -m benchmark.fused_convolutions`).
+What follows what is read from a trace of the network (torch.fx).
 """
 
 import operator
@@ -66,7 +64,8 @@ class OneDNNConvolution(nn.Conv2d):
 
     def packed_for(self, x: Tensor) -> tuple[Tensor, Tensor | None]:
         """Weight and bias in x's type, laid out for maps of its size."""
-        key = x.dtype, x.shape[2:], self.weight.data_ptr(), self.weight._version
+        version = None if self.weight.is_inference() else self.weight._version
+        key = x.dtype, x.shape[2:], self.weight.data_ptr(), version
         if self.packed is None or self.packed[0] != key:
             weight = torch._C._nn.mkldnn_reorder_conv2d_weight(
                 self.weight.detach().to(x.dtype).to_mkldnn(),
