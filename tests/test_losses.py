@@ -7,7 +7,12 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from stripseg.util import distributed
-from stripseg.util.losses import SegmentationLoss, balanced_class_weights, subsample_label
+from stripseg.util.losses import (
+    MANY_CLASSES,
+    SegmentationLoss,
+    balanced_class_weights,
+    subsample_label,
+)
 
 OPTIONS = {
     "cross entropy": {},
@@ -60,6 +65,28 @@ def test_the_loss_is_its_definition(options: dict):
     assert main.item() == pytest.approx(reference(logits, label, **options).item(), rel=1e-5)
     assert second.item() == pytest.approx(reference(auxiliary, label, **options).item(), rel=1e-5)
     assert total.item() == pytest.approx(main.item() + 0.4 * second.item(), rel=1e-6)
+
+
+@pytest.mark.parametrize("memory_format", [torch.channels_last, torch.contiguous_format], ids=str)
+@pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS)
+def test_many_classes_are_no_other_loss(options: dict, memory_format: torch.memory_format):
+    """They are computed pixel by pixel; classes that no pixel can have change nothing."""
+    logits, _, label = batch()
+    many = F.pad(logits, (0, 0, 0, 0, 0, MANY_CLASSES), value=-1e4)
+    many = many.contiguous(memory_format=memory_format).requires_grad_()
+    padded = dict(options)
+    if "class_weights" in options:
+        padded["class_weights"] = F.pad(options["class_weights"], (0, MANY_CLASSES), value=7.0)
+    few = logits.requires_grad_()
+    losses = [
+        SegmentationLoss(**options).single(few, label),
+        SegmentationLoss(**padded).single(many, label),
+    ]
+    assert losses[1].item() == pytest.approx(losses[0].item(), rel=1e-6)
+    for loss in losses:
+        loss.backward()
+    torch.testing.assert_close(many.grad[:, :4], few.grad)
+    assert not many.grad[:, 4:].any()
 
 
 def test_cross_entropy_is_pytorchs():
