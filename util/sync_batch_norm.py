@@ -21,7 +21,8 @@ class _SynchronizedNormalization(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x: Tensor, eps: float) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         dims = [d for d in range(x.dim()) if d != 1]
-        wide = x.detach().double() if x.device.type == "cpu" else x.detach().float()
+        exact = x.device.type == "cpu" and x.dtype.itemsize >= 4
+        wide = x.detach().double() if exact else x.detach().float()
         local_count = x.numel() / x.shape[1]
         local_mean = wide.mean(dims)
         local_square = wide.square().mean(dims)
