@@ -6,7 +6,7 @@ The textbook is semseg's published training pipeline, step by step: read, RGB, f
 of the whole picture, rotation of all of it, blur of all of it, flip, pad and crop, a (C, H, W)
 float32 tensor, mean and deviation. Ours yields the uint8 crop; mean and deviation are taken where
 the network runs. All are timed in turn, sample by sample, on pictures made here: smooth with some
-noise, so that their files are as large as photographs'.
+noise, so that their files are as large as photographs' (52.7 kB, as ADE_val_00000001.jpg).
 """
 
 import statistics
@@ -52,7 +52,7 @@ class Kind:
 
 
 KINDS = [
-    Kind("ADE20K-sized JPEG", (512, 683), "jpg", 6.5, 480, 4.5),
+    Kind("ADE20K-sized JPEG", (512, 683), "jpg", 2.0, 480, 4.5),
     Kind("2048x1024 PNG", (1024, 2048), "png", 0.45, 768, 2.0, 12.0),
 ]
 
