@@ -20,7 +20,7 @@ class Apart:
             in the other process, and must be a function of a module.
     """
 
-    def __init__(self, make: Callable[..., tuple[Callable[[], object], Callable[[], Any]]], *args):
+    def __init__(self, make: Callable[..., tuple[Callable, Callable]], *args):
         context = multiprocessing.get_context("spawn")
         self.pipe, theirs = context.Pipe()
         arguments = (theirs, torch.get_num_threads(), make, args)
@@ -28,15 +28,15 @@ class Apart:
         self.process.start()
         theirs.close()
 
-    def __call__(self) -> None:
-        """Do the job once."""
-        self.ask("job")
+    def __call__(self, *args: object) -> Any:
+        """Do the job once, and return what it does."""
+        return self.ask("job", args)
 
     def result(self) -> Any:
-        return self.ask("result")
+        return self.ask("result", ())
 
-    def ask(self, request: str) -> Any:
-        self.pipe.send(request)
+    def ask(self, request: str, args: tuple) -> Any:
+        self.pipe.send((request, args))
         return self.pipe.recv()
 
     def __enter__(self) -> "Apart":
@@ -57,9 +57,5 @@ def serve(pipe: Connection, threads: int, make: Callable, args: tuple) -> None:
     torch.set_num_threads(threads)
     job, result = make(*args)
     while True:
-        request = pipe.recv()
-        if request == "result":
-            pipe.send(result())
-        else:
-            job()
-            pipe.send(None)
+        request, args = pipe.recv()
+        pipe.send(result() if request == "result" else job(*args))

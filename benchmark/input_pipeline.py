@@ -27,7 +27,9 @@ from stripseg.dataset.packed import PackedPairs
 from stripseg.dataset.packing import pack
 from stripseg.dataset.segmentation import TrainingSet
 from stripseg.util.images import write_png
+from stripseg.util.memory import keep_freed_memory
 
+from .apart import Apart
 from .rows import Row, rate_row
 
 MEAN = [123.675, 116.28, 103.53]
@@ -123,7 +125,27 @@ def write_pictures(kind: Kind, folder: Path) -> list[Pair]:
     return pairs
 
 
-def compare(pipelines: Sequence[Callable[[int], object]], seconds: float) -> list[float]:
+def cpu_seconds(work: Callable[[], object]) -> float:
+    """A core's own time, since others may share this machine."""
+    began = time.process_time()
+    work()
+    return time.process_time() - began
+
+
+def plain_pipeline(
+    paths: Sequence[tuple[str, str]], crop: int
+) -> tuple[Callable[[int], float], Callable]:
+    """The textbook's CPU seconds for a sample, and nothing else to tell."""
+    single_threaded()
+
+    def seconds(index: int) -> float:
+        random = np.random.Generator(np.random.PCG64(index))
+        return cpu_seconds(lambda: textbook(*paths[index % PICTURES], crop, random))
+
+    return seconds, lambda: None
+
+
+def compare(pipelines: Sequence[Callable[[int], float]], seconds: float) -> list[float]:
     """Pictures of each in a second of CPU time: medians over rounds that take every one in turn."""
     rounds: list[list[float]] = []
     index, end = 0, time.perf_counter() + seconds
@@ -131,9 +153,7 @@ def compare(pipelines: Sequence[Callable[[int], object]], seconds: float) -> lis
         spent = [0.0] * len(pipelines)
         for _ in range(SAMPLES):
             for which, pipeline in enumerate(pipelines):
-                began = time.process_time()  # a core's own time: others may share this machine
-                pipeline(index)
-                spent[which] += time.process_time() - began
+                spent[which] += pipeline(index)
             index += 1
         rounds.append(spent)
     return [SAMPLES / statistics.median(times) for times in zip(*rounds, strict=True)]
@@ -153,14 +173,14 @@ def measure_kind(kind: Kind, folder: Path, seconds: float) -> Iterator[Row]:
     )
     paths = [(str(pair.image), str(pair.label)) for pair in pairs]
 
-    def theirs(index: int) -> object:
-        random = np.random.Generator(np.random.PCG64(index))
-        return textbook(*paths[index % PICTURES], kind.crop, random)
-
-    ours = [lambda index, data=data: data[index, index % PICTURES] for data in (files, copy)]
-    for pipeline in (theirs, *ours):
-        pipeline(0)
-    baseline, *rates = compare([theirs, *ours], seconds)
+    ours = [
+        lambda index, data=data: cpu_seconds(lambda: data[index, index % PICTURES])
+        for data in (files, copy)
+    ]
+    with Apart(plain_pipeline, paths, kind.crop) as theirs:
+        for pipeline in (theirs, *ours):
+            pipeline(0)
+        baseline, *rates = compare([theirs, *ours], seconds)
     wanted = (kind.wanted_files, kind.wanted_packed)
     for source, rate, target in zip(("from files", "packed"), rates, wanted, strict=True):
         yield rate_row(
@@ -179,8 +199,8 @@ def measure(device: str = "cpu", *, seconds: float = 15.0) -> Iterator[Row]:
         seconds: to spend on each kind of pictures.
     """
     threads = torch.get_num_threads(), cv2.getNumThreads()
-    torch.set_num_threads(1)
-    cv2.setNumThreads(0)
+    keep_freed_memory()
+    single_threaded()
     try:
         for kind in KINDS:
             with tempfile.TemporaryDirectory() as folder:
@@ -188,3 +208,8 @@ def measure(device: str = "cpu", *, seconds: float = 15.0) -> Iterator[Row]:
     finally:
         torch.set_num_threads(threads[0])
         cv2.setNumThreads(threads[1])
+
+
+def single_threaded() -> None:
+    torch.set_num_threads(1)
+    cv2.setNumThreads(0)

@@ -11,6 +11,7 @@ from PIL import Image
 
 from ..config.atomic import atomic_write
 from ..config.errors import DataError
+from .png import with_stored_data
 
 cv2.setNumThreads(0)  # loader workers are the parallelism; OpenCV's own threads fight them
 
@@ -47,7 +48,7 @@ def read_image(path: Path, channels: int = 3) -> np.ndarray:
 def _decode(path: Path, content: bytes, flag: int, what: str) -> np.ndarray:
     """OpenCV's reading of a file's content."""
     try:
-        image = cv2.imdecode(np.frombuffer(content, np.uint8), flag)
+        image = cv2.imdecode(np.frombuffer(with_stored_data(content), np.uint8), flag)
     except cv2.error as error:  # a picture of absurd size
         raise DataError(f"{path}: cannot be decoded as {what} ({error.err})") from error
     if image is None:
