@@ -59,7 +59,10 @@ def main() -> None:
     network = fold_batch_norm(spnet50(options.dataset), sample).to(device)
     network = use_onednn(network.to(memory_format=torch.channels_last), sample)
     settings = InferenceSettings(
-        options.classes, crop=(options.crop, options.crop), score_bytes=2 * 2**30
+        options.classes,
+        crop=(options.crop, options.crop),
+        batch_size=2 if options.device == "cpu" else 8,  # as TEST.batch_size has it
+        score_bytes=2 * 2**30,
     )
     precision = choose_precision("auto", device, key="precision")
     tester = SlidingWindow(network, settings, device=device, dtype=precision)

@@ -43,7 +43,13 @@ def spnet50(dataset: str = "ade20k") -> nn.Module:
 def engine(
     network: nn.Module, scales: tuple[float, ...], dtype: torch.dtype, device: str
 ) -> SlidingWindow:
-    settings = InferenceSettings(CLASSES, crop=(CROP, CROP), base_size=BASE_SIZE, scales=scales)
+    settings = InferenceSettings(
+        CLASSES,
+        crop=(CROP, CROP),
+        base_size=BASE_SIZE,
+        scales=scales,
+        batch_size=2 if device == "cpu" else 8,  # as TEST.batch_size has it
+    )
     return SlidingWindow(network, settings, device=device, dtype=dtype)
 
 

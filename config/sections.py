@@ -290,8 +290,10 @@ class TestSection(Section):
     names_path: Annotated[str | None, Maybe(FilePath())] = option(
         None, "text file, a name per class and line; the catalog's names if empty"
     )
-    batch_size: Annotated[int, Whole(1)] = option(
-        8, "windows per forward pass; a classifier's images"
+    batch_size: Annotated[int | None, Maybe(Whole(1))] = option(
+        None,
+        "windows per forward pass, mirrored ones included, or a classifier's images; empty is 8, "
+        "and 2 windows on the CPU, where more take memory and save no time",
     )
     images_together: Annotated[int | None, Maybe(Whole(1))] = option(
         None, "images whose windows share forward passes; empty is 4 on GPUs and 1 on the CPU"

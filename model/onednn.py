@@ -105,14 +105,19 @@ def use_onednn(network: nn.Module, image: Tensor) -> nn.Module:
     """`network`, in evaluation mode on the CPU, or a copy whose parts are computed by oneDNN.
 
     A part that cannot be traced is left to its own parts. If the output for `image` (N, C, H, W)
-    were another one, the network stays as it is; elsewhere than on a CPU it does so anyway.
+    were another one, or PyTorch's functions for this, which are not public, refused to work, the
+    network stays as it is; elsewhere than on a CPU it does so anyway.
     """
     if not is_available() or not image.is_cpu or not next(network.parameters()).is_cpu:
         return network
     fused = deepcopy(network)
     fuse_parts(fused)
     with torch.inference_mode():
-        before, after = (first_tensor(whole(image)) for whole in (network, fused))
+        before = first_tensor(network(image))
+        try:
+            after = first_tensor(fused(image))
+        except (AttributeError, RuntimeError, TypeError):
+            return network
     tolerance = 1e-3 * before.abs().max().item() + 1e-6
     return fused if torch.allclose(after, before, rtol=1e-3, atol=tolerance) else network
 

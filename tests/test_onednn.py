@@ -178,6 +178,15 @@ def test_a_network_that_the_trace_gets_wrong_stays_as_it_is() -> None:
     assert use_onednn(network, torch.randn(2, 3, 8, 8)) is network
 
 
+def test_functions_that_are_gone_leave_the_network_as_it_is(monkeypatch) -> None:
+    def gone(*_: object) -> None:
+        raise RuntimeError("expected 11 arguments")
+
+    monkeypatch.setattr(torch._C._nn, "mkldnn_reorder_conv2d_weight", gone)
+    network = Whole(Residual("returned")).eval()
+    assert use_onednn(network, torch.randn(1, 3, 8, 8)) is network
+
+
 def test_gradients_and_changed_weights_are_seen() -> None:
     network = Whole(Residual("returned")).eval()
     image = torch.randn(1, 3, 16, 16)

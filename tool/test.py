@@ -44,6 +44,8 @@ from stripseg.util.logging import progress, run_logger
 from stripseg.util.metrics import ConfusionMatrix, Scores, check_prediction, class_table
 from stripseg.util.optimization import choose_precision
 
+BATCH_SIZE = 8  # windows or images in a forward pass, where TEST.batch_size is empty
+
 
 def main(argv: Sequence[str]) -> int | None:
     """Predict, save, count, report."""
@@ -117,9 +119,8 @@ def load_engine(config: Config, device: torch.device) -> SlidingWindow:
     """The engine with the network of `load_network`."""
     network = load_network(config, device)
     dtype = choose_precision(config.TEST.precision, device, key="TEST.precision")
-    return common.build_engine(
-        config, network, device=device, dtype=dtype, batch_size=config.TEST.batch_size
-    )
+    batch_size = config.TEST.batch_size or (2 if device.type == "cpu" else BATCH_SIZE)
+    return common.build_engine(config, network, device=device, dtype=dtype, batch_size=batch_size)
 
 
 def folding_image(config: Config) -> torch.Tensor:
@@ -133,6 +134,7 @@ def folding_image(config: Config) -> torch.Tensor:
 def classify(config: Config, device: torch.device, log: logging.Logger, folder: Path) -> None:
     """Test a classifier on every image of a split once, and report."""
     test = config.TEST
+    batch_size = test.batch_size or BATCH_SIZE
     dataset = build_evaluation_images(config, test.split)
     names = class_names(config, dataset.images)
     log.info(f"{len(dataset)} images of {config.DATA.data_root} ({test.split})")
@@ -144,13 +146,13 @@ def classify(config: Config, device: torch.device, log: logging.Logger, folder: 
         dataset,
         device=device,
         dtype=choose_precision(test.precision, device, key="TEST.precision"),
-        together=test.batch_size,
+        together=batch_size,
         workers=test.workers,
         channels_last=test.channels_last,
     )
     if distributed.is_main():
         log.info("\n" + classification_table(scores, names))
-        facts = {"data_root": config.DATA.data_root, "batch_size": test.batch_size}
+        facts = {"data_root": config.DATA.data_root, "batch_size": batch_size}
         figures = scores.as_dict(names)
         write_figures(config, figures, len(dataset), facts, folder / "metrics.json")
         log.info(f"figures: {folder / 'metrics.json'}")
