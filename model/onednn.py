@@ -6,6 +6,8 @@ What follows what is read from a trace of the network (torch.fx).
 """
 
 import operator
+from collections.abc import Iterator
+from contextlib import contextmanager
 from copy import deepcopy
 
 import torch
@@ -19,6 +21,7 @@ from .strip_pooling import strip_means
 
 ADDITIONS = (operator.add, operator.iadd, torch.add)
 RELUS = (F.relu, torch.relu)
+PACKED = 4  # layouts of one convolution's weights that are kept
 SHAPE_DEPENDENT = (grid_average_pool, resize, strip_means)  # branch on sizes: traced as one step
 
 
@@ -26,34 +29,41 @@ class OneDNNConvolution(nn.Conv2d):
     """nn.Conv2d, then the addition of a map, then ReLU, where asked: one pass without gradients.
 
     `then_relu` says whether ReLU follows. `overwrites` allows the added map to become the output.
+    Weights that change through `.data` are not seen to change.
     """
 
     then_relu = False
     overwrites = False
-    packed: tuple[object, Tensor, Tensor | None] | None = None  # of what, weight, bias
 
     def forward(self, x: Tensor, added: Tensor | None = None) -> Tensor:
         dtype = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else x.dtype
-        if not (x.is_cpu and runs_in(dtype)) or torch.is_grad_enabled():
+        if not self.is_fit(x, dtype, added):
             return self.one_by_one(x, added)
         x = x.to(dtype)
         weight, bias = self.packed_for(x)
         how = (self.padding, self.stride, self.dilation, self.groups)
-        last = ("relu" if self.then_relu else None, [], "")
         if added is None:
+            activation = "relu" if self.then_relu else "none"
             return torch.ops.mkldnn._convolution_pointwise(
-                x, weight, bias, *how, last[0] or "none", *last[1:]
+                x, weight, bias, *how, activation, [], ""
             )
-        if added.shape != (x.shape[0], self.out_channels, *self.output_size(x)):
-            return self.one_by_one(x, added)
-        added = added.to(dtype)
+        activation = "relu" if self.then_relu else None
         if self.overwrites:
             return torch.ops.mkldnn._convolution_pointwise_.binary(
-                added, x, weight, bias, *how, "add", 1.0, *last
+                added, x, weight, bias, *how, "add", 1.0, activation, [], ""
             )
         return torch.ops.mkldnn._convolution_pointwise.binary(
-            x, added, weight, bias, *how, "add", 1.0, *last
+            x, added, weight, bias, *how, "add", 1.0, activation, [], ""
         )
+
+    def is_fit(self, x: Tensor, dtype: torch.dtype, added: Tensor | None) -> bool:
+        """Can oneDNN do all of it in `dtype`? It neither promotes types nor broadcasts."""
+        if not x.is_cpu or not runs_in(dtype) or torch.is_grad_enabled():
+            return False
+        if self.weight.is_inference():  # nobody counts their changes
+            return False
+        size = (x.shape[0], self.out_channels, *self.output_size(x))
+        return added is None or (added.dtype == dtype and added.shape == size)
 
     def one_by_one(self, x: Tensor, added: Tensor | None) -> Tensor:
         """The same as separate steps."""
@@ -63,10 +73,14 @@ class OneDNNConvolution(nn.Conv2d):
         return F.relu(out) if self.then_relu else out
 
     def packed_for(self, x: Tensor) -> tuple[Tensor, Tensor | None]:
-        """Weight and bias in x's type, laid out for maps of its size."""
-        version = None if self.weight.is_inference() else self.weight._version
-        key = x.dtype, x.shape[2:], self.weight.data_ptr(), version
-        if self.packed is None or self.packed[0] != key:
+        """Weight and bias in x's type, laid out for maps of its size; the last few are kept."""
+        version = self.weight.data_ptr(), self.weight._version
+        packed = self.__dict__.setdefault("packed", {})
+        if packed.get("version") != version or len(packed) > PACKED:
+            packed.clear()
+            packed["version"] = version
+        key = x.dtype, x.shape[2:]
+        if key not in packed:
             weight = torch._C._nn.mkldnn_reorder_conv2d_weight(
                 self.weight.detach().to(x.dtype).to_mkldnn(),
                 self.padding,
@@ -75,9 +89,12 @@ class OneDNNConvolution(nn.Conv2d):
                 self.groups,
                 x.shape,
             )
-            bias = None if self.bias is None else self.bias.detach().to(x.dtype)
-            self.packed = key, weight, bias
-        return self.packed[1:]
+            packed[key] = weight, None if self.bias is None else self.bias.detach().to(x.dtype)
+        return packed[key]
+
+    def __getstate__(self) -> dict:
+        """For copies and files: packed weights can be neither copied nor saved."""
+        return {name: value for name, value in self.__dict__.items() if name != "packed"}
 
     def output_size(self, x: Tensor) -> list[int]:
         """Height and width of the output."""
@@ -105,21 +122,37 @@ def use_onednn(network: nn.Module, image: Tensor) -> nn.Module:
     """`network`, in evaluation mode on the CPU, or a copy whose parts are computed by oneDNN.
 
     A part that cannot be traced is left to its own parts. If the output for `image` (N, C, H, W)
-    were another one, or PyTorch's functions for this, which are not public, refused to work, the
-    network stays as it is; elsewhere than on a CPU it does so anyway.
+    were another one, in single precision or in bfloat16, or anything failed, the network stays as
+    it is: the trace runs anybody's forward on things that are no tensors, and PyTorch's functions
+    are not public ones. Elsewhere than on a CPU it does so anyway.
     """
-    if not is_available() or not image.is_cpu or not next(network.parameters()).is_cpu:
+    if not is_available() or not image.is_cpu or not next(network.parameters(), image).is_cpu:
         return network
-    fused = deepcopy(network)
-    fuse_parts(fused)
-    with torch.inference_mode():
-        before = first_tensor(network(image))
-        try:
-            after = first_tensor(fused(image))
-        except (AttributeError, RuntimeError, TypeError):
-            return network
-    tolerance = 1e-3 * before.abs().max().item() + 1e-6
-    return fused if torch.allclose(after, before, rtol=1e-3, atol=tolerance) else network
+    try:
+        fused = deepcopy(network)
+        fuse_parts(fused)
+        same = agree(network, fused, image)
+        for module in fused.modules():
+            module.__dict__.pop("packed", None)  # laid out for this image
+    except Exception:
+        return network
+    return fused if same else network
+
+
+@torch.inference_mode()
+def agree(network: nn.Module, fused: nn.Module, image: Tensor) -> bool:
+    """Are the outputs the same, up to rounding?"""
+    for dtype, tolerance in ((torch.float32, 1e-3), (torch.bfloat16, 0.05)):
+        if not runs_in(dtype):
+            continue
+        with torch.autocast("cpu", torch.bfloat16, enabled=dtype == torch.bfloat16):
+            before, after = (first_tensor(whole(image)) for whole in (network, fused))
+        if before.dtype != after.dtype or before.shape != after.shape:
+            return False
+        slack = tolerance * before.abs().max().item() + 1e-6
+        if not torch.allclose(after, before, rtol=tolerance, atol=slack):
+            return False
+    return True
 
 
 def fuse_parts(module: nn.Module) -> None:
@@ -134,7 +167,8 @@ def fused_part(module: nn.Module) -> nn.Module:
     if not any(module.children()):
         return module
     try:
-        graph = Tracer().trace(module)
+        with no_autocast():
+            graph = Tracer().trace(module)
     except Exception:
         fuse_parts(module)
         return module
@@ -148,8 +182,10 @@ def is_plain(module: nn.Module) -> bool:
     """A convolution that oneDNN's functions can stand for."""
     return (
         type(module) is nn.Conv2d
+        and isinstance(module.weight, nn.Parameter)
         and isinstance(module.padding, tuple)
         and module.padding_mode == "zeros"
+        and not (module._forward_hooks or module._forward_pre_hooks)
     )
 
 
@@ -180,6 +216,20 @@ class Tracer(fx.Tracer):
         return isinstance(module, nn.Conv2d) or super().is_leaf_module(module, name)
 
 
+@contextmanager
+def no_autocast() -> Iterator[None]:
+    """Entering autocast is an error inside: a trace would lose it."""
+
+    def refuse(_: torch.autocast) -> None:
+        raise RuntimeError("a part that sets its own precision is not traced")
+
+    enter, torch.autocast.__enter__ = torch.autocast.__enter__, refuse
+    try:
+        yield
+    finally:
+        torch.autocast.__enter__ = enter
+
+
 class Fusion:
     """Gives the convolutions of a traced part the additions and ReLUs behind them."""
 
@@ -188,7 +238,7 @@ class Fusion:
 
     def run(self) -> None:
         for node in list(self.graph.nodes):
-            if isinstance(self.module(node), nn.Identity | _DropoutNd):
+            if isinstance(self.module(node), nn.Identity | _DropoutNd) and has_one_input(node):
                 self.replace(node, node.args[0])
         for node in list(self.graph.nodes):
             if node.op == "call_function" and node.target in ADDITIONS and not node.kwargs:
@@ -200,19 +250,19 @@ class Fusion:
         self.traced.recompile()
 
     def fuse_addition(self, node: fx.Node) -> None:
-        """Let the later one of two summands, if it is a convolution, add the other one."""
-        order = {each: place for place, each in enumerate(self.graph.nodes)}
-        summands = [each for each in node.args if isinstance(each, fx.Node)]
-        if len(summands) < 2 or summands[0] is summands[1]:
+        """Let a convolution right before an addition add the other summand, which comes earlier."""
+        last = node.prev
+        others = [each for each in node.args if each is not last]
+        if len(others) != 1 or not isinstance(others[0], fx.Node) or not self.is_free(last):
             return
-        added, last = sorted(summands, key=order.__getitem__)
-        if not self.is_free(last) or len(last.args) > 1:
+        convolution, added = self.module(last), others[0]
+        if len(last.args) > 1 or convolution.groups > 1:  # PyTorch has not all of it for groups
             return
-        readers = [user for user in added.users if user is not node]
         # nobody sees that the map changes: convolutions read it before, and keep no part of it
-        self.module(last).overwrites = self.is_convolution(added) and all(
-            self.is_convolution(user) and order[user] < order[last] and user.args[0] is added
-            for user in readers
+        convolution.overwrites = self.is_convolution(added) and all(
+            self.is_convolution(user) and user.args[0] is added and user < last
+            for user in added.users
+            if user is not node
         )
         last.args = (*last.args, added)
         self.replace(node, last)
@@ -232,6 +282,8 @@ class Fusion:
         return sum(self.module(each) is convolution for each in self.graph.nodes) == 1
 
     def is_relu(self, node: fx.Node) -> bool:
+        if not has_one_input(node):
+            return False
         if node.op == "call_function":
             return node.target in RELUS
         return isinstance(self.module(node), nn.ReLU)
@@ -239,3 +291,7 @@ class Fusion:
     def replace(self, node: fx.Node, by: fx.Node) -> None:
         node.replace_all_uses_with(by)
         self.graph.erase_node(node)
+
+
+def has_one_input(node: fx.Node) -> bool:
+    return len(node.args) == 1 and not node.kwargs

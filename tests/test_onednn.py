@@ -1,5 +1,8 @@
 """Convolutions with what follows them in one pass: the same output, the same network otherwise."""
 
+import io
+from copy import deepcopy
+
 import pytest
 import reference
 import torch
@@ -57,8 +60,8 @@ def test_the_output_stays(name: str, memory_format: torch.memory_format) -> None
             with torch.autocast("cpu", torch.bfloat16):
                 coarse, ours_coarse = network(image)[0], fused(image)[0]
         close(ours, expected)
-        slack = (coarse - expected).abs().max().item() + 0.01 * expected.abs().max().item()
-        assert (ours_coarse - expected).abs().max().item() <= 1.5 * slack
+        slack = 1.2 * (coarse - expected).abs().max().item() + 0.01 * expected.abs().max().item()
+        assert (ours_coarse - expected).abs().max().item() <= slack
 
 
 def test_what_follows_a_convolution_is_done_with_it() -> None:
@@ -81,7 +84,11 @@ class Residual(nn.Module):
         super().__init__()
         self.way = way
         self.first, self.second = nn.Conv2d(3, 3, 3, padding=1), nn.Conv2d(3, 3, 1)
-        self.relu = nn.ReLU(inplace=True)
+        self.groups = nn.Conv2d(3, 3, 1, groups=3)
+        self.relu, self.dropout = nn.ReLU(inplace=True), nn.Dropout()
+
+    def scaled(self, x: Tensor, by: float | None = None) -> Tensor:
+        return x if by is None else x * by
 
     def forward(self, x: Tensor) -> tuple[Tensor, ...]:
         y = self.first(x)
@@ -115,6 +122,26 @@ class Residual(nn.Module):
             case "changed in place":
                 z = self.second(y) + y
                 return self.relu(z), z
+            case "changed in place between":
+                z = self.second(x)
+                F.relu_(y)
+                return F.relu(y + z), y
+            case "a view changes between":
+                view = y.view_as(y)
+                z = self.second(x)
+                y.clamp_(max=0.1)
+                return F.relu(view + z), y
+            case "groups":
+                return F.relu(self.groups(x) + y), F.relu(self.groups(y) + x)
+            case "its own precision":
+                with torch.autocast("cpu", enabled=False):
+                    return F.relu(self.second(x.float())), y
+            case "keywords":
+                return self.relu(input=self.second(y)), self.dropout(input=y)
+            case "a default":
+                return self.scaled(self.second(y)), y
+            case "no image":
+                return y, F.relu(self.second(y[:0]) + y[:0])
             case "sizes":
                 return (self.second(y) if x.shape[2] > 20 else y,)
             case _:
@@ -134,6 +161,13 @@ WAYS = [
     "twice",
     "scaled",
     "changed in place",
+    "changed in place between",
+    "a view changes between",
+    "groups",
+    "its own precision",
+    "keywords",
+    "a default",
+    "no image",
     "sizes",
 ]
 
@@ -156,26 +190,59 @@ def test_maps_that_others_want_are_left_alone(way: str) -> None:
     kept = image.clone()
     fused = use_onednn(network, torch.randn(1, 3, 16, 16))
     assert convolutions(fused)
-    with torch.inference_mode():
-        for ours, expected in zip(fused(image), network(image), strict=True):
-            torch.testing.assert_close(ours, expected, rtol=1e-4, atol=1e-5)
+    for dtype, tolerance in ((torch.float32, 1e-5), (torch.bfloat16, 0.05)):
+        low = dtype == torch.bfloat16
+        with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16, enabled=low):
+            for ours, expected in zip(fused(image), network(image), strict=True):
+                torch.testing.assert_close(ours, expected, rtol=tolerance, atol=tolerance)
     assert torch.equal(image, kept)
 
 
 class LooksAtTypes(nn.Module):
     """Does something else while it is traced."""
 
-    def __init__(self) -> None:
+    def __init__(self, otherwise: str) -> None:
         super().__init__()
-        self.convolution = nn.Conv2d(3, 3, 1)
+        self.convolution, self.otherwise = nn.Conv2d(3, 3, 1), otherwise
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.convolution(x) if isinstance(x, Tensor) else self.convolution(x) + 1
+        out = self.convolution(x)
+        if isinstance(x, Tensor):
+            return out
+        match self.otherwise:
+            case "value":
+                return out + 1
+            case "shape":
+                return out[:, :2]
+            case "type":
+                return out.double()
+            case "error":
+                return out[7]
+            case _:
+                raise ValueError(self.otherwise)
 
 
-def test_a_network_that_the_trace_gets_wrong_stays_as_it_is() -> None:
-    network = Whole(LooksAtTypes()).eval()
+@pytest.mark.parametrize("otherwise", ["value", "shape", "type", "error"])
+def test_a_network_that_the_trace_gets_wrong_stays_as_it_is(otherwise: str) -> None:
+    network = Whole(LooksAtTypes(otherwise)).eval()
     assert use_onednn(network, torch.randn(2, 3, 8, 8)) is network
+
+
+def test_convolutions_that_hooks_change_are_left_alone() -> None:
+    network = nn.Sequential(nn.utils.spectral_norm(nn.Conv2d(3, 3, 3)), nn.Conv2d(3, 3, 1)).eval()
+    fused = use_onednn(network, torch.randn(1, 3, 8, 8))
+    assert len(convolutions(fused)) == 1
+
+
+def test_a_fused_network_can_be_copied_and_saved() -> None:
+    network = Whole(Residual("returned")).eval()
+    image = torch.randn(1, 3, 16, 16)
+    fused = use_onednn(network, image)
+    with torch.inference_mode():
+        expected = fused(image)[0]
+        torch.testing.assert_close(deepcopy(fused)(image)[0], expected)
+    torch.save(fused, io.BytesIO())
+    assert fused.state_dict().keys() <= network.state_dict().keys()
 
 
 def test_functions_that_are_gone_leave_the_network_as_it_is(monkeypatch) -> None:
@@ -196,6 +263,6 @@ def test_gradients_and_changed_weights_are_seen() -> None:
     fused(image)[0].sum().backward()
     assert all(convolution.weight.grad is not None for convolution in convolutions(fused))
     with torch.no_grad():
-        for one, other in zip(network.parameters(), fused.parameters(), strict=True):
-            other.copy_(one.mul_(2))
+        for name, parameter in fused.named_parameters():
+            parameter.copy_(network.get_parameter(name).mul_(2))
         torch.testing.assert_close(fused(image)[0], network(image)[0], rtol=1e-4, atol=1e-5)
