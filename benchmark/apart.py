@@ -37,7 +37,10 @@ class Apart:
 
     def ask(self, request: str, args: tuple) -> Any:
         self.pipe.send((request, args))
-        return self.pipe.recv()
+        answer = self.pipe.recv()
+        if isinstance(answer, Exception):
+            raise RuntimeError("the baseline failed") from answer
+        return answer
 
     def __enter__(self) -> "Apart":
         return self
@@ -55,7 +58,12 @@ class Apart:
 def serve(pipe: Connection, threads: int, make: Callable, args: tuple) -> None:
     """Answer requests until the other side goes away."""
     torch.set_num_threads(threads)
-    job, result = make(*args)
-    while True:
-        request, args = pipe.recv()
-        pipe.send(result() if request == "result" else job(*args))
+    try:
+        job, result = make(*args)
+        while True:
+            request, args = pipe.recv()
+            pipe.send(result() if request == "result" else job(*args))
+    except EOFError:
+        return
+    except Exception as error:
+        pipe.send(error)

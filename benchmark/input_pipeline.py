@@ -25,7 +25,7 @@ from stripseg.dataset.labels import choose_encoding
 from stripseg.dataset.lists import Pair
 from stripseg.dataset.packed import PackedPairs
 from stripseg.dataset.packing import pack
-from stripseg.dataset.segmentation import TrainingSet
+from stripseg.dataset.segmentation import TrainingSet, read_pair
 from stripseg.util.images import write_png
 from stripseg.util.memory import keep_freed_memory
 
@@ -177,10 +177,18 @@ def measure_kind(kind: Kind, folder: Path, seconds: float) -> Iterator[Row]:
         lambda index, data=data: cpu_seconds(lambda: data[index, index % PICTURES])
         for data in (files, copy)
     ]
+    ours.append(lambda index: cpu_seconds(lambda: read_pair(pairs[index % PICTURES], encoding, 0)))
     with Apart(plain_pipeline, paths, kind.crop) as theirs:
         for pipeline in (theirs, *ours):
             pipeline(0)
-        baseline, *rates = compare([theirs, *ours], seconds)
+        baseline, *rates, reading = compare([theirs, *ours], seconds)
+    yield rate_row(
+        f"reading {kind.name} and label alone",
+        (1 / reading, 1 / baseline),
+        unit="image/s",
+        wanted=None,
+        agreement="what a pipeline from files cannot exceed",
+    )
     wanted = (kind.wanted_files, kind.wanted_packed)
     for source, rate, target in zip(("from files", "packed"), rates, wanted, strict=True):
         yield rate_row(

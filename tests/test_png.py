@@ -86,6 +86,10 @@ BROKEN = {
     "too much": file_of(header(width=2), chunk(b"IDAT", DATA)),
     "data ends early": file_of(header(), chunk(b"IDAT", DATA[:-5])),
     "something after the data": file_of(header(), chunk(b"IDAT", DATA + b"more")),
+    "a window too large": file_of(
+        header(), chunk(b"IDAT", bytes([0x88, 31 - 0x8800 % 31]) + DATA[2:])
+    ),
+    "empty data": file_of(header(), chunk(b"IDAT", b"")),
     "a wrong sum of the data": file_of(header(), chunk(b"IDAT", DATA[:-1] + b"?")),
     "a wrong sum of a chunk": file_of(header(), chunk(b"IDAT", DATA)[:-1] + b"?"),
     "a bomb": file_of(header(width=2**30), chunk(b"IDAT", DATA)),

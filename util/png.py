@@ -17,6 +17,7 @@ SIGNATURE = b"\x89PNG\r\n\x1a\n"
 SAMPLES = {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}  # a pixel, by colour type
 SMALL = 2**18  # bytes of a file; smaller ones are not worth the detour
 LARGEST = 2**30  # bytes of image data
+LARGEST_WINDOW = 7  # in the first byte of zlib's header
 STORED = 2**16 - 1  # bytes of a stored block, at most
 
 
@@ -30,17 +31,19 @@ def with_stored_data(content: bytes) -> bytes:
         return content
     try:
         return stored(content)
-    except (ValueError, struct.error, isal_zlib.error):
+    except (ValueError, IndexError, struct.error, isal_zlib.error):
         return content
 
 
 def stored(content: bytes) -> bytes:
-    """Raises ValueError, struct.error or isal_zlib.error where the file is not as it must be."""
+    """Raises what `with_stored_data` catches where the file is not as it must be."""
     chunks = list(chunks_of(content))
     places = [place for place, (kind, _) in enumerate(chunks) if kind == b"IDAT"]
     if not places or any(later != former + 1 for former, later in pairwise(places)):
         raise ValueError("no image data, or with something in between")
     data = b"".join(chunks[place][1] for place in places)
+    if data[0] >> 4 > LARGEST_WINDOW:
+        raise ValueError("a window that zlib refuses and ISA-L does not")
     inflate = isal_zlib.decompressobj()
     size = data_size(chunks[0])
     pixels = inflate.decompress(data, size + 1)

@@ -26,6 +26,7 @@ class Resampling:
         self.high = (self.low + 1).clamp(max=source - 1)
         self.share = (position - self.low).float()  # of the pixel `high`
         self._matrices: dict[tuple[int, int, torch.device], Tensor] = {}
+        self._bags: dict[torch.device, tuple[Tensor, Tensor]] = {}
 
     def span(self, first: int, end: int) -> slice:
         """The source pixels that target pixels first .. end - 1 are mixed from."""
@@ -49,8 +50,8 @@ class Resampling:
         interpolation, which works on two sides at once.
         """
         count, source, channels = x.shape
-        pairs = torch.stack([self.low, self.high], dim=1).to(x.device)  # (target, 2)
-        shares = torch.stack([1 - self.share, self.share], dim=1).to(x.device) * weights[pairs]
+        pairs, shares = self.bags(x.device)
+        shares = shares * weights[pairs]
         starts = torch.arange(count, device=x.device)[:, None, None] * source
         mixed = F.embedding_bag(
             (pairs + starts).view(-1, 2),
@@ -59,6 +60,14 @@ class Resampling:
             mode="sum",
         )
         return mixed.view(count, -1, channels)
+
+    def bags(self, device: torch.device) -> tuple[Tensor, Tensor]:
+        """(target, 2) each: the two source pixels of a target pixel, and their shares in it."""
+        if device not in self._bags:
+            pairs = torch.stack([self.low, self.high], dim=1)
+            shares = torch.stack([1 - self.share, self.share], dim=1)
+            self._bags[device] = pairs.to(device), shares.to(device)
+        return self._bags[device]
 
 
 @lru_cache(64)

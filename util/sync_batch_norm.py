@@ -21,7 +21,7 @@ class _SynchronizedNormalization(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x: Tensor, eps: float) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         dims = [d for d in range(x.dim()) if d != 1]
-        exact = x.device.type == "cpu" and x.dtype.itemsize >= 4
+        exact = x.device.type == "cpu" and x.dtype != torch.bfloat16
         wide = x.detach().double() if exact else x.detach().float()
         local_count = x.numel() / x.shape[1]
         local_mean = wide.mean(dims)
