@@ -286,7 +286,7 @@ class Fusion:
             return False
         if node.op == "call_function":
             return node.target in RELUS
-        return isinstance(self.module(node), nn.ReLU)
+        return type(self.module(node)) is nn.ReLU
 
     def replace(self, node: fx.Node, by: fx.Node) -> None:
         node.replace_all_uses_with(by)
