@@ -23,6 +23,8 @@ def main() -> int:
     unknown = set(options.jobs) - set(JOBS)
     if unknown:
         parser.error(f"no such job: {', '.join(sorted(unknown))}; there are {', '.join(JOBS)}")
+    if options.device == "cuda" and not torch.cuda.is_available():
+        parser.error("--device cuda: PyTorch finds no GPU here; --device cpu measures the host")
     rows = []
     for job in options.jobs or JOBS:
         for row in importlib.import_module(f"benchmark.{job}").measure(options.device):
