@@ -11,7 +11,7 @@ import torch
 
 from stripseg.model.folding import fold_batch_norm
 from stripseg.model.onednn import use_onednn
-from stripseg.util.inference import InferenceSettings, SlidingWindow
+from stripseg.util.inference import InferenceSettings, SlidingWindow, usual_batch_size
 from stripseg.util.memory import keep_freed_memory
 from stripseg.util.optimization import choose_precision
 
@@ -61,7 +61,7 @@ def main() -> None:
     settings = InferenceSettings(
         options.classes,
         crop=(options.crop, options.crop),
-        batch_size=2 if options.device == "cpu" else 8,  # as TEST.batch_size has it
+        batch_size=usual_batch_size(device),
         score_bytes=2 * 2**30,
     )
     precision = choose_precision("auto", device, key="precision")

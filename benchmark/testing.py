@@ -11,7 +11,7 @@ from stripseg.config.load import find_config, load_config
 from stripseg.model.build import build_segmenter
 from stripseg.model.folding import fold_batch_norm
 from stripseg.model.onednn import use_onednn
-from stripseg.util.inference import InferenceSettings, SlidingWindow
+from stripseg.util.inference import InferenceSettings, SlidingWindow, usual_batch_size
 from stripseg.util.memory import keep_freed_memory
 from stripseg.util.optimization import PRECISIONS, has_native_bfloat16
 
@@ -48,7 +48,7 @@ def engine(
         crop=(CROP, CROP),
         base_size=BASE_SIZE,
         scales=scales,
-        batch_size=2 if device == "cpu" else 8,  # as TEST.batch_size has it
+        batch_size=usual_batch_size(torch.device(device)),
     )
     return SlidingWindow(network, settings, device=device, dtype=dtype)
 

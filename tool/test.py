@@ -38,13 +38,13 @@ from stripseg.util.background import Background
 from stripseg.util.checkpoint import read_checkpoint
 from stripseg.util.classification import classification_table
 from stripseg.util.evaluation import Evaluator
-from stripseg.util.inference import SlidingWindow
+from stripseg.util.inference import SlidingWindow, usual_batch_size
 from stripseg.util.journal import TestJournal
 from stripseg.util.logging import progress, run_logger
 from stripseg.util.metrics import ConfusionMatrix, Scores, check_prediction, class_table
 from stripseg.util.optimization import choose_precision
 
-BATCH_SIZE = 8  # windows or images in a forward pass, where TEST.batch_size is empty
+BATCH_SIZE = 8  # a classifier's images in a forward pass, where TEST.batch_size is empty
 
 
 def main(argv: Sequence[str]) -> int | None:
@@ -119,7 +119,7 @@ def load_engine(config: Config, device: torch.device) -> SlidingWindow:
     """The engine with the network of `load_network`."""
     network = load_network(config, device)
     dtype = choose_precision(config.TEST.precision, device, key="TEST.precision")
-    batch_size = config.TEST.batch_size or (2 if device.type == "cpu" else BATCH_SIZE)
+    batch_size = config.TEST.batch_size or usual_batch_size(device)
     return common.build_engine(config, network, device=device, dtype=dtype, batch_size=batch_size)
 
 

@@ -48,6 +48,11 @@ class InferenceSettings:
     score_bytes: int | None = None
 
 
+def usual_batch_size(device: torch.device) -> int:
+    """Windows in a forward pass: on the CPU more than two take memory and save no time."""
+    return 2 if device.type == "cpu" else InferenceSettings.batch_size
+
+
 class SlidingWindow:
     """Image -> class probabilities or classes, computed and accumulated where the network runs.
 
