@@ -97,7 +97,7 @@ class SegmentationLoss:
             label,
             weights,
             ignore_index=self.ignore_label,
-            reduction="none",  # a sum within the kernel is slow, or in any order, on GPUs
+            reduction="none",  # the kernel of GPUs would sum in any order
             label_smoothing=self.label_smoothing,
         ).sum()
         count = self._count(label if whole is None or label is not labelled else whole, weights)
