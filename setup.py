@@ -5,6 +5,12 @@ from pathlib import Path
 from setuptools import setup
 
 FOLDERS = ["config", "model", "util", "dataset", "tool"]
+# every room of these folders that holds code; users' own data below dataset/ has no __init__.py
+PACKAGES = sorted(
+    ".".join(path.parent.parts)
+    for folder in FOLDERS
+    for path in [*Path(folder).glob("__init__.py"), *Path(folder).glob("*/__init__.py")]
+)
 version = next(
     line.split('"')[1]
     for line in Path("stripseg/__init__.py").read_text(encoding="utf-8").splitlines()
@@ -19,8 +25,11 @@ setup(
     long_description_content_type="text/markdown",
     license="MIT",
     python_requires=">=3.10",
-    packages=["stripseg", *(f"stripseg.{folder}" for folder in FOLDERS)],
-    package_dir={"stripseg": "stripseg", **{f"stripseg.{folder}": folder for folder in FOLDERS}},
+    packages=["stripseg", *(f"stripseg.{package}" for package in PACKAGES)],
+    package_dir={
+        "stripseg": "stripseg",
+        **{f"stripseg.{package}": package.replace(".", "/") for package in PACKAGES},
+    },
     # narrow on purpose: users' own data lies below dataset/
     package_data={"stripseg.config": ["*/*.yaml"], "stripseg.dataset": ["catalog/*.yaml"]},
     install_requires=Path("requirements.txt").read_text(encoding="utf-8").split("\n"),

@@ -23,8 +23,8 @@ import torch
 from stripseg.dataset.augmentation import Augmentation
 from stripseg.dataset.labels import choose_encoding
 from stripseg.dataset.lists import Pair
-from stripseg.dataset.packed import PackedPairs
-from stripseg.dataset.packing import pack
+from stripseg.dataset.packed.reader import PackedPairs
+from stripseg.dataset.packed.writer import pack
 from stripseg.dataset.segmentation import TrainingSet, read_pair
 from stripseg.util.images import write_png
 from stripseg.util.memory import keep_freed_memory

@@ -11,9 +11,13 @@ import torch
 
 from stripseg.model.folding import fold_batch_norm
 from stripseg.model.onednn import use_onednn
-from stripseg.util.inference import InferenceSettings, SlidingWindow, usual_batch_size
+from stripseg.util.inference.sliding_window import (
+    InferenceSettings,
+    SlidingWindow,
+    usual_batch_size,
+)
 from stripseg.util.memory import keep_freed_memory
-from stripseg.util.optimization import choose_precision
+from stripseg.util.training.optimizer import choose_precision
 
 from .rows import Row
 from .testing import picture, spnet50

@@ -11,9 +11,13 @@ from stripseg.config.load import find_config, load_config
 from stripseg.model.build import build_segmenter
 from stripseg.model.folding import fold_batch_norm
 from stripseg.model.onednn import use_onednn
-from stripseg.util.inference import InferenceSettings, SlidingWindow, usual_batch_size
+from stripseg.util.inference.sliding_window import (
+    InferenceSettings,
+    SlidingWindow,
+    usual_batch_size,
+)
 from stripseg.util.memory import keep_freed_memory
-from stripseg.util.optimization import PRECISIONS, has_native_bfloat16
+from stripseg.util.training.optimizer import PRECISIONS, has_native_bfloat16
 
 from . import textbook
 from .apart import Apart

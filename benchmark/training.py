@@ -9,10 +9,10 @@ from torch.nn import functional as F
 from stripseg.config.load import find_config, load_config
 from stripseg.model.build import build_segmenter
 from stripseg.model.segmenter import Segmenter
-from stripseg.util.losses import SegmentationLoss
 from stripseg.util.memory import keep_freed_memory
 from stripseg.util.normalization import Normalization
-from stripseg.util.optimization import autocast, build_optimizer, has_native_bfloat16
+from stripseg.util.training.losses import SegmentationLoss
+from stripseg.util.training.optimizer import autocast, build_optimizer, has_native_bfloat16
 
 from . import textbook
 from .apart import Apart
@@ -68,7 +68,7 @@ def network(device: str) -> Segmenter:
 def our_step(
     image: Tensor, label: Tensor, device: str, dtype: torch.dtype
 ) -> tuple[Callable[[], None], list[Tensor]]:
-    """As util/trainer.py does it: bytes to the device, channels-last, mixed precision, fused."""
+    """As the trainer does it: bytes to the device, channels-last, mixed precision, fused."""
     model = network(device).to(memory_format=torch.channels_last)
     optimizer = build_optimizer(
         model,

@@ -6,7 +6,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from .schema import SECTIONS
-from .values import nearest
+from .types import nearest
 
 COMMAND_LINE = "command line"
 TOP_LEVEL = ("base", "experiment")  # what a YAML may say outside its sections

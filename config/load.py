@@ -13,11 +13,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import yaml
 from pydantic import ValidationError
 
-from .atomic import atomic_write
-from .checks import backbone_depth, fill_in, problems
 from .complaints import (
     COMMAND_LINE,
     Origins,
@@ -31,10 +28,11 @@ from .errors import ConfigError
 from .files import check_files, resolve_list
 from .legacy import OLD_KEYS, Tree, retire, translate
 from .schema import SECTIONS, Config
-from .values import nearest, shown
+from .types import nearest, shown
+from .validate import backbone_depth, fill_in, problems
 from .yaml_file import parse_yaml, read_yaml
 
-__all__ = ["check_files", "find_config", "load_config", "resolve_list", "save_effective"]
+__all__ = ["check_files", "find_config", "load_config", "resolve_list"]
 
 
 @dataclass
@@ -94,17 +92,6 @@ def find_config(dataset: str, experiment: str) -> Path:
     experiments = {f.stem.removeprefix(f"{dataset}_") for f in found if f.parent.name == dataset}
     what = f"config/{dataset}/ has no experiment {experiment}"
     raise ConfigError(_not_found(what, experiment, sorted(experiments)))
-
-
-def save_effective(config: Config, path: str | Path) -> None:
-    """Write every option with its value; load_config reads an equal config back."""
-    path = Path(path)
-    text = yaml.safe_dump(config.model_dump(), sort_keys=False, allow_unicode=True)
-    try:
-        with atomic_write(path) as file:
-            file.write(f"# every option of {shown(config.source)}\n{text}".encode())
-    except OSError as error:
-        raise ConfigError(f"{path}: cannot be written: {error.strerror}") from None
 
 
 def _not_found(what: str, name: str, known: list[str]) -> str:

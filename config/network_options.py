@@ -3,7 +3,7 @@
 from typing import Annotated, Literal
 
 from .option import Section, derived, option
-from .values import (
+from .types import (
     DEPTHS,
     POOL_SIZES,
     Choice,

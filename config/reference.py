@@ -5,7 +5,7 @@ from typing import Any
 from pydantic.fields import FieldInfo
 
 from .schema import SECTIONS, Section
-from .values import Kind
+from .types import Kind
 
 
 def reference() -> str:

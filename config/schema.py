@@ -9,7 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from .option import Section
 from .sections import DataSection, DistributedSection, TestSection, TrainSection
-from .values import Name
+from .types import Name
 
 __all__ = ["CLASSIFIER", "SECTIONS", "Config", "DataSection", "TestSection", "TrainSection"]
 
@@ -52,6 +52,6 @@ SECTIONS: dict[str, type[Section]] = {
 }
 
 if __name__ == "__main__":
-    from stripseg.config.reference import reference
+    from .reference import reference
 
     print(reference(), end="")

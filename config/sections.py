@@ -11,7 +11,7 @@ from pydantic import Field
 
 from .network_options import NetworkOptions
 from .option import Section, derived, option
-from .values import (
+from .types import (
     GPUS,
     PRECISIONS,
     URL,

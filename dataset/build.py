@@ -9,9 +9,9 @@ import numpy as np
 from ..config.errors import ConfigError
 from ..config.load import resolve_list
 from ..config.schema import Config
-from ..util import distributed
+from ..util.distributed import process_group
 from .augmentation import Augmentation
-from .catalogue import (
+from .description import (
     DatasetDescription,
     available,
     default_colors,
@@ -23,7 +23,7 @@ from .labels import LabelEncoding, choose_encoding
 from .layout import official_pairs, read_ids
 from .lists import Pair, read_list
 from .loader import TrainingLoader
-from .packed import PackedPairs
+from .packed.reader import PackedPairs
 from .segmentation import EvaluationSet, TrainingSet
 
 
@@ -156,7 +156,7 @@ def build_training_loader(
         dataset,
         batch_size=train.batch_size,
         seed=train.manual_seed or 0,
-        workers=distributed.share_of_workers(train.workers),
+        workers=process_group.share_of_workers(train.workers),
         rank=rank,
         world_size=world_size,
     )

@@ -9,7 +9,7 @@ import numpy as np
 
 from ..config.errors import ConfigError, DataError
 from ..util.images import read_label
-from .catalogue import FORBIDDEN, DatasetDescription, raw_to_train_table
+from .description import FORBIDDEN, DatasetDescription, raw_to_train_table
 from .lists import Pair
 from .matlab import read_matlab_label
 

@@ -14,7 +14,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from ..config.errors import DataError
-from .catalogue import DatasetDescription, Split
+from .description import DatasetDescription, Split
 from .lists import Pair
 
 Parts = dict[str, str]

@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from ..config.errors import DataError
-from ..util.interruption import leave_to_parent
+from ..util.signals import leave_to_parent
 from .labels import LabelEncoding
 from .lists import Pair
 from .segmentation import EvaluationSet, Sample, TrainingSet

@@ -11,7 +11,7 @@ from ..util.images import read_image
 from .augmentation import Augmentation
 from .labels import LabelEncoding
 from .lists import Pair
-from .packed import PackedPairs
+from .packed.reader import PackedPairs
 
 
 @dataclass

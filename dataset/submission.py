@@ -11,10 +11,10 @@ from pathlib import Path, PurePosixPath
 
 import numpy as np
 
-from ..config.atomic import atomic_write
 from ..config.errors import DataError
+from ..util.files import atomic_write
 from ..util.images import write_png
-from .catalogue import DatasetDescription
+from .description import DatasetDescription
 
 
 def stored_values(description: DatasetDescription) -> np.ndarray:

@@ -7,7 +7,7 @@ from torch import nn
 
 from ..config.errors import ConfigError
 from ..config.schema import CLASSIFIER, Config, TrainSection
-from ..config.values import nearest
+from ..config.types import nearest
 from .classifier import ImageClassifier
 from .fcn import FCNHead
 from .layers import NormLayer, group_norm

@@ -10,9 +10,9 @@ from functools import partial
 
 from torch import Tensor, nn
 
+from .activation_checkpointing import run_blocks
 from .attention import build_attention
 from .layers import NormLayer
-from .recompute import run_blocks
 from .strip_pooling import StripPoolingModule
 
 DEPTHS = {

@@ -20,7 +20,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")  # the networks are tiny and the t
 @pytest.fixture(scope="session")
 def small_shapes(tmp_path_factory) -> Path:
     """Six training and three validation scenes of 72 x 88 pixels."""
-    from stripseg.dataset.shapes import write_shapes
+    from stripseg.dataset.generated.shapes import write_shapes
 
     root = tmp_path_factory.mktemp("shapes")
     write_shapes(root, train=6, val=3, height=72, width=88)

@@ -11,10 +11,10 @@ from yamls import complaint
 
 from stripseg.config.errors import TrainingError
 from stripseg.config.load import load_config
-from stripseg.tool.train import build_trainer
-from stripseg.util import placement
-from stripseg.util.losses import SegmentationLoss
-from stripseg.util.passes import part_sizes
+from stripseg.training_run import build_trainer
+from stripseg.util.training import parallelize as placement
+from stripseg.util.training.losses import SegmentationLoss
+from stripseg.util.training.step import part_sizes
 
 CPU = torch.device("cpu")
 EXACT = ["TRAIN.norm", "group", "TRAIN.dropout", "0", "TRAIN.evaluate", "False"]

@@ -11,13 +11,13 @@ from torch import Tensor, nn
 from yamls import complaint
 
 from stripseg.config.load import load_config
+from stripseg.model.activation_checkpointing import run_blocks
 from stripseg.model.build import build_segmenter
 from stripseg.model.fcn import FCNHead
 from stripseg.model.pyconv import PyConvResNet
-from stripseg.model.recompute import run_blocks
 from stripseg.model.segmenter import Segmenter
-from stripseg.tool.train import build_trainer
-from stripseg.util import distributed, sync_batch_norm
+from stripseg.training_run import build_trainer
+from stripseg.util.distributed import process_group, sync_batch_norm
 
 CPU = torch.device("cpu")
 
@@ -99,7 +99,7 @@ def test_less_is_kept() -> None:
 def synchronized(recompute: bool) -> dict[str, Tensor]:
     torch.manual_seed(0)
     network = sync_batch_norm.convert(fcn(18), device=CPU)
-    image = torch.randn(2, 3, 33, 41, generator=torch.Generator().manual_seed(distributed.rank()))
+    image = torch.randn(2, 3, 33, 41, generator=torch.Generator().manual_seed(process_group.rank()))
     return step(network, image, recompute=recompute)
 
 

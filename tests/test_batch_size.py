@@ -10,13 +10,16 @@ from reference import fcn
 from torch import nn
 from yamls import complaint
 
+from stripseg import batch_size as tool_batch_size
+from stripseg.batch_size import settle_batch_size, trial_step
 from stripseg.config.errors import TrainingError
 from stripseg.config.load import load_config
-from stripseg.tool import batch_size as tool_batch_size
-from stripseg.tool.batch_size import settle_batch_size, trial_step
-from stripseg.tool.train import build_trainer
-from stripseg.util import batch_size, distributed, memory
-from stripseg.util.batch_size import (
+from stripseg.training_run import build_trainer
+from stripseg.util import memory
+from stripseg.util.checkpoint import read_checkpoint
+from stripseg.util.distributed import process_group
+from stripseg.util.training import auto_batch_size as batch_size
+from stripseg.util.training.auto_batch_size import (
     agreed_share,
     bytes_kept,
     fits_cpu,
@@ -24,7 +27,6 @@ from stripseg.util.batch_size import (
     is_too_much,
     largest_that_fits,
 )
-from stripseg.util.checkpoint import read_checkpoint
 
 CPU = torch.device("cpu")
 AUTO = ["TRAIN.batch_size", "auto", "TRAIN.evaluate", "False"]
@@ -128,12 +130,12 @@ def test_free_memory_is_what_system_and_container_leave(tmp_path: Path, monkeypa
 
 
 def search_of_process() -> tuple[int, bool]:
-    limit = (7, 4)[distributed.rank()]
+    limit = (7, 4)[process_group.rank()]
 
     def fits(images: int) -> bool:  # a collective in here would wait for ever
-        return images <= limit and distributed.world_size() == 1
+        return images <= limit and process_group.world_size() == 1
 
-    return agreed_share(fits, least=1, most=16), distributed.world_size() == 2
+    return agreed_share(fits, least=1, most=16), process_group.world_size() == 2
 
 
 @pytest.mark.slow

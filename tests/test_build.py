@@ -7,13 +7,13 @@ import pytest
 import torch
 from yamls import SHIPPED
 
+from stripseg.build import build_engine
 from stripseg.config.errors import ConfigError
 from stripseg.config.load import load_config
 from stripseg.model.build import HEADS, build_segmenter
 from stripseg.model.strip_pooling import MixedPoolingModule, StripPoolingModule
-from stripseg.tool.common import build_engine
-from stripseg.util.losses import SegmentationLoss
-from stripseg.util.optimization import build_optimizer
+from stripseg.util.training.losses import SegmentationLoss
+from stripseg.util.training.optimizer import build_optimizer
 
 ROOT = Path(__file__).resolve().parent.parent
 BACKBONES = ["resnet34", "resnet50d", "pyconvresnet18", "pyconvhgresnet50"]

@@ -5,8 +5,8 @@ import pytest
 from pydantic import ValidationError
 
 from stripseg.config.errors import ConfigError, DataError
-from stripseg.dataset import catalogue
-from stripseg.dataset.catalogue import (
+from stripseg.dataset import description as catalogue
+from stripseg.dataset.description import (
     DatasetDescription,
     available,
     default_colors,

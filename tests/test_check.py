@@ -10,10 +10,10 @@ import yaml
 from PIL import Image
 
 from stripseg.config.errors import DataError
-from stripseg.dataset.catalogue import default_colors
-from stripseg.dataset.doctor import examine_pair, look
+from stripseg.dataset.description import default_colors
 from stripseg.dataset.labels import choose_encoding
 from stripseg.dataset.lists import Pair
+from stripseg.dataset.preparation.check import examine_pair, look
 from stripseg.tool import check, train
 
 

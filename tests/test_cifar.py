@@ -11,9 +11,9 @@ import pytest
 from sklearn.datasets import load_digits
 
 from stripseg.config.errors import DataError, StripsegError
-from stripseg.dataset.cifar import BATCHES, read_archive, read_cifar, write_cifar10
-from stripseg.dataset.pictures import PadAndCrop, TrainingImages
-from stripseg.dataset.shapes10 import CLASSES, render, write_shapes10
+from stripseg.dataset.classification.cifar import BATCHES, read_archive, read_cifar, write_cifar10
+from stripseg.dataset.classification.images import PadAndCrop, TrainingImages
+from stripseg.dataset.generated.shapes10 import CLASSES, render, write_shapes10
 from stripseg.tool import prepare
 
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 from PIL import Image
 
-from stripseg.dataset.catalogue import describe
+from stripseg.dataset.description import describe
 from stripseg.dataset.labels import choose_encoding
 from stripseg.dataset.lists import Pair
 from stripseg.dataset.submission import stored_values

@@ -16,22 +16,22 @@ from yamls import SHIPPED
 
 from stripseg.config.errors import CheckpointError, ConfigError, DataError
 from stripseg.config.load import load_config
-from stripseg.dataset.build_pictures import build_evaluation_images
+from stripseg.dataset.classification.build import build_evaluation_images
+from stripseg.dataset.generated.shapes10 import CLASSES, write_shapes10
 from stripseg.dataset.segmentation import Sample
-from stripseg.dataset.shapes10 import CLASSES, write_shapes10
 from stripseg.model.build import build_network, build_segmenter
 from stripseg.model.segmenter import SegmenterOutput
 from stripseg.model.weights import load_weights
 from stripseg.tool import browse, summary, test
-from stripseg.tool.train import build_trainer
-from stripseg.util.classification import (
+from stripseg.training_run import build_trainer
+from stripseg.util.inference.classification import (
     ClassificationEvaluator,
     ClassificationScores,
     classification_table,
 )
-from stripseg.util.losses import SegmentationLoss
-from stripseg.util.schedule import rate_at
-from stripseg.util.trainer_settings import TrainerSettings
+from stripseg.util.training.losses import SegmentationLoss
+from stripseg.util.training.schedule import rate_at
+from stripseg.util.training.settings import TrainerSettings
 
 CPU = torch.device("cpu")
 ROOT = Path(__file__).resolve().parent.parent

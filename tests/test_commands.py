@@ -157,7 +157,7 @@ def test_demo_predicts_what_the_test_predicts(
 
 
 def test_prepare_writes_shapes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    import stripseg.dataset.shapes as shapes
+    import stripseg.dataset.generated.shapes as shapes
 
     original = shapes.write_shapes
     monkeypatch.setattr(prepare, "write_shapes", lambda root: original(root, train=2, val=1))

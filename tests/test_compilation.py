@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from stripseg.config.load import load_config
-from stripseg.tool.train import build_trainer
+from stripseg.training_run import build_trainer
 
 CPU = torch.device("cpu")
 WORDS = ["TRAIN.compile", "True", "TRAIN.evaluate", "False"]

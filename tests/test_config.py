@@ -11,12 +11,10 @@ import yaml
 from yamls import LEAST, PYCONV, ROOT, SEMSEG, SHIPPED, SPNET, Write, complaint
 
 from stripseg.config.errors import ConfigError
-from stripseg.config.load import (
-    load_config,
-    save_effective,
-)
+from stripseg.config.load import load_config
 from stripseg.config.reference import reference
 from stripseg.config.schema import SECTIONS
+from stripseg.training_run import save_effective
 
 # ---- what a config holds
 

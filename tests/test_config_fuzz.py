@@ -9,11 +9,9 @@ from hypothesis import strategies as st
 from yamls import PYCONV, SPNET, Write
 
 from stripseg.config.errors import ConfigError
-from stripseg.config.load import (
-    load_config,
-    save_effective,
-)
+from stripseg.config.load import load_config
 from stripseg.config.schema import SECTIONS
+from stripseg.training_run import save_effective
 
 FUZZ = settings(
     max_examples=200, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]

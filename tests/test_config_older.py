@@ -3,9 +3,7 @@
 import pytest
 from yamls import APEX_LINES, LEAST, PYCONV, SEMSEG, SPNET, Write, without
 
-from stripseg.config.load import (
-    load_config,
-)
+from stripseg.config.load import load_config
 
 
 def test_semsegs_yaml_loads_unchanged(write: Write) -> None:

@@ -10,10 +10,10 @@ from reference import spnet
 from torch import Tensor
 
 from stripseg.config.load import load_config
-from stripseg.tool.train import place_network
-from stripseg.util import distributed
-from stripseg.util.losses import SegmentationLoss
-from stripseg.util.optimization import build_optimizer
+from stripseg.util.distributed import process_group
+from stripseg.util.training.losses import SegmentationLoss
+from stripseg.util.training.optimizer import build_optimizer
+from stripseg.util.training.parallelize import place_network
 
 CPU = torch.device("cpu")
 
@@ -33,7 +33,7 @@ def training_steps(config_path: str, shares: list[slice]) -> tuple[dict[str, Ten
         weight_decay=1e-4,
     )
     generator = torch.Generator().manual_seed(1)
-    share, losses = shares[distributed.rank()], []
+    share, losses = shares[process_group.rank()], []
     for _ in range(2):
         image = torch.randn(4, 3, 33, 41, generator=generator, dtype=torch.float64)
         label = torch.randint(5, (4, 33, 41), generator=generator)
@@ -42,7 +42,7 @@ def training_steps(config_path: str, shares: list[slice]) -> tuple[dict[str, Ten
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
-        mean = distributed.all_reduce_sum(loss.detach().clone()) / distributed.world_size()
+        mean = process_group.all_reduce_sum(loss.detach().clone()) / process_group.world_size()
         losses.append(mean.item())
     return segmenter.state_dict(), losses
 

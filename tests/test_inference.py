@@ -13,10 +13,10 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from stripseg.util import inference
-from stripseg.util.inference import InferenceSettings, SlidingWindow
-from stripseg.util.resampling import resampling
-from stripseg.util.score_map import ScoreMap, scaled_size, window_starts
+from stripseg.util.inference import sliding_window as inference
+from stripseg.util.inference.resampling import resampling
+from stripseg.util.inference.score_map import ScoreMap, scaled_size, window_starts
+from stripseg.util.inference.sliding_window import InferenceSettings, SlidingWindow
 
 CLASSES = 4
 MEAN, STD = np.array([100.0, 110.0, 120.0]), np.array([50.0, 60.0, 70.0])

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from stripseg.config.errors import ConfigError, DataError
-from stripseg.dataset.catalogue import describe
+from stripseg.dataset.description import describe
 from stripseg.dataset.labels import LabelEncoding, choose_encoding
 from stripseg.dataset.lists import Pair
 from stripseg.util.images import write_png

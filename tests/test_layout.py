@@ -11,7 +11,7 @@ from scipy.io import savemat
 from stripseg.config.errors import ConfigError, DataError
 from stripseg.config.load import check_files, load_config
 from stripseg.dataset.build import build_evaluation_set, build_pairs, official_splits
-from stripseg.dataset.catalogue import available, describe
+from stripseg.dataset.description import available, describe
 from stripseg.dataset.layout import expression, official_pairs
 from stripseg.dataset.matlab import read_matlab_label
 from stripseg.tool import prepare

@@ -13,13 +13,7 @@ from stripseg.config.errors import DataError
 from stripseg.dataset.augmentation import Augmentation
 from stripseg.dataset.labels import choose_encoding
 from stripseg.dataset.lists import Pair, read_list
-from stripseg.dataset.loader import (
-    Batch,
-    TrainingLoader,
-    class_pixels,
-    evaluation_samples,
-    shares,
-)
+from stripseg.dataset.loader import Batch, TrainingLoader, class_pixels, evaluation_samples, shares
 from stripseg.dataset.segmentation import EvaluationSet, TrainingSet
 
 

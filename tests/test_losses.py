@@ -6,8 +6,8 @@ from processes import run_processes
 from torch import Tensor
 from torch.nn import functional as F
 
-from stripseg.util import distributed
-from stripseg.util.losses import (
+from stripseg.util.distributed import process_group
+from stripseg.util.training.losses import (
     MANY_CLASSES,
     SegmentationLoss,
     balanced_class_weights,
@@ -115,7 +115,7 @@ def test_a_batch_without_labels_gives_zero_and_zero_gradients(options: dict):
 def share(options: dict) -> tuple[Tensor, Tensor]:
     """This process's gradient and loss; two images and one, with uneven labels."""
     logits, auxiliary, label = batch()
-    mine = slice(0, 2) if distributed.rank() == 0 else slice(2, 3)
+    mine = slice(0, 2) if process_group.rank() == 0 else slice(2, 3)
     logits = logits[mine].clone().requires_grad_()
     total, _, _ = SegmentationLoss(**options)(logits, auxiliary[mine], label[mine])
     total.backward()

@@ -10,7 +10,7 @@ from processes import run_processes
 from torch import Tensor
 
 from stripseg.config.errors import DataError
-from stripseg.util import distributed
+from stripseg.util.distributed import process_group
 from stripseg.util.metrics import ConfusionMatrix, check_prediction, class_table
 
 MAPS = arrays.arrays(np.uint8, (2, 6, 7), elements=st.sampled_from([0, 1, 2, 3, 255]))
@@ -71,7 +71,7 @@ def maps(image: int) -> tuple[Tensor, Tensor]:
 
 def own_images(count: int) -> Tensor:
     matrix = ConfusionMatrix(3)
-    for image in range(distributed.rank(), count, distributed.world_size()):
+    for image in range(process_group.rank(), count, process_group.world_size()):
         matrix.update(*maps(image))
     matrix.reduce()
     return matrix.counts

@@ -10,14 +10,14 @@ from torch import nn
 from torch.nn import functional as F
 
 from stripseg.config.load import load_config
-from stripseg.dataset.shapes10 import write_shapes10
+from stripseg.dataset.generated.shapes10 import write_shapes10
 from stripseg.model.build import build_network
 from stripseg.model.weights import load_weights
-from stripseg.tool.train import build_trainer
-from stripseg.util.averaging import WeightAverage
-from stripseg.util.losses import SegmentationLoss
-from stripseg.util.mixing import mix
-from stripseg.util.passes import forward_backward
+from stripseg.training_run import build_trainer
+from stripseg.util.training.ema import WeightAverage
+from stripseg.util.training.losses import SegmentationLoss
+from stripseg.util.training.mixup import mix
+from stripseg.util.training.step import forward_backward
 
 CPU = torch.device("cpu")
 ROOT = Path(__file__).resolve().parent.parent

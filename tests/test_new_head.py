@@ -12,7 +12,7 @@ import yaml
 
 from stripseg.config.load import load_config
 from stripseg.model import build
-from stripseg.tool.train import build_trainer
+from stripseg.training_run import build_trainer
 
 PAGE = Path(__file__).resolve().parent.parent / "docs" / "new_head.md"
 

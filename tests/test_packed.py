@@ -15,12 +15,12 @@ import torch
 
 from stripseg.config.errors import DataError
 from stripseg.config.load import load_config
-from stripseg.dataset import packing
 from stripseg.dataset.augmentation import Augmentation
 from stripseg.dataset.build import build_training_set, build_validation_set
 from stripseg.dataset.labels import LabelEncoding, choose_encoding
 from stripseg.dataset.lists import Pair
-from stripseg.dataset.packed import PackedPairs
+from stripseg.dataset.packed import writer as packing
+from stripseg.dataset.packed.reader import PackedPairs
 from stripseg.dataset.segmentation import EvaluationSet, TrainingSet
 from stripseg.tool import prepare, train
 from stripseg.util.images import write_png

@@ -11,10 +11,10 @@ import pytest
 from PIL import Image
 
 from stripseg.config.errors import DataError
-from stripseg.dataset.catalogue import default_colors, describe
-from stripseg.dataset.doctor import examine_pair
+from stripseg.dataset.description import default_colors, describe
 from stripseg.dataset.labels import choose_encoding
 from stripseg.dataset.lists import Pair, read_list
+from stripseg.dataset.preparation.check import examine_pair
 
 IDS = np.arange(12).reshape(3, 4)
 

@@ -12,9 +12,9 @@ from PIL import Image
 from stripseg.config.errors import DataError
 from stripseg.config.load import load_config
 from stripseg.dataset.build import build_classes, build_evaluation_set
-from stripseg.dataset.inspection import match
+from stripseg.dataset.preparation.match import match
 from stripseg.tool import prepare
-from stripseg.tool.train import build_trainer
+from stripseg.training_run import build_trainer
 
 SIZE = (24, 40)
 Pair = tuple[np.ndarray, np.ndarray]

@@ -9,10 +9,10 @@ import yaml
 
 from stripseg.config.errors import ConfigError, DataError
 from stripseg.config.load import load_config
-from stripseg.dataset.build_pictures import build_evaluation_images, build_training_images
-from stripseg.dataset.pictures import MiddleCrop, ResizedCrop, read_folders
+from stripseg.dataset.classification.build import build_evaluation_images, build_training_images
+from stripseg.dataset.classification.images import MiddleCrop, ResizedCrop, read_folders
 from stripseg.model.build import build_network
-from stripseg.tool.train import build_trainer
+from stripseg.training_run import build_trainer
 from stripseg.util.images import write_png
 from stripseg.util.metrics import ConfusionMatrix
 

@@ -13,11 +13,11 @@ import pytest
 import torch
 
 from stripseg.config.errors import TrainingError
-from stripseg.util import distributed
-from stripseg.util import watchdog as watchdog_module
 from stripseg.util.checkpoint import read_checkpoint
-from stripseg.util.interruption import STOPPED
-from stripseg.util.watchdog import COMPUTING, HUNG, READING, Watchdog
+from stripseg.util.distributed import process_group
+from stripseg.util.distributed import watchdog as watchdog_module
+from stripseg.util.distributed.watchdog import COMPUTING, HUNG, READING, Watchdog
+from stripseg.util.signals import STOPPED
 
 QUIET = ["TRAIN.evaluate", "False", "TRAIN.tensorboard", "False"]
 LONG = ["TRAIN.epochs", "2000", *QUIET]
@@ -157,12 +157,12 @@ class Gone(Exception):
 
 def watchdogs(monkeypatch, count: int) -> list[Watchdog]:
     """Several in one process, around one store; only their thread-less parts are used."""
-    store = distributed.message_store()
-    monkeypatch.setattr(distributed, "message_store", lambda: store)
+    store = process_group.message_store()
+    monkeypatch.setattr(process_group, "message_store", lambda: store)
     dogs = []
     for rank in range(count):
-        monkeypatch.setattr(distributed, "rank", lambda rank=rank: rank)
-        monkeypatch.setattr(distributed, "world_size", lambda: count)
+        monkeypatch.setattr(process_group, "rank", lambda rank=rank: rank)
+        monkeypatch.setattr(process_group, "world_size", lambda: count)
         dogs.append(Watchdog(minutes=0.01, complain=print, lost=lambda: None))
     return dogs
 

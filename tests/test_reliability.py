@@ -17,9 +17,9 @@ from stripseg.config.errors import CheckpointError, TrainingError
 from stripseg.config.load import load_config
 from stripseg.tool import test as tool_test
 from stripseg.tool import train
-from stripseg.tool.train import build_trainer
+from stripseg.training_run import build_trainer
 from stripseg.util.checkpoint import CheckpointFolder, folder_lock, read_checkpoint
-from stripseg.util.interruption import STOPPED, Stopped
+from stripseg.util.signals import STOPPED, Stopped
 
 CPU = torch.device("cpu")
 LONG = ["TRAIN.epochs", "200", "TRAIN.evaluate", "False", "TRAIN.tensorboard", "False"]
@@ -77,7 +77,7 @@ def test_a_signal_saves_and_ends_with_its_code(
 def test_a_second_interrupt_ends_at_once() -> None:
     program = (
         "import os, signal, time\n"
-        "from stripseg.util.interruption import StopRequest\n"
+        "from stripseg.util.signals import StopRequest\n"
         "with StopRequest() as request:\n"
         "    os.kill(os.getpid(), signal.SIGINT)\n"
         "    print(request.name, flush=True)\n"

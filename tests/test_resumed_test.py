@@ -9,8 +9,8 @@ from PIL import Image
 
 from stripseg.config.errors import DataError
 from stripseg.tool import test, train
-from stripseg.util.inference import SlidingWindow
-from stripseg.util.journal import TestJournal
+from stripseg.util.inference.progress_journal import TestJournal
+from stripseg.util.inference.sliding_window import SlidingWindow
 
 
 @pytest.fixture

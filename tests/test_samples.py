@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from stripseg.dataset.catalogue import describe
+from stripseg.dataset.description import describe
 from stripseg.dataset.labels import choose_encoding
 from stripseg.dataset.layout import official_pairs
 from stripseg.dataset.segmentation import read_pair

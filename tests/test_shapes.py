@@ -9,8 +9,8 @@ import cv2
 import numpy as np
 import pytest
 
-from stripseg.dataset.catalogue import describe, read_colors, read_names
-from stripseg.dataset.shapes import IGNORE, Shape, render_scene, write_shapes
+from stripseg.dataset.description import describe, read_colors, read_names
+from stripseg.dataset.generated.shapes import IGNORE, Shape, render_scene, write_shapes
 
 CLASSES = len(Shape)
 
@@ -57,7 +57,7 @@ def test_scene_depends_on_its_arguments_alone():
 
 def test_scene_is_the_same_in_another_process():
     script = (
-        "import hashlib; from stripseg.dataset.shapes import render_scene\n"
+        "import hashlib; from stripseg.dataset.generated.shapes import render_scene\n"
         "image, label = render_scene(4, 2, height=64, width=96)\n"
         "print(hashlib.sha256(image.tobytes() + label.tobytes()).hexdigest())"
     )
@@ -147,7 +147,7 @@ def test_an_interrupted_run_is_mended(tmp_path, monkeypatch):
         return render_scene(seed, index, **keywords)
 
     with monkeypatch.context() as patch:
-        patch.setattr("stripseg.dataset.shapes.render_scene", fail_at_second)
+        patch.setattr("stripseg.dataset.generated.shapes.render_scene", fail_at_second)
         with pytest.raises(KeyboardInterrupt):
             write_shapes(broken, **size)
     assert not list(broken.glob("train.txt")) + list(broken.glob("val.txt"))

@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
+from stripseg import command_line
 from stripseg.config.errors import DeviceError
-from stripseg.tool import common
 from stripseg.util.checkpoint import read_checkpoint
-from stripseg.util.slurm import first_host, slurm_step, tasks_on
+from stripseg.util.distributed.slurm import first_host, slurm_step, tasks_on
 
 STEP = {
     "SLURM_STEP_NUM_TASKS": "7",
@@ -35,13 +35,13 @@ def test_a_task_for_each_gpu_becomes_a_process(monkeypatch) -> None:
         "MASTER_PORT": "23456",
     }
     monkeypatch.setattr(os, "environ", dict(STEP))
-    assert common.slurm_options() == []
+    assert command_line.slurm_options() == []
     assert os.environ == {**STEP, **step.environment()}
 
 
 def test_a_task_for_each_machine_becomes_a_machine(monkeypatch) -> None:
     monkeypatch.setattr(os, "environ", {**STEP, "SLURM_STEP_NUM_TASKS": "2"})
-    words = common.slurm_options()
+    words = command_line.slurm_options()
     assert words[:4] == ["Distributed.world_size", "2", "Distributed.rank", "1"]
     assert words[4:] == ["Distributed.dist_url", "tcp://gpu07:23456"]
 
@@ -115,8 +115,8 @@ def test_two_machines_train_as_one_run(small_config: Path, tmp_path: Path, tasks
 def test_a_task_of_several_leaves_at_once() -> None:
     """Also where the command itself found that it is one: an ordinary exit may abort in gloo."""
     script = (
-        "import atexit, os; from stripseg.tool import common; atexit.register(print, 'ordinary');"
-        "common.run_command(lambda _: os.environ.update({0}))"
+        "import atexit, os; from stripseg import command_line; atexit.register(print, 'ordinary');"
+        "command_line.run_command(lambda _: os.environ.update({0}))"
     )
     for several, said in (("RANK='0', WORLD_SIZE='2'", ""), ("", "ordinary\n")):
         command = [sys.executable, "-c", script.format(several)]

@@ -12,12 +12,19 @@ import torch
 import yaml
 
 from stripseg.config.errors import ConfigError, TrainingError
-from stripseg.dataset.shapes10 import write_shapes10
+from stripseg.dataset.generated.shapes10 import write_shapes10
 from stripseg.tool import study, test, train
 from stripseg.tool.study import Study
 from stripseg.util.checkpoint import folder_lock
-from stripseg.util.interruption import Stopped
-from stripseg.util.study_report import Result, as_csv, escaped, latex, markdown, write_report
+from stripseg.util.experiments.study_report import (
+    Result,
+    as_csv,
+    escaped,
+    latex,
+    markdown,
+    write_report,
+)
+from stripseg.util.signals import Stopped
 
 ATTENTIONS = ["none", "strip_pool", "triplet", "eca", "gct"]
 

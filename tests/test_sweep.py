@@ -13,10 +13,10 @@ import yaml
 
 from stripseg.config.errors import ConfigError
 from stripseg.config.load import load_config
-from stripseg.config.sweep_file import read_sweep
 from stripseg.tool import sweep as tool_sweep
-from stripseg.util.epoch_figures import read_epochs
-from stripseg.util.sweep_study import SweepStudy
+from stripseg.util.experiments.sweep_file import read_sweep
+from stripseg.util.experiments.sweep_study import SweepStudy
+from stripseg.util.training.epoch_log import read_epochs
 
 RATES = [0.001, 0.01]
 

@@ -5,10 +5,10 @@ from pathlib import Path
 
 import pytest
 
-from stripseg.config.sweep_parameters import Alias, parameter_of
-from stripseg.util.epoch_figures import read_epochs, write_epoch
-from stripseg.util.sweep_plots import height_of
-from stripseg.util.sweep_trial import TrialRun
+from stripseg.util.experiments.sweep_parameters import Alias, parameter_of
+from stripseg.util.experiments.sweep_plots import height_of
+from stripseg.util.experiments.sweep_trial import TrialRun
+from stripseg.util.training.epoch_log import read_epochs, write_epoch
 
 
 def trial_run(folder: Path, script: str, **changes) -> TrialRun:

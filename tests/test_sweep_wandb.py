@@ -7,10 +7,10 @@ from types import ModuleType
 import pytest
 
 from stripseg.config.errors import StripsegError
-from stripseg.config.sweep_file import read_sweep
 from stripseg.tool import sweep as tool_sweep
-from stripseg.util.interruption import Stopped
-from stripseg.util.sweep_wandb import run_on_wandb
+from stripseg.util.experiments.sweep_file import read_sweep
+from stripseg.util.experiments.sweep_wandb import run_on_wandb
+from stripseg.util.signals import Stopped
 
 PLACE = {"project": "scenes", "entity": None}
 

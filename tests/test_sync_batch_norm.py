@@ -7,8 +7,8 @@ import torch
 from processes import run_processes
 from torch import Tensor, nn
 
-from stripseg.util import distributed, sync_batch_norm
-from stripseg.util.sync_batch_norm import SyncBatchNorm
+from stripseg.util.distributed import process_group, sync_batch_norm
+from stripseg.util.distributed.sync_batch_norm import SyncBatchNorm
 
 CPU = torch.device("cpu")
 SHARES = {2: (3, 1), 3: (1, 4, 2)}  # images of each process: uneven on purpose
@@ -47,7 +47,7 @@ def outcome(module: nn.Module, x: Tensor, gradient: Tensor) -> dict[str, Tensor]
 
 
 def one_process(shares: tuple[int, ...], momentum: float | None) -> dict[str, Tensor]:
-    rank, total = distributed.rank(), sum(shares)
+    rank, total = process_group.rank(), sum(shares)
     start = sum(shares[:rank])
     part = slice(start, start + shares[rank])
     module = fill(SyncBatchNorm(5, momentum=momentum))

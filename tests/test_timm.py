@@ -12,7 +12,7 @@ from stripseg.model.segmenter import Segmenter
 from stripseg.model.timm_backbone import TimmBackbone
 from stripseg.model.weights import load_weights
 from stripseg.tool.summary import UNKNOWN, summarise
-from stripseg.util import sync_batch_norm
+from stripseg.util.distributed import sync_batch_norm
 
 timm = pytest.importorskip("timm")
 YAML = "config/shapes/shapes_spnet18.yaml"

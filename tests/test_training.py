@@ -12,7 +12,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from stripseg.config.errors import CheckpointError, TrainingError
 from stripseg.config.load import load_config
-from stripseg.tool.train import build_trainer
+from stripseg.training_run import build_trainer
 from stripseg.util.checkpoint import read_checkpoint
 
 CPU = torch.device("cpu")

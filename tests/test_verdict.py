@@ -11,11 +11,17 @@ from reference import fcn
 
 from stripseg.config.load import load_config
 from stripseg.dataset.loader import Batch
-from stripseg.tool.train import build_trainer
-from stripseg.util import distributed, sync_batch_norm
-from stripseg.util.prefetch import to_device
-from stripseg.util.trainer_settings import TrainerSettings
-from stripseg.util.verdict import Shares, StepClock, communication_seconds, step_shares, verdict
+from stripseg.training_run import build_trainer
+from stripseg.util.distributed import process_group, sync_batch_norm
+from stripseg.util.training.prefetch import to_device
+from stripseg.util.training.settings import TrainerSettings
+from stripseg.util.training.step_timer import (
+    Shares,
+    StepClock,
+    communication_seconds,
+    step_shares,
+    verdict,
+)
 
 CPU = torch.device("cpu")
 SETTINGS = TrainerSettings(classes=3, epochs=1, base_rate=0.1)
@@ -61,7 +67,9 @@ def run(time: Time, *, loading: float, computing: float, rest: float = 0.0) -> S
     ],
 )
 def test_the_largest_share_is_named(times: dict, words: str, monkeypatch) -> None:
-    monkeypatch.setattr("stripseg.util.verdict.has_native_bfloat16", lambda device: True)
+    monkeypatch.setattr(
+        "stripseg.util.training.step_timer.has_native_bfloat16", lambda device: True
+    )
     assert words in run(Time(), **times).conclude(fcn(18), SETTINGS)
 
 
@@ -112,7 +120,9 @@ def test_a_gpu_is_timed_by_events_of_some_steps(monkeypatch) -> None:
 
 
 def test_advice_knows_the_precision(monkeypatch) -> None:
-    monkeypatch.setattr("stripseg.util.verdict.has_native_bfloat16", lambda device: True)
+    monkeypatch.setattr(
+        "stripseg.util.training.step_timer.has_native_bfloat16", lambda device: True
+    )
     half = TrainerSettings(classes=3, epochs=1, base_rate=0.1, dtype=torch.bfloat16)
     line = verdict(Shares(0.1, 0.8, 0.0, 0.1), half, processes=1)
     assert "precision" not in line
@@ -122,15 +132,15 @@ def test_advice_knows_the_precision(monkeypatch) -> None:
 def slow_network(images: float) -> tuple[float, str]:
     """Every collective takes a second; process 1 waits for its images, process 0 for process 1."""
     time, network = Time(), sync_batch_norm.convert(fcn(18), device=CPU)
-    reduce = distributed.all_reduce_sum
+    reduce = process_group.all_reduce_sum
 
     def slow(tensor):
         time.passes(1)
         return reduce(tensor)
 
-    distributed.all_reduce_sum = slow
+    process_group.all_reduce_sum = slow
     seconds = communication_seconds(network, CPU, clock=time)
-    late = distributed.rank() == 1
+    late = process_group.rank() == 1
     clock = run(time, loading=images * late, computing=60 + images * (not late))
     return seconds, clock.conclude(network, SETTINGS)
 

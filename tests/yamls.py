@@ -7,9 +7,7 @@ from typing import Any
 import pytest
 
 from stripseg.config.errors import ConfigError
-from stripseg.config.load import (
-    load_config,
-)
+from stripseg.config.load import load_config
 
 ROOT = Path(__file__).resolve().parent.parent
 # of networks; sweeps and studies have files of their own kind

@@ -12,9 +12,9 @@ from pathlib import Path
 import numpy as np
 
 from stripseg.config.errors import DataError
-from stripseg.dataset.cifar import FOLDERS, PUBLISHED, find_archive, read_cifar
-from stripseg.dataset.digits import write_digits
-from stripseg.dataset.shapes10 import write_shapes10
+from stripseg.dataset.classification.cifar import FOLDERS, PUBLISHED, find_archive, read_cifar
+from stripseg.dataset.classification.digits import write_digits
+from stripseg.dataset.generated.shapes10 import write_shapes10
 
 NAMES = ("shapes10", "digits", *FOLDERS)
 INCOMPLETE = 1

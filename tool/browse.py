@@ -13,12 +13,12 @@ import cv2
 import numpy as np
 from PIL import Image
 
-from stripseg.config.atomic import atomic_write
+from stripseg import command_line
 from stripseg.config.errors import ConfigError
 from stripseg.config.load import check_files
 from stripseg.dataset.build import Classes, build_classes, build_training_set, official_splits
 from stripseg.dataset.segmentation import TrainingSet, read_pair
-from stripseg.tool import common
+from stripseg.util.files import atomic_write
 from stripseg.util.images import as_rgb, colorize, write_png
 
 TILE = 240  # height of a picture on the sheet, pixels
@@ -28,11 +28,11 @@ BLACK = np.zeros(3, np.uint8)
 
 def main(argv: Sequence[str]) -> int | None:
     """Choose images, draw them, write the sheet."""
-    parser = common.argument_parser("browse.py", __doc__)
+    parser = command_line.argument_parser("browse.py", __doc__)
     parser.add_argument("--count", type=int, default=8, help="images on the sheet")
     parser.add_argument("--crops", type=int, default=3, help="augmented crops of each image")
     parser.add_argument("--output", type=Path, default=None, help="a .png or .html file")
-    options, config = common.parse_config(parser, argv)
+    options, config = command_line.parse_config(parser, argv)
     output = options.output or Path("exp", config.dataset, "browse.html")
     if output.suffix not in (".png", ".html"):
         raise ConfigError(f"--output {output}: a sheet is a .png or .html file")
@@ -121,4 +121,4 @@ def inline(picture: np.ndarray) -> str:
 
 
 if __name__ == "__main__":
-    common.run_command(main)
+    command_line.run_command(main)

@@ -11,14 +11,14 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from stripseg.config.atomic import atomic_write
+from stripseg import command_line
 from stripseg.config.load import check_files
 from stripseg.config.schema import Config
-from stripseg.dataset import doctor
 from stripseg.dataset.build import build_classes, build_pairs, label_encoding, official_splits
-from stripseg.tool import common
-from stripseg.util.logging import progress
-from stripseg.util.losses import balanced_class_weights
+from stripseg.dataset.preparation import check as doctor
+from stripseg.util.files import atomic_write
+from stripseg.util.logger import progress
+from stripseg.util.training.losses import balanced_class_weights
 
 FOUND_ERRORS = 1
 FILES_SHOWN = 4
@@ -26,10 +26,10 @@ FILES_SHOWN = 4
 
 def main(argv: Sequence[str]) -> int | None:
     """Examine, diagnose, report."""
-    parser = common.argument_parser("check.py", __doc__)
+    parser = command_line.argument_parser("check.py", __doc__)
     parser.add_argument("--json", type=Path, help="write the report as JSON, too")
     parser.add_argument("--workers", type=int, default=min(16, os.cpu_count() or 1))
-    options, config = common.parse_config(parser, argv)
+    options, config = command_line.parse_config(parser, argv)
     check_files(config, "train", official_splits=official_splits(config))
     names = build_classes(config).names
     found = examine_all(config, options.workers)
@@ -115,4 +115,4 @@ def write_json(
 
 
 if __name__ == "__main__":
-    common.run_command(main)
+    command_line.run_command(main)

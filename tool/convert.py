@@ -11,10 +11,10 @@ from pathlib import Path
 
 from torch import Tensor
 
+from stripseg import command_line
 from stripseg.config.errors import CheckpointError
 from stripseg.model.families import FAMILIES, TIMM, Family, authors_keys
 from stripseg.model.weights import summary, translate
-from stripseg.tool import common
 from stripseg.util.checkpoint import read_checkpoint, write_weights
 
 TARGETS = (*(f for f in FAMILIES if not f.name.startswith("stripseg ")), TIMM)
@@ -76,4 +76,4 @@ def as_saved_by(target: Family, tensors: dict[str, Tensor]) -> dict:
 
 
 if __name__ == "__main__":
-    common.run_command(main)
+    command_line.run_command(main)

@@ -3,26 +3,26 @@
 from collections.abc import Sequence
 from pathlib import Path
 
+from stripseg import command_line
+from stripseg.build import load_engine
 from stripseg.config.errors import DataError
 from stripseg.dataset.build import build_classes
-from stripseg.tool import common
-from stripseg.tool.test import load_engine
-from stripseg.util import distributed
+from stripseg.util.distributed import process_group
 from stripseg.util.images import IMAGE_SUFFIXES, colorize, overlay, read_image, write_png
-from stripseg.util.logging import progress, run_logger
+from stripseg.util.logger import progress, run_logger
 
 
 def main(argv: Sequence[str]) -> int | None:
     """Write gray, color and overlay pictures of an image or of a folder of images."""
-    parser = common.argument_parser("demo.py", __doc__)
+    parser = command_line.argument_parser("demo.py", __doc__)
     parser.add_argument("--image", required=True, help="an image, or a folder of images")
     parser.add_argument("--output", default=None, help="folder of the results (default: exp/demo)")
-    options, config = common.parse_config(parser, argv)
+    options, config = command_line.parse_config(parser, argv)
     images = find_images(Path(options.image))
     output = Path(options.output or "exp/demo")
     log = run_logger()
     colors = build_classes(config).colors
-    device = distributed.choose_devices(config.TEST.test_gpu, key="TEST.test_gpu")[0]
+    device = process_group.choose_devices(config.TEST.test_gpu, key="TEST.test_gpu")[0]
     engine = load_engine(config, device)
     root = Path(options.image) if Path(options.image).is_dir() else Path(options.image).parent
     for path in progress(images, total=len(images), unit="image", what="predicting"):
@@ -53,4 +53,4 @@ def find_images(path: Path) -> list[Path]:
 
 
 if __name__ == "__main__":
-    common.run_command(main)
+    command_line.run_command(main)

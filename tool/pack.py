@@ -4,21 +4,21 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
+from stripseg import command_line
 from stripseg.config.load import check_files
 from stripseg.config.schema import Config
 from stripseg.dataset.build import build_pairs, label_encoding, official_splits
-from stripseg.dataset.packing import pack
-from stripseg.tool import common
-from stripseg.util.logging import progress
+from stripseg.dataset.packed.writer import pack
+from stripseg.util.logger import progress
 
 
 def main(argv: Sequence[str]) -> None:
     """Write the packed copies and say how to train from them."""
-    parser = common.argument_parser("prepare.py pack", __doc__)
+    parser = command_line.argument_parser("prepare.py pack", __doc__)
     parser.add_argument("--out", type=Path, help="folder of the copy; DATA.packed if left out")
     workers = min(8, os.cpu_count() or 1)
     parser.add_argument("--workers", type=int, default=workers, help="processes")
-    options, config = common.parse_config(parser, argv)
+    options, config = command_line.parse_config(parser, argv)
     folder = options.out or (config.DATA.packed and Path(config.DATA.packed))
     if not folder:
         parser.error("name the folder of the copy with --out, or set DATA.packed")

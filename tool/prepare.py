@@ -19,17 +19,19 @@ from pathlib import Path
 
 import numpy as np
 
+from stripseg import command_line
 from stripseg.config.errors import DataError
-from stripseg.dataset import custom, inspection
-from stripseg.dataset.catalogue import DatasetDescription, available, describe
-from stripseg.dataset.conversion import convert
+from stripseg.dataset.description import DatasetDescription, available, describe
+from stripseg.dataset.generated.shapes import write_shapes
 from stripseg.dataset.labels import choose_encoding
 from stripseg.dataset.layout import official_pairs, official_root
 from stripseg.dataset.lists import Pair
-from stripseg.dataset.sbd import train_aug_ids, write_train_aug
-from stripseg.dataset.shapes import write_shapes
-from stripseg.tool import archives, common, pack
-from stripseg.util.logging import progress
+from stripseg.dataset.preparation import archives, custom
+from stripseg.dataset.preparation import match as inspection
+from stripseg.dataset.preparation.convert import convert
+from stripseg.dataset.preparation.sbd import train_aug_ids, write_train_aug
+from stripseg.tool import pack
+from stripseg.util.logger import progress
 
 INCOMPLETE = 1
 
@@ -222,4 +224,4 @@ def summary(found: Sequence[inspection.Inspection], encoding: custom.Encoding) -
 
 
 if __name__ == "__main__":
-    common.run_command(main)
+    command_line.run_command(main)

@@ -12,18 +12,18 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from stripseg.config.atomic import write_text
+from stripseg import command_line
 from stripseg.config.errors import TrainingError
 from stripseg.config.load import find_config, load_config
-from stripseg.config.many_runs import as_words
-from stripseg.config.study_file import Cell, Study
-from stripseg.tool import common
 from stripseg.tool.summary import summarise_config
 from stripseg.util.checkpoint import folder_lock, move_aside
-from stripseg.util.child_run import follow
-from stripseg.util.interruption import STOPPED, Stopped, StopRequest
-from stripseg.util.plots import new_figure
-from stripseg.util.study_report import Result, write_report
+from stripseg.util.experiments.child_process import follow
+from stripseg.util.experiments.many_runs import as_words
+from stripseg.util.experiments.plots import new_figure
+from stripseg.util.experiments.study_file import Cell, Study
+from stripseg.util.experiments.study_report import Result, write_report
+from stripseg.util.files import write_text
+from stripseg.util.signals import STOPPED, Stopped, StopRequest
 
 FOLDER = Path("exp/studies")
 RUN = "run.json"  # what a run was begun with
@@ -139,4 +139,4 @@ def results_of(study: Study, folder: Path, origin: Path) -> list[Result]:
 
 
 if __name__ == "__main__":
-    common.run_command(main)
+    command_line.run_command(main)

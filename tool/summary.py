@@ -15,6 +15,7 @@ from pydantic import ValidationError
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from stripseg import command_line
 from stripseg.config.errors import CheckpointError
 from stripseg.config.load import find_config, load_config
 from stripseg.config.schema import Config
@@ -30,7 +31,6 @@ from stripseg.model.classifier import ImageClassifier
 from stripseg.model.fcn import FCNHead
 from stripseg.model.strip_pooling import StripPoolingModule
 from stripseg.model.timm_backbone import TimmBackbone
-from stripseg.tool import common
 from stripseg.util.checkpoint import read_checkpoint
 
 
@@ -282,4 +282,4 @@ def comparison(results: Sequence[tuple[Config, Sequence[Part]]]) -> str:
 
 
 if __name__ == "__main__":
-    common.run_command(main)
+    command_line.run_command(main)

@@ -15,26 +15,26 @@ from typing import Any
 
 import torch
 
+from stripseg import command_line
 from stripseg.config.errors import ConfigError, StripsegError, TrainingError
 from stripseg.config.load import check_files, load_config
 from stripseg.config.schema import Config
-from stripseg.config.sweep_file import (
+from stripseg.dataset.build import official_splits
+from stripseg.model.build import check_arch
+from stripseg.util.distributed import process_group
+from stripseg.util.experiments.child_process import end_with_parent
+from stripseg.util.experiments.plots import new_figure
+from stripseg.util.experiments.sweep_file import (
     OF_CLASSIFIERS,
     OF_SEGMENTERS,
     Sweep,
     check_candidates,
     read_sweep,
 )
-from stripseg.dataset.build import official_splits
-from stripseg.model.build import check_arch
-from stripseg.tool import common
-from stripseg.util import distributed
-from stripseg.util.child_run import end_with_parent
-from stripseg.util.interruption import STOPPED, Stopped, StopRequest
-from stripseg.util.plots import new_figure
-from stripseg.util.sweep_report import write_report
-from stripseg.util.sweep_study import PATIENCE, Claim, SweepStudy, patient_lock
-from stripseg.util.sweep_trial import Outcome, TrialRun, write_trial_yaml
+from stripseg.util.experiments.sweep_report import write_report
+from stripseg.util.experiments.sweep_study import PATIENCE, Claim, SweepStudy, patient_lock
+from stripseg.util.experiments.sweep_trial import Outcome, TrialRun, write_trial_yaml
+from stripseg.util.signals import STOPPED, Stopped, StopRequest
 
 FOLDER = Path("exp/sweeps")
 NONE_FINISHED = 1
@@ -53,7 +53,7 @@ def main(argv: Sequence[str]) -> int | None:
         check_metric(sweep, base)
         new_figure(1, 1)  # matplotlib is missed now, not after the last trial
     if options.backend == "wandb":
-        from stripseg.util.sweep_wandb import run_on_wandb
+        from stripseg.util.experiments.sweep_wandb import run_on_wandb
 
         with StopRequest() as request:
             return run_on_wandb(sweep, lambda *words: wandb_run(sweep, base, request, *words))
@@ -223,7 +223,7 @@ def start_workers(file: str, count: int) -> None:
     workers = []
     with StopRequest() as request:
         for index in range(count):
-            threads = str(max(1, distributed.cpus() // count))
+            threads = str(max(1, process_group.cpus() // count))
             environment = {"OMP_NUM_THREADS": threads, **os.environ, **own_devices(index, count)}
             workers.append(
                 subprocess.Popen(
@@ -269,4 +269,4 @@ def own_devices(index: int, count: int) -> dict[str, str]:
 
 
 if __name__ == "__main__":
-    common.run_command(main)
+    command_line.run_command(main)

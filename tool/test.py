@@ -8,12 +8,11 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from torch import nn
 
-from stripseg.config.atomic import atomic_write
+from stripseg import command_line
+from stripseg.build import load_engine, load_network
 from stripseg.config.errors import DataError
 from stripseg.config.load import check_files
-from stripseg.config.network import check_same_network
 from stripseg.config.schema import Config
 from stripseg.dataset.build import (
     Classes,
@@ -22,42 +21,37 @@ from stripseg.dataset.build import (
     description_of,
     official_splits,
 )
-from stripseg.dataset.build_pictures import build_evaluation_images, class_names
+from stripseg.dataset.classification.build import build_evaluation_images, class_names
 from stripseg.dataset.loader import evaluation_samples, shares
 from stripseg.dataset.predictions import PredictionFiles
 from stripseg.dataset.segmentation import EvaluationSet, Sample
 from stripseg.dataset.submission import SubmissionWriter
-from stripseg.model.build import build_network
-from stripseg.model.folding import fold_batch_norm
-from stripseg.model.onednn import use_onednn
-from stripseg.model.weights import load_weights
-from stripseg.tool import common
-from stripseg.tool.validation import classification_scores
-from stripseg.util import distributed
-from stripseg.util.background import Background
-from stripseg.util.checkpoint import read_checkpoint
-from stripseg.util.classification import classification_table
-from stripseg.util.evaluation import Evaluator
-from stripseg.util.inference import SlidingWindow, usual_batch_size
-from stripseg.util.journal import TestJournal
-from stripseg.util.logging import progress, run_logger
+from stripseg.util.distributed import process_group
+from stripseg.util.files import atomic_write
+from stripseg.util.inference.classification import classification_table
+from stripseg.util.inference.evaluator import Evaluator
+from stripseg.util.inference.progress_journal import TestJournal
+from stripseg.util.inference.sliding_window import SlidingWindow
+from stripseg.util.inference.thread_pool import Background
+from stripseg.util.logger import progress, run_logger
 from stripseg.util.metrics import ConfusionMatrix, Scores, check_prediction, class_table
-from stripseg.util.optimization import choose_precision
+from stripseg.util.training.optimizer import choose_precision
+from stripseg.validation import classification_scores
 
 BATCH_SIZE = 8  # a classifier's images in a forward pass, where TEST.batch_size is empty
 
 
 def main(argv: Sequence[str]) -> int | None:
     """Predict, save, count, report."""
-    parser = common.argument_parser("test.py", __doc__)
-    _, config = common.parse_config(parser, argv, classifiers=True)
+    parser = command_line.argument_parser("test.py", __doc__)
+    _, config = command_line.parse_config(parser, argv, classifiers=True)
     check_files(config, "test", official_splits=official_splits(config))
-    devices = distributed.choose_devices(config.TEST.test_gpu, key="TEST.test_gpu")
-    processes = common.process_count(config, devices)
-    if common.must_launch(config, processes) and not config.TEST.has_prediction:
-        return common.launch("stripseg.tool.test", argv, config, processes)
-    device = common.own_device(devices)
-    distributed.start(device, timeout_minutes=config.Distributed.timeout_minutes)
+    devices = process_group.choose_devices(config.TEST.test_gpu, key="TEST.test_gpu")
+    processes = command_line.process_count(config, devices)
+    if command_line.must_launch(config, processes) and not config.TEST.has_prediction:
+        return command_line.launch("stripseg.tool.test", argv, config, processes)
+    device = command_line.own_device(devices)
+    process_group.start(device, timeout_minutes=config.Distributed.timeout_minutes)
     folder = Path(config.TEST.save_folder)
     log = run_logger(folder / "test.log")
     for notice in config.notices:
@@ -76,11 +70,11 @@ def main(argv: Sequence[str]) -> int | None:
         log.info(f"weights: {config.TEST.model_path}")
         scores = predict(config, engine, dataset, files)
         log.info(f"predictions: {files.gray} and {files.color}")
-    distributed.barrier()
-    if files.submission is not None and distributed.is_main():
+    process_group.barrier()
+    if files.submission is not None and process_group.is_main():
         archive = files.submission.pack([pair.name for pair in dataset.pairs])
         log.info(f"for {config.dataset}'s server: {archive}")
-    if config.TEST.split != "test" and distributed.is_main():
+    if config.TEST.split != "test" and process_group.is_main():
         log.info("\n" + class_table(scores, classes.names))
         write_metrics(config, scores, classes, len(dataset), folder / "metrics.json")
         log.info(f"figures: {folder / 'metrics.json'}")
@@ -99,36 +93,6 @@ def chosen_images(config: Config) -> EvaluationSet:
         )
     dataset.pairs = pairs
     return dataset
-
-
-def load_network(config: Config, device: torch.device) -> nn.Module:
-    """The network with the weights of `TEST.model_path`, strictly loaded, ready to predict."""
-    path = config.TEST.model_path
-    content = read_checkpoint(path)
-    network = build_network(config)
-    load_weights(network, content, origin=str(path), exact=True)
-    check_same_network(content, config, origin=path)
-    image = folding_image(config)
-    network = fold_batch_norm(network, image).to(device)
-    if config.TEST.channels_last:
-        network.to(memory_format=torch.channels_last)
-    return use_onednn(network, image)
-
-
-def load_engine(config: Config, device: torch.device) -> SlidingWindow:
-    """The engine with the network of `load_network`."""
-    network = load_network(config, device)
-    dtype = choose_precision(config.TEST.precision, device, key="TEST.precision")
-    batch_size = config.TEST.batch_size or usual_batch_size(device)
-    return common.build_engine(config, network, device=device, dtype=dtype, batch_size=batch_size)
-
-
-def folding_image(config: Config) -> torch.Tensor:
-    """A small image for a forward pass on the host; PSANet's masks may fit its own crop only."""
-    crop = [config.TEST.test_h, config.TEST.test_w]
-    if config.TRAIN.arch != "psa":
-        crop = [min(side, 65) for side in crop]
-    return torch.rand(1, config.DATA.in_channels, *crop)
 
 
 def classify(config: Config, device: torch.device, log: logging.Logger, folder: Path) -> None:
@@ -150,7 +114,7 @@ def classify(config: Config, device: torch.device, log: logging.Logger, folder: 
         workers=test.workers,
         channels_last=test.channels_last,
     )
-    if distributed.is_main():
+    if process_group.is_main():
         log.info("\n" + classification_table(scores, names))
         facts = {"data_root": config.DATA.data_root, "batch_size": batch_size}
         figures = scores.as_dict(names)
@@ -181,8 +145,8 @@ def predict(
         config.DATA.classes, ignore_label=config.TRAIN.ignore_label, device=engine.device
     )
     evaluator = Evaluator(engine, confusion, together=together)
-    share = shares(len(dataset), together)[distributed.rank() :: distributed.world_size()]
-    workers = distributed.share_of_workers(test.workers)
+    share = shares(len(dataset), together)[process_group.rank() :: process_group.world_size()]
+    workers = process_group.share_of_workers(test.workers)
     if not test.save_predictions:
         samples = evaluation_samples(dataset, [i for group in share for i in group], workers)
         evaluator.run(progress(samples, total=len(dataset), unit="image", what="testing"))
@@ -192,7 +156,9 @@ def predict(
     missing = [i for group in share if not done.issuperset(group) for i in group]
     finished = [i for group in share if done.issuperset(group) for i in group]
     if finished:
-        print(f"rank {distributed.rank()}: {len(finished)} images are done, {len(missing)} missing")
+        print(
+            f"rank {process_group.rank()}: {len(finished)} images are done, {len(missing)} missing"
+        )
     count_saved(evaluation_samples(dataset, finished, workers), files, confusion)
 
     def keep(group: Sequence[Sample], predictions: Sequence[np.ndarray]) -> None:
@@ -291,4 +257,4 @@ def write_figures(config: Config, figures: dict, images: int, facts: dict, path:
 
 
 if __name__ == "__main__":
-    common.run_command(main)
+    command_line.run_command(main)

@@ -17,8 +17,8 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
-from ..config.atomic import atomic_write
 from ..config.errors import CheckpointError, TrainingError
+from .files import atomic_write
 
 try:
     import fcntl

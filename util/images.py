@@ -9,8 +9,8 @@ import numpy as np
 import tifffile
 from PIL import Image
 
-from ..config.atomic import atomic_write
 from ..config.errors import DataError
+from .files import atomic_write
 from .png import with_stored_data
 
 cv2.setNumThreads(0)  # loader workers are the parallelism; OpenCV's own threads fight them

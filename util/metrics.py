@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from ..config.errors import DataError
-from . import distributed
+from .distributed import process_group
 
 
 @dataclass(frozen=True)
@@ -82,7 +82,7 @@ class ConfusionMatrix:
 
     def reduce(self) -> None:
         """Sum over all processes, once, at the end."""
-        distributed.all_reduce_sum(self.counts)
+        process_group.all_reduce_sum(self.counts)
 
     def scores(self) -> Scores:
         """The figures of everything counted so far (I / (U + 1e-10), as the family has it)."""

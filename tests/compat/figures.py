@@ -4,11 +4,11 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from stripseg.dataset.catalogue import describe, raw_to_train_table
-from stripseg.util.inference import InferenceSettings, SlidingWindow
-from stripseg.util.losses import SegmentationLoss
+from stripseg.dataset.description import describe, raw_to_train_table
+from stripseg.util.inference.sliding_window import InferenceSettings, SlidingWindow
 from stripseg.util.metrics import ConfusionMatrix
-from stripseg.util.schedule import poly, step_decay
+from stripseg.util.training.losses import SegmentationLoss
+from stripseg.util.training.schedule import poly, step_decay
 
 from .fixture import Errors, Fixture, UnknownFixtureError, apart, classes_differ, relative, sliced
 

@@ -17,7 +17,7 @@ from stripseg.model.classifier import ImageClassifier
 from stripseg.model.pyconv import PyConvResNet
 from stripseg.model.resnet import ResNet
 from stripseg.model.weights import load_weights, translate
-from stripseg.util.losses import SegmentationLoss
+from stripseg.util.training.losses import SegmentationLoss
 
 from .fixture import Errors, Fixture, UnknownFixtureError, apart, classes_differ, relative, sliced
 

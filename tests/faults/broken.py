@@ -29,14 +29,14 @@ class Break:
 BREAKS = [
     Break(
         "resumed optimizer state",
-        "util/trainer.py",
+        "util/training/trainer.py",
         'self.optimizer.load_state_dict(content["optimizer"])',
         'content["optimizer"]',
         "tests/test_training.py::test_resumed_run_is_bit_identical",
     ),
     Break(
         "dropout that depends on the step alone",
-        "util/trainer.py",
+        "util/training/trainer.py",
         "torch.manual_seed(derived_seed(settings.seed, self.step, distributed.rank()))",
         "pass",
         "tests/test_training.py::test_resumed_run_is_bit_identical",
@@ -57,7 +57,7 @@ BREAKS = [
     ),
     Break(
         "checkpoints whole or not at all",
-        "config/atomic.py",
+        "util/files.py",
         "        os.replace(temporary, path)\n    except BaseException:",
         "        os.replace(temporary, path)\n    except BaseException:\n"
         "        os.replace(temporary, path)",
@@ -107,7 +107,7 @@ BREAKS = [
     ),
     Break(
         "checkpoints every few steps",
-        "util/trainer.py",
+        "util/training/trainer.py",
         "self.step % every == 0",
         "self.step % every == 1",
         "tests/test_reliability.py::test_checkpoints_every_few_steps",
@@ -135,35 +135,35 @@ BREAKS = [
     ),
     Break(
         "signals",
-        "util/interruption.py",
+        "util/signals.py",
         '("SIGTERM", "SIGINT", "SIGUSR1")',
         '("SIGINT",)',
         "tests/test_reliability.py::test_a_signal_saves_and_ends_with_its_code",
     ),
     Break(
         "a second SIGINT",
-        "util/interruption.py",
+        "util/signals.py",
         "self.name is not None and number == signal.SIGINT",
         "False",
         "tests/test_reliability.py::test_a_second_interrupt_ends_at_once",
     ),
     Break(
         "a dead process is named",
-        "util/watchdog.py",
+        "util/distributed/watchdog.py",
         "self._fallen_silent() if isinstance(error, RuntimeError) else []",
         "[]",
         "tests/test_processes_lost.py::test_a_killed_process_is_named_with_its_last_step",
     ),
     Break(
         "a hung process ends the run",
-        "util/watchdog.py",
+        "util/distributed/watchdog.py",
         "patience = self.limit",
         "patience = 99 * self.limit",
         "tests/test_processes_lost.py::test_a_hung_process_ends_the_run_and_is_named",
     ),
     Break(
         "the launcher's end",
-        "util/watchdog.py",
+        "util/distributed/watchdog.py",
         "                    self.lost()",
         "                    pass",
         "tests/test_processes_lost.py::test_the_end_of_the_launcher_saves_and_stops",
@@ -177,28 +177,28 @@ BREAKS = [
     ),
     Break(
         "steps that are not finite",
-        "util/guard.py",
+        "util/training/non_finite.py",
         "return found.float()",
         "return found.float() * 0",
         "tests/test_reliability.py::test_a_step_that_is_not_finite_changes_nothing",
     ),
     Break(
         "running statistics of a bad step",
-        "util/guard.py",
+        "util/training/non_finite.py",
         "torch.where(bad.bool(), before, buffer)",
         "buffer",
         "tests/test_reliability.py::test_a_step_that_is_not_finite_changes_nothing",
     ),
     Break(
         "too many bad steps",
-        "util/guard.py",
+        "util/training/non_finite.py",
         "self.in_a_row + 1 if bad else 0",
         "0",
         "tests/test_reliability.py::test_too_many_in_a_row_stop_the_run_with_good_weights",
     ),
     Break(
         "batches without a label",
-        "util/losses.py",
+        "util/training/losses.py",
         "count.clamp(min=1e-12)",
         "count",
         "tests/test_training.py::test_ignored_crop_is_harmless tests/test_losses.py",
@@ -254,7 +254,7 @@ BREAKS = [
     ),
     Break(
         "no growth over many steps",
-        "util/trainer.py",
+        "util/training/trainer.py",
         "        settings = self.settings\n        rate = ",
         '        settings = self.settings\n        self.batches = getattr(self, "batches", []) + '
         '[open("/dev/null")]\n        rate = ',

@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 import yaml
 
-from stripseg.dataset.shapes import write_shapes
+from stripseg.dataset.generated.shapes import write_shapes
 from stripseg.util.checkpoint import CheckpointFolder, read_checkpoint
 
 

@@ -16,7 +16,7 @@ from statistics import median
 import torch
 
 from stripseg.config.load import load_config
-from stripseg.tool.train import build_trainer
+from stripseg.training_run import build_trainer
 
 from .harness import write_config
 

@@ -1,0 +1,267 @@
+"""What options mean for each other: defaults that follow, and combinations that cannot work."""
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from .classification import classification_problems
+from .complaints import Key
+from .schema import Config, DataSection, TestSection, TrainSection
+from .types import DEPTHS
+
+IMAGENET_MEAN, IMAGENET_STD = [123.675, 116.28, 103.53], [58.395, 57.12, 57.375]
+Problem = tuple[tuple[Key, ...], str]  # the options it is about, and the sentence
+
+
+def backbone_depth(name: Any) -> int | None:
+    """The depth that a backbone's name ends with; None for networks of other families."""
+    match = re.fullmatch(r"(?:resnet|pyconvresnet|pyconvhgresnet)(\d{1,4})[sd]?", str(name))
+    return int(match[1]) if match else None
+
+
+def fill_in(config: Config, dataset: str) -> Config:
+    """Replace every derived option that was left empty; `dataset` is what the file's name says."""
+    data = config.DATA
+    data = data.model_copy(
+        update={
+            "dataset": data.dataset or dataset,
+            "mean": data.mean or of_channels(IMAGENET_MEAN, data.in_channels),
+            "std": data.std or of_channels(IMAGENET_STD, data.in_channels),
+        }
+    )
+    results = Path("exp", data.dataset, config.experiment)
+    train = config.TRAIN
+    depth = backbone_depth(train.backbone)
+    layers = train.layers or (depth if depth in DEPTHS else 50)
+    train = train.model_copy(
+        update={
+            "layers": layers,
+            "backbone": train.backbone or f"resnet{layers}",
+            "stem": _stem(train),
+            "dilate_first_block": _dilate_first_block(train),
+            "save_path": train.save_path or str(results / "model"),
+        }
+    )
+    test = config.TEST
+    kind = "ms" if len(test.scales) > 1 else "ss"
+    test = test.model_copy(
+        update={
+            "test_h": test.test_h or train.train_h,
+            "test_w": test.test_w or train.train_w,
+            "model_path": test.model_path or str(Path(train.save_path, "last.pth")),
+            "save_folder": test.save_folder or str(results / "result" / test.split / kind),
+        }
+    )
+    return config.model_copy(update={"DATA": data, "TRAIN": train, "TEST": test})
+
+
+def of_channels(rgb: list[float], channels: int) -> list[float]:
+    """The values of red, green and blue, or their average for each channel of another number."""
+    return rgb if channels == 3 else [round(sum(rgb) / 3, 3)] * channels
+
+
+def _stem(train: TrainSection) -> str:
+    if str(train.stem) != "auto":
+        return train.stem
+    return "classic" if train.arch == "pyconvsegnet" else "deep"
+
+
+def _dilate_first_block(train: TrainSection) -> bool:
+    if train.dilate_first_block is not None:
+        return train.dilate_first_block
+    return train.arch in ("psp", "psa", "pyconvsegnet")
+
+
+def problems(config: Config) -> Iterator[Problem]:
+    """Everything in a filled-in config that cannot work together."""
+    yield from _backbone(config.TRAIN)
+    yield from _psa(config.TRAIN, config.TEST)
+    yield from _channels(config.DATA)
+    yield from _labels(config.DATA, config.TRAIN, classifies=config.classifies)
+    yield from (classification_problems(config) if config.classifies else _mixing(config.TRAIN))
+    yield from _ranges(config.TRAIN)
+    yield from _crops(config.TRAIN, config.TEST)
+    yield from _memory(config.TRAIN)
+    yield from _processes(config)
+
+
+def _of(section: str, *keys: str) -> tuple[Key, ...]:
+    return tuple((section, key) for key in keys)
+
+
+def _backbone(train: TrainSection) -> Iterator[Problem]:
+    depth = backbone_depth(train.backbone)
+    if depth is not None and depth not in DEPTHS:
+        yield (
+            _of("TRAIN", "backbone"),
+            f"TRAIN.backbone {train.backbone} does not exist; its depth must be one of "
+            f"{', '.join(map(str, DEPTHS))}",
+        )
+    elif depth is not None and depth != train.layers:
+        yield (
+            _of("TRAIN", "backbone", "layers"),
+            f"TRAIN.backbone {train.backbone} contradicts TRAIN.layers {train.layers}; "
+            "leave one of them out",
+        )
+    blocks = 2 if depth == 18 else 3  # in the last stage of every ResNet we have
+    if depth and isinstance(train.multi_grid, list) and len(train.multi_grid) != blocks:
+        yield (
+            _of("TRAIN", "multi_grid"),
+            f"TRAIN.multi_grid must have {blocks} dilations, one for each block of the last "
+            f"stage of {train.backbone}, not {len(train.multi_grid)}",
+        )
+
+
+def _psa(train: TrainSection, test: TestSection) -> Iterator[Problem]:
+    both = _of("TRAIN", "mask_h", "mask_w")
+    if (train.mask_h is None) != (train.mask_w is None):
+        yield both, "TRAIN.mask_h and TRAIN.mask_w must be given together, or both left empty"
+    for key, size in (("mask_h", train.mask_h), ("mask_w", train.mask_w)):
+        if size is not None and size % 2 == 0 and not train.compact:
+            yield _of("TRAIN", key), f"TRAIN.{key} must be odd, not {size}"
+    crop, window = (train.train_h, train.train_w), (test.test_h, test.test_w)
+    if train.arch == "psa" and train.compact and crop != window:
+        yield (
+            (("TEST", "test_h"), ("TEST", "test_w"), ("TRAIN", "compact")),
+            f"TRAIN.compact has a mask of the training crop's size: TEST.test_h and TEST.test_w "
+            f"must be {crop[0]} and {crop[1]}, not {window[0]} and {window[1]}",
+        )
+
+
+def _channels(data: DataSection) -> Iterator[Problem]:
+    for key in ("mean", "std"):
+        length = len(getattr(data, key))
+        if length != data.in_channels:
+            yield (
+                (("DATA", key), ("DATA", "in_channels")),
+                f"DATA.{key} must have one number for each of the {data.in_channels} "
+                f"DATA.in_channels, not {length}",
+            )
+
+
+def _labels(data: DataSection, train: TrainSection, *, classifies: bool) -> Iterator[Problem]:
+    if not classifies and data.classes > 255:
+        yield (
+            _of("DATA", "classes"),
+            (
+                "DATA.classes must be a whole number from 1 to 255, not "
+                f"{data.classes}; a classifier may have more"
+            ),
+        )
+    elif not classifies and train.ignore_label < data.classes:
+        yield (
+            (("TRAIN", "ignore_label"), ("DATA", "classes")),
+            f"TRAIN.ignore_label {train.ignore_label} is the id of a class; with DATA.classes "
+            f"{data.classes} it must be {data.classes} or more, usually 255",
+        )
+    weights = train.class_weights
+    if isinstance(weights, list) and len(weights) != data.classes:
+        yield (
+            (("TRAIN", "class_weights"), ("DATA", "classes")),
+            f"TRAIN.class_weights must have one entry for each of the {data.classes} "
+            f"DATA.classes, not {len(weights)}",
+        )
+
+
+def _mixing(train: TrainSection) -> Iterator[Problem]:
+    for key in ("mixup", "cutmix"):
+        if getattr(train, key):
+            yield (
+                _of("TRAIN", key, "arch"),
+                f"TRAIN.{key} {getattr(train, key):g} mixes the classes of whole images: it needs "
+                "TRAIN.arch classifier",
+            )
+
+
+def _ranges(train: TrainSection) -> Iterator[Problem]:
+    for low, high in (("scale_min", "scale_max"), ("rotate_min", "rotate_max")):
+        least, most = getattr(train, low), getattr(train, high)
+        if least > most:
+            yield (
+                _of("TRAIN", low, high),
+                f"TRAIN.{low} {least:g} must not be above TRAIN.{high} {most:g}",
+            )
+    if train.start_epoch >= train.epochs:
+        yield (
+            _of("TRAIN", "start_epoch", "epochs"),
+            f"TRAIN.start_epoch {train.start_epoch} leaves nothing of TRAIN.epochs {train.epochs}",
+        )
+    if train.warmup_epochs >= train.epochs:
+        yield (
+            _of("TRAIN", "warmup_epochs", "epochs"),
+            f"TRAIN.warmup_epochs {train.warmup_epochs} must be fewer than TRAIN.epochs "
+            f"{train.epochs}",
+        )
+    if (train.schedule == "step") != bool(train.milestones):
+        yield (
+            _of("TRAIN", "schedule", "milestones"),
+            f"TRAIN.schedule {train.schedule} and TRAIN.milestones {train.milestones} do not go "
+            "together: `step` needs milestones, the others have none",
+        )
+
+
+def _crops(train: TrainSection, test: TestSection) -> Iterator[Problem]:
+    stride = train.output_stride
+    for section, key, side in (
+        ("TRAIN", "train_h", train.train_h),
+        ("TRAIN", "train_w", train.train_w),
+        ("TEST", "test_h", test.test_h),
+        ("TEST", "test_w", test.test_w),
+    ):
+        follows = section == "TEST" and side == getattr(train, key.replace("test", "train"))
+        if side < stride and not follows:  # one complaint is enough
+            yield (
+                ((section, key), ("TRAIN", "output_stride")),
+                f"{section}.{key} {side} must not be smaller than TRAIN.output_stride {stride}",
+            )
+
+
+def _memory(train: TrainSection) -> Iterator[Problem]:
+    """Options that save memory, and that save time."""
+    if train.batch_size == "auto" and train.accumulation_steps > 1:
+        yield (
+            _of("TRAIN", "batch_size", "accumulation_steps"),
+            f"TRAIN.accumulation_steps {train.accumulation_steps} divides a batch that is too "
+            "large for the memory, and TRAIN.batch_size auto is one that fits; give the batch as "
+            "a number, or leave TRAIN.accumulation_steps out",
+        )
+    if train.activation_checkpointing and train.compile:
+        yield (
+            _of("TRAIN", "activation_checkpointing", "compile"),
+            "TRAIN.activation_checkpointing and TRAIN.compile exclude each other: the compiler "
+            "decides itself what the backward pass computes again; leave one of them out",
+        )
+    if train.activation_checkpointing and train.backbone.startswith("timm/"):
+        yield (
+            _of("TRAIN", "activation_checkpointing", "backbone"),
+            f"TRAIN.activation_checkpointing works on ResNet and PyConvResNet, not on "
+            f"{train.backbone}; leave it out, or divide the batch by TRAIN.accumulation_steps",
+        )
+
+
+def _processes(config: Config) -> Iterator[Problem]:
+    options, train = config.Distributed, config.TRAIN
+    if options.rank >= options.world_size:
+        yield (
+            _of("Distributed", "rank", "world_size"),
+            f"Distributed.rank {options.rank} must be below Distributed.world_size "
+            f"{options.world_size}: machines are numbered from 0",
+        )
+    gpus = len(train.train_gpu or [0]) if options.multiprocessing_distributed else 1
+    processes = options.world_size * (options.processes or gpus)
+    if train.batch_size == "auto":
+        return
+    if train.batch_size < processes:
+        yield (
+            (("TRAIN", "batch_size"), ("TRAIN", "train_gpu"), ("Distributed", "processes")),
+            f"TRAIN.batch_size {train.batch_size} leaves nothing for some of the {processes} "
+            "processes; it counts the images of all of them together",
+        )
+    elif train.batch_size // processes < train.accumulation_steps:
+        yield (
+            _of("TRAIN", "accumulation_steps", "batch_size"),
+            f"TRAIN.accumulation_steps {train.accumulation_steps} is more than the "
+            f"{train.batch_size // processes} images that a process has of TRAIN.batch_size "
+            f"{train.batch_size}; lower it, or raise the batch",
+        )

@@ -1,0 +1,1 @@
+"""Image classification: datasets of whole images with one class each."""

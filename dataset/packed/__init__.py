@@ -1,0 +1,1 @@
+"""Packed copies of a dataset: memory-mapped, decoded pairs."""

@@ -1,0 +1,1 @@
+"""Preparing and checking a dataset before training."""

@@ -1,0 +1,215 @@
+"""The dataset doctor: reads what a training run will read, and says what is wrong with it."""
+
+import hashlib
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Literal
+
+import cv2
+import numpy as np
+
+from ...config.errors import DataError
+from ..description import default_colors
+from ..labels import LabelEncoding, read_stored
+from ..lists import Pair
+from ..segmentation import EvaluationSet, TrainingSet, read_pair
+
+QUICK = 12  # pairs that a training run looks at before it starts
+NEAR = 3  # differing bits of 64 up to which two pictures look alike
+
+
+@dataclass
+class Examination:
+    """What one pair holds: `error`, or everything else.
+
+    Args:
+        size: (height, width).
+        pixels: (256,) of each train id; 255 is ignored.
+        digest: of the image file; equal files have equal ones.
+        look: 64 bits that differ little for pictures that look alike.
+    """
+
+    split: str
+    name: str
+    error: str | None = None
+    size: tuple[int, int] = (0, 0)
+    pixels: np.ndarray = field(default_factory=lambda: np.zeros(256, np.int64))
+    digest: str = ""
+    look: int = 0
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One thing to know, with the files it is about."""
+
+    severity: Literal["error", "warning"]
+    kind: str
+    message: str
+    files: tuple[str, ...] = ()
+
+
+def examine(
+    split: str, pairs: Sequence[Pair], encoding: LabelEncoding, *, channels: int, workers: int
+) -> Iterator[Examination]:
+    """Every pair of a split, in order, by several processes."""
+    look_at = partial(examine_pair, split=split, encoding=encoding, channels=channels)
+    if workers <= 1:
+        yield from map(look_at, pairs)
+        return
+    with ProcessPoolExecutor(workers) as pool:
+        yield from pool.map(look_at, pairs, chunksize=8)
+
+
+def refuse_bad_data(dataset: TrainingSet | EvaluationSet, *, command: str) -> None:
+    """Look at a few pairs, evenly spaced, before a run starts.
+
+    Raises:
+        DataError: one of them cannot be used; the message names the command that looks deeper.
+    """
+    chosen = np.unique(np.linspace(0, len(dataset) - 1, QUICK).round().astype(int))
+    for index in chosen:
+        seen = examine_pair(
+            dataset.pairs[index], split="", encoding=dataset.encoding, channels=dataset.channels
+        )
+        if seen.error:
+            raise DataError(f"{seen.error} To see all that is wrong with the data: {command}")
+
+
+def examine_pair(pair: Pair, *, split: str, encoding: LabelEncoding, channels: int) -> Examination:
+    result = Examination(split, pair.name)
+    try:
+        sample = read_pair(pair, encoding, 0, channels=channels)
+    except DataError as error:
+        result.error = f"{error}{likely_cause(pair, encoding)}"
+        return result
+    result.size = sample.image.shape[:2]
+    label = np.where(sample.label == encoding.ignore_label, 255, sample.label)
+    result.pixels = np.bincount(label.ravel(), minlength=256)
+    result.digest = hashlib.sha256(pair.image.read_bytes()).hexdigest()
+    result.look = look(sample.image)
+    return result
+
+
+def look(image: np.ndarray) -> int:
+    """64 bits: where brightness rises from left to right on a grid of 8 x 9."""
+    grey = image.mean(axis=2).astype(np.float32)
+    small = cv2.resize(grey, (9, 8), interpolation=cv2.INTER_AREA)
+    bits = (small[:, 1:] > small[:, :-1]).ravel()
+    return int.from_bytes(np.packbits(bits).tobytes(), "big")
+
+
+def likely_cause(pair: Pair, encoding: LabelEncoding) -> str:
+    """What a label with values outside the classes most likely is, as a sentence or nothing."""
+    try:
+        values = set(np.unique(read_stored(pair.label)).tolist()) if pair.label else set()
+    except DataError:
+        return ""
+    strange = {v for v in values if v >= len(encoding.table) or encoding.table[v] < 0}
+    if not strange:
+        return ""
+    if max(values) >= 1000:
+        return " They look like instance ids (class * 1000 + instance): take the label ids."
+    greys = {(299 * r + 587 * g + 114 * b + 500) // 1000 for r, g, b in default_colors(255)}
+    classes = encoding.classes
+    if values - {0, 255} <= {grey + d for grey in greys for d in (-1, 0, 1)} and max(values) > 34:
+        return " They look like a palette PNG that was saved as grey: take the original files."
+    if classes == 19 and max(values - {255}, default=0) <= 33:
+        return " They look like Cityscapes' labelIds; DATA.dataset cityscapes reads these, too."
+    if strange == {classes}:
+        return (
+            f" Either there are {classes + 1} classes, and DATA.classes is too small, or these are "
+            "labels that count from 1, with 0 for unlabelled (ADE20K's are such): subtract 1 and "
+            f"make 0 {encoding.ignore_label}, or name the dataset in DATA.dataset."
+        )
+    return ""
+
+
+def diagnose(
+    found: Sequence[Examination], names: Sequence[str], *, crop: tuple[int, int]
+) -> list[Finding]:
+    """What the examinations of all splits show, errors first."""
+    findings = [
+        *(Finding("error", "unusable", item.error, (item.name,)) for item in found if item.error),
+        *duplicates([item for item in found if not item.error]),
+        *(
+            Finding("error", "ignored", f"{item.name}: every pixel is ignored", (item.name,))
+            for item in found
+            if not item.error and item.pixels[:255].sum() == 0
+        ),
+        *absent_classes(found, names),
+        *small_images(found, crop),
+    ]
+    return sorted(findings, key=lambda finding: finding.severity != "error")
+
+
+def duplicates(found: Sequence[Examination]) -> Iterator[Finding]:
+    """Pictures that occur twice, equal or alike; an equal one in two splits is an error."""
+    equal: dict[str, list[Examination]] = defaultdict(list)
+    for item in found:
+        equal[item.digest].append(item)
+    unique = [group[0] for group in equal.values()]
+    same = [group for group in equal.values() if len(group) > 1]
+    for groups, what in ((same, "equal"), (list(alike(unique)), "look alike")):
+        by_splits: dict[tuple[str, ...], list[Sequence[Examination]]] = defaultdict(list)
+        for group in groups:
+            by_splits[tuple(sorted({item.split for item in group}))].append(group)
+        for splits, members in by_splits.items():
+            leak = len(splits) > 1
+            yield Finding(
+                "error" if leak and what == "equal" else "warning",
+                "leak" if leak else "duplicate",
+                f"{len(members)} time(s) pictures {'are ' * (what == 'equal')}{what} "
+                f"{'across' if leak else 'within'} {' and '.join(splits)}"
+                + (" (neighbouring frames of a film?)" if what != "equal" else ""),
+                tuple(" = ".join(f"{i.split}: {i.name}" for i in group) for group in members),
+            )
+
+
+def alike(items: Sequence[Examination]) -> Iterator[tuple[Examination, Examination]]:
+    """Pairs whose looks differ in at most `NEAR` bits; flat pictures say nothing.
+
+    Looks that differ in three bits agree in one of four quarters: only such pairs are compared.
+    """
+    seen: set[tuple[int, int]] = set()
+    for quarter in range(4):
+        groups: dict[int, list[int]] = defaultdict(list)
+        for index, item in enumerate(items):
+            if 4 <= item.look.bit_count() <= 60:
+                groups[item.look >> 16 * quarter & 0xFFFF].append(index)
+        for members in groups.values():
+            for position, first in enumerate(members[:200]):
+                for second in members[position + 1 : 200]:
+                    differing = (items[first].look ^ items[second].look).bit_count()
+                    if differing <= NEAR and (first, second) not in seen:
+                        seen.add((first, second))
+                        yield items[first], items[second]
+
+
+def absent_classes(found: Sequence[Examination], names: Sequence[str]) -> Iterator[Finding]:
+    for split in dict.fromkeys(item.split for item in found):
+        pixels = class_pixels(found, split)[: len(names)]
+        absent = [name for name, count in zip(names, pixels, strict=True) if count == 0]
+        if absent:
+            shown = ", ".join(absent[:8]) + (f" and {len(absent) - 8} more" if absent[8:] else "")
+            yield Finding("warning", "absent", f"never occurs in {split}: {shown}")
+
+
+def small_images(found: Sequence[Examination], crop: tuple[int, int]) -> Iterator[Finding]:
+    sizes = [item.size for item in found if not item.error and item.split == "train"]
+    small = sum(h < crop[0] and w < crop[1] for h, w in sizes)
+    if sizes and small > len(sizes) / 2:
+        yield Finding(
+            "warning",
+            "crop",
+            f"{small} of {len(sizes)} training images are smaller than the crop of "
+            f"{crop[0]}x{crop[1]} (height x width): most of a crop is padding; lower TRAIN.train_h "
+            "and TRAIN.train_w",
+        )
+
+
+def class_pixels(found: Iterable[Examination], split: str) -> np.ndarray:
+    """(256,) pixels of each train id in a split."""
+    return sum((i.pixels for i in found if i.split == split), np.zeros(256, np.int64))

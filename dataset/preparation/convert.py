@@ -1,0 +1,67 @@
+"""A plain copy of a dataset: labels as 8-bit PNGs of train ids, images, lists of pairs."""
+
+import os
+import shutil
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from functools import partial
+from pathlib import Path
+
+from ...util.images import write_png
+from ..labels import LabelEncoding
+from ..lists import Pair
+
+
+def convert(
+    pairs: Sequence[Pair],
+    encoding: LabelEncoding,
+    output: Path,
+    *,
+    root: Path,
+    colors: Sequence[Sequence[int]],
+    workers: int,
+) -> Iterator[tuple[Path, Path]]:
+    """Write every pair below `output`, in order; yields (image, label) relative to it.
+
+    What is there already and not older than its source is kept, so that a stopped copy goes on and
+    a second one does nothing.
+    """
+    one = partial(convert_pair, encoding=encoding, output=output, root=root, colors=colors)
+    if workers <= 1:
+        yield from map(one, pairs)
+        return
+    with ProcessPoolExecutor(workers) as pool:
+        yield from pool.map(one, pairs, chunksize=8)
+
+
+def convert_pair(
+    pair: Pair,
+    *,
+    encoding: LabelEncoding,
+    output: Path,
+    root: Path,
+    colors: Sequence[Sequence[int]],
+) -> tuple[Path, Path]:
+    image = Path("images") / pair.image.relative_to(root)
+    label = (Path("labels") / pair.label.relative_to(root)).with_suffix(".png")
+    if is_older(output / label, pair.label):
+        write_png(output / label, encoding.read(pair.label), colors)
+    if is_older(output / image, pair.image):
+        link_or_copy(pair.image, output / image)
+    return image, label
+
+
+def is_older(target: Path, source: Path) -> bool:
+    """Is `target` missing, or older than `source`?"""
+    return not target.is_file() or target.stat().st_mtime < source.stat().st_mtime
+
+
+def link_or_copy(source: Path, target: Path) -> None:
+    """The file under a second name where the file system can, else a copy; never half of one."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
+    try:
+        os.link(source.resolve(), temporary)
+    except OSError:
+        shutil.copy2(source, temporary)
+    os.replace(temporary, target)

@@ -1,0 +1,112 @@
+"""A number in place of `TRAIN.batch_size auto`, before training starts."""
+
+import logging
+from collections.abc import Mapping
+from copy import deepcopy
+from typing import Any
+
+import torch
+from torch import nn
+
+from .build import loss_of, optimizer_of
+from .config.errors import TrainingError
+from .config.schema import Config
+from .util.distributed import process_group
+from .util.normalization import Normalization
+from .util.training.auto_batch_size import CPU_MOST, Fits, Step, agreed_share, fits_cpu, fits_gpu
+from .util.training.step import forward_backward
+
+
+def settle_batch_size(
+    config: Config,
+    segmenter: nn.Module,
+    *,
+    images: int,
+    device: torch.device,
+    dtype: torch.dtype,
+    resumed: Mapping[str, Any] | None,
+    log: logging.Logger,
+    fits: Fits | None = None,
+) -> Config:
+    """The config with a number for `TRAIN.batch_size auto`: the resumed run's, or a found one.
+
+    Args:
+        segmenter: stays as it is; a copy is tried out.
+        images: in the training list: no batch can have more.
+        resumed: content of the checkpoint that the run goes on from, if any.
+        fits: does a step with so many images of a process fit? By default it is tried out.
+    Raises:
+        TrainingError: not even the smallest batch fits.
+    """
+    train = config.TRAIN
+    if train.batch_size != "auto":
+        return config
+    before = ((resumed or {}).get("config") or {}).get("TRAIN", {}).get("batch_size")
+    if isinstance(before, int):
+        log.info(f"TRAIN.batch_size auto: {before}, as in the run that goes on")
+        return with_batch_size(config, before)
+    processes = process_group.world_size()
+    least = 2 if train.norm == "batch" else 1  # one image may leave batch norm a single value
+    most = images if device.type == "cuda" else min(images, CPU_MOST)
+    with torch.random.fork_rng([device] if device.type == "cuda" else []):
+        fits = fits or fits_on(device, trial_step(config, segmenter, device, dtype), least)
+        share = agreed_share(fits, least=least, most=max(least, most // processes))
+    if share == 0:
+        raise TrainingError(
+            f"TRAIN.batch_size auto: a step with {least} images of {train.train_h}x{train.train_w} "
+            f"does not fit the memory; lower TRAIN.train_h and TRAIN.train_w, or set "
+            "TRAIN.activation_checkpointing true or TRAIN.precision bf16"
+        )
+    batch = share * processes
+    log.info(
+        f"TRAIN.batch_size auto: {batch}, {share} a process; TRAIN.base_lr stays {train.base_lr:g}"
+    )
+    return with_batch_size(config, batch)
+
+
+def fits_on(device: torch.device, step: Step, least: int) -> Fits:
+    if device.type == "cuda":
+        return fits_gpu(step, device)
+    with process_group.alone():
+        return fits_cpu(step, least=least)
+
+
+def with_batch_size(config: Config, batch: int) -> Config:
+    train = config.TRAIN.model_copy(update={"batch_size": batch})
+    return config.model_copy(update={"TRAIN": train})
+
+
+def trial_step(
+    config: Config, segmenter: nn.Module, device: torch.device, dtype: torch.dtype
+) -> Step:
+    """images -> nothing: one training step on random data, by a copy of the network."""
+    train = config.TRAIN
+    torch.backends.cudnn.benchmark = device.type == "cuda"  # as in training
+    network = deepcopy(segmenter).to(device).train()
+    if train.channels_last:
+        network.to(memory_format=torch.channels_last)
+    optimizer, loss = optimizer_of(config, network), loss_of(config)
+    normalize = Normalization(config.DATA.mean, config.DATA.std, device)
+    layout = torch.channels_last if train.channels_last else torch.contiguous_format
+    scaler = torch.amp.GradScaler(device.type, enabled=dtype == torch.float16)
+
+    def step(images: int) -> None:
+        size = (train.train_h, train.train_w)
+        shape = (images, config.DATA.in_channels, *size)
+        image = torch.randint(256, shape, dtype=torch.uint8, device=device)
+        shape = (images,) if config.classifies else (images, *size)
+        label = torch.randint(config.DATA.classes, shape, device=device)
+        optimizer.zero_grad(set_to_none=True)
+        forward_backward(
+            network,
+            loss,
+            image,
+            label,
+            prepare=lambda pixels: normalize(pixels).contiguous(memory_format=layout),
+            scaler=scaler,
+            dtype=dtype,
+        )
+        scaler.step(optimizer)
+        scaler.update()
+
+    return step

@@ -1,0 +1,101 @@
+"""Objects from a config: loss, optimizer, inference engine, a trained network."""
+
+import torch
+from torch import Tensor, nn
+
+from .config.classification import IGNORED
+from .config.compatibility import check_same_network
+from .config.schema import Config
+from .model.build import build_network
+from .model.folding import fold_batch_norm
+from .model.onednn import use_onednn
+from .model.weights import load_weights
+from .util.checkpoint import read_checkpoint
+from .util.inference.sliding_window import InferenceSettings, SlidingWindow, usual_batch_size
+from .util.training.losses import SegmentationLoss
+from .util.training.optimizer import build_optimizer, choose_precision
+
+
+def optimizer_of(config: Config, segmenter: nn.Module) -> torch.optim.Optimizer:
+    train = config.TRAIN
+    return build_optimizer(
+        segmenter,
+        segmenter.new_layers(),
+        base_rate=train.base_lr,
+        new_layer_factor=train.head_lr_factor,
+        momentum=train.momentum,
+        weight_decay=train.weight_decay,
+        name=train.optimizer,
+    )
+
+
+def loss_of(config: Config, class_weights: Tensor | None = None) -> SegmentationLoss:
+    train = config.TRAIN
+    return SegmentationLoss(
+        ignore_label=ignored(config),
+        auxiliary_weight=train.aux_weight,
+        class_weights=class_weights,
+        ohem_threshold=train.ohem_threshold if train.loss == "ohem" else None,
+        ohem_min_kept=train.ohem_min_kept,
+        label_smoothing=train.label_smoothing,
+    )
+
+
+def ignored(config: Config) -> int:
+    """The label that counts nowhere."""
+    return IGNORED if config.classifies else config.TRAIN.ignore_label
+
+
+def build_engine(
+    config: Config,
+    network: nn.Module,
+    *,
+    device: torch.device,
+    dtype: torch.dtype,
+    batch_size: int,
+) -> SlidingWindow:
+    """The inference engine that `TEST` describes."""
+    test = config.TEST
+    settings = InferenceSettings(
+        classes=config.DATA.classes,
+        crop=(test.test_h, test.test_w),
+        base_size=test.base_size,
+        scales=tuple(test.scales),
+        flip=test.flip,
+        mean=tuple(config.DATA.mean),
+        std=tuple(config.DATA.std),
+        batch_size=batch_size,
+    )
+    return SlidingWindow(
+        network, settings, device=device, dtype=dtype, channels_last=test.channels_last
+    )
+
+
+def load_network(config: Config, device: torch.device) -> nn.Module:
+    """The network with the weights of `TEST.model_path`, strictly loaded, ready to predict."""
+    path = config.TEST.model_path
+    content = read_checkpoint(path)
+    network = build_network(config)
+    load_weights(network, content, origin=str(path), exact=True)
+    check_same_network(content, config, origin=path)
+    image = folding_image(config)
+    network = fold_batch_norm(network, image).to(device)
+    if config.TEST.channels_last:
+        network.to(memory_format=torch.channels_last)
+    return use_onednn(network, image)
+
+
+def load_engine(config: Config, device: torch.device) -> SlidingWindow:
+    """The engine with the network of `load_network`."""
+    network = load_network(config, device)
+    dtype = choose_precision(config.TEST.precision, device, key="TEST.precision")
+    batch_size = config.TEST.batch_size or usual_batch_size(device)
+    return build_engine(config, network, device=device, dtype=dtype, batch_size=batch_size)
+
+
+def folding_image(config: Config) -> torch.Tensor:
+    """A small image for a forward pass on the host; PSANet's masks may fit its own crop only."""
+    crop = [config.TEST.test_h, config.TEST.test_w]
+    if config.TRAIN.arch != "psa":
+        crop = [min(side, 65) for side in crop]
+    return torch.rand(1, config.DATA.in_channels, *crop)

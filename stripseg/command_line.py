@@ -1,0 +1,187 @@
+"""What the commands share: the command line, clean errors, launching, building from a config."""
+
+import argparse
+import os
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from urllib.parse import urlparse
+
+import torch
+
+import stripseg
+
+from .config.errors import DeviceError, StripsegError
+from .config.load import find_config, load_config
+from .config.schema import Config
+from .model.build import check_arch, check_segments
+from .util.distributed import process_group
+from .util.distributed.slurm import slurm_step
+from .util.memory import keep_freed_memory
+from .util.signals import STOPPED, Stopped
+
+USER_ERROR = 2
+INTERRUPTED = 130
+
+
+def run_command(main: Callable[[Sequence[str]], int | None]) -> None:
+    """Run a command's `main`; a user's mistake becomes one message and exit code 2.
+
+    A process of several leaves at once: one that fails would wait for the others, which torchrun
+    ends, and threads of gloo may outlive the group and abort an ordinary exit.
+    """
+    keep_freed_memory()
+    try:
+        code = main(sys.argv[1:]) or 0
+        process_group.stop()
+    except StripsegError as error:
+        print(f"error: {error}", file=sys.stderr)
+        code = USER_ERROR
+    except Stopped as reason:
+        if process_group.is_main():
+            print(reason, file=sys.stderr)
+        code = STOPPED
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        code = INTERRUPTED
+    if process_group.under_torchrun():
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+    sys.exit(code)
+
+
+def argument_parser(command: str, description: str) -> argparse.ArgumentParser:
+    """Every command names its config alike: DATASET EXPERIMENT, or --config, then overrides."""
+    parser = argparse.ArgumentParser(
+        prog=command,
+        description=description,
+        usage=f"{command} DATASET EXPERIMENT [options] [KEY VALUE ...]\n"
+        f"       {command} --config FILE [options] [KEY VALUE ...]",
+    )
+    parser.add_argument(
+        "words",
+        nargs="*",
+        metavar="DATASET EXPERIMENT KEY VALUE",
+        help="config/DATASET/DATASET_EXPERIMENT.yaml, then options that override it",
+    )
+    parser.add_argument("--config", help="path of a YAML file, instead of DATASET EXPERIMENT")
+    return parser
+
+
+def parse_config(
+    parser: argparse.ArgumentParser,
+    argv: Sequence[str],
+    *,
+    classifiers: bool = False,
+    trains: bool = False,
+):
+    """(parsed options, the config with its overrides).
+
+    Args:
+        trains: the command needs the GPUs that the config trains on; the others do not care.
+    Raises:
+        ConfigError: a mistake in it; or it describes a classifier, and the command takes none.
+    """
+    options = parser.parse_intermixed_args(list(argv))
+    words = options.words
+    if options.config:
+        path = options.config
+    elif len(words) < 2:
+        parser.error("name a dataset and an experiment, such as: ade20k spnet50")
+    else:
+        path, words = find_config(words[0], words[1]), words[2:]
+    gpus = [] if trains else ["TRAIN.train_gpu", "[]"]
+    config = load_config(path, [*slurm_options(), *gpus, *words])
+    check_arch(config)
+    if not classifiers:
+        check_segments(config)
+    return options, config
+
+
+def process_count(config: Config, devices: Sequence[torch.device]) -> int:
+    """Processes on this machine: one a GPU, one on the CPU, or as `Distributed.processes` says.
+
+    Raises:
+        DeviceError: more processes than GPUs.
+    """
+    if not config.Distributed.multiprocessing_distributed and config.Distributed.world_size == 1:
+        return 1
+    count = config.Distributed.processes or len(devices)
+    if devices[0].type == "cuda" and count > len(devices):
+        raise DeviceError(
+            f"Distributed.processes is {count} and only {len(devices)} GPUs are in use; each "
+            "process needs a GPU of its own"
+        )
+    return count
+
+
+def slurm_options() -> list[str]:
+    """Under srun: options that put this machine among those of the job step.
+
+    With one task a machine, each starts the processes of its machine. With more, every task is a
+    process of its own, and the environment gets what torchrun would set.
+    """
+    step = None if process_group.under_torchrun() else slurm_step(os.environ)
+    if step is None:
+        return []
+    if step.tasks > step.nodes:
+        os.environ.update(step.environment())
+        return []
+    options = {"world_size": step.nodes, "rank": step.node}
+    options["dist_url"] = f"tcp://{step.first_host}:{step.port}"
+    return [word for key, value in options.items() for word in (f"Distributed.{key}", str(value))]
+
+
+def must_launch(config: Config, processes: int) -> bool:
+    """Are several processes wanted, and not started yet?"""
+    return not process_group.under_torchrun() and (
+        processes > 1 or config.Distributed.world_size > 1
+    )
+
+
+def launch(module: str, argv: Sequence[str], config: Config, processes: int) -> int:
+    """Start `module` in several processes through torchrun, and return their exit code.
+
+    On one machine torchrun finds a free port by itself; several machines meet at
+    `Distributed.dist_url`.
+    """
+    from torch.distributed.elastic.multiprocessing.api import SignalException
+    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+    from torch.distributed.run import get_args_parser, run
+
+    place = config.Distributed
+    arguments = ["--nproc-per-node", str(processes), "--max-restarts", str(place.max_restarts)]
+    if place.world_size == 1:
+        arguments += ["--standalone"]
+    else:
+        url = urlparse(place.dist_url)
+        if place.rank == 0 and not process_group.port_is_free("", url.port):
+            raise DeviceError(
+                f"Distributed.dist_url: port {url.port} of this machine is in use; port "
+                f"{process_group.free_port()} is free, set it on every machine"
+            )
+        arguments += ["--nnodes", str(place.world_size), "--node-rank", str(place.rank)]
+        arguments += ["--master-addr", url.hostname, "--master-port", str(url.port)]
+    checkout = str(Path(stripseg.__file__).resolve().parent.parent)
+    os.environ["PYTHONPATH"] = os.pathsep.join(
+        [checkout, *filter(None, [os.environ.get("PYTHONPATH")])]
+    )
+    threads = max(1, (os.cpu_count() or 1) // processes)
+    os.environ.setdefault("OMP_NUM_THREADS", str(threads))
+    parser = get_args_parser()
+    if "--signals-to-handle" in parser.format_help():  # it passes these on, and waits for the end
+        arguments += ["--signals-to-handle", "SIGTERM,SIGINT,SIGHUP,SIGQUIT,SIGUSR1"]
+    try:
+        run(parser.parse_args([*arguments, "-m", module, *argv]))
+    except ChildFailedError as error:
+        codes = [failure.exitcode for failure in error.failures.values()]
+        return next((code for code in codes if code > 0), 1)
+    except SignalException:
+        return STOPPED
+    return 0
+
+
+def own_device(devices: Sequence[torch.device]) -> torch.device:
+    """The device of this process."""
+    return devices[int(os.environ.get("LOCAL_RANK", 0)) % len(devices)]

@@ -1,0 +1,1 @@
+"""Sweeps and studies: many runs, and tables and plots of their figures."""

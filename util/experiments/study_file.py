@@ -1,0 +1,117 @@
+"""The file of a study: configs, the options that vary, and seeds."""
+
+import hashlib
+import re
+from collections.abc import Iterator
+from itertools import product
+from pathlib import Path
+from typing import Annotated, Any
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from ...config.complaints import option_meant
+from ...config.errors import ConfigError
+from ...config.load import find_config, load_config
+from ...config.schema import Config
+from ...config.yaml_file import read_yaml
+from .many_runs import EACH_RUNS_OWN, as_words
+
+LONGEST = 100  # characters of a folder's name
+
+
+class StudyFile(BaseModel):
+    """As written in the YAML; see docs/classification.md."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    name: str = Field(pattern=r"^\w[\w.-]*$")
+    configs: list[str] = Field(min_length=1)
+    vary: dict[str, Annotated[list[Any], Field(min_length=1)]] = Field(default_factory=dict)
+    seeds: list[Annotated[int, Field(ge=0)]] = Field(default=[0], min_length=1)
+    options: dict[str, Any] = Field(default_factory=dict)
+
+
+class Cell(BaseModel):
+    """One row of the table: a config and a value for every option that varies."""
+
+    model_config = ConfigDict(frozen=True)
+
+    config: str
+    values: tuple[tuple[str, Any], ...]
+
+    @property
+    def folder(self) -> str:
+        """Its folder below the study's: readable, and different for different cells."""
+        parts = [f"{key.rpartition('.')[2]}-{value}" for key, value in self.values]
+        name = "_".join(parts) or "as_it_is"
+        plain = re.sub(r"[^\w.,-]+", "_", name)
+        if plain != name or len(name) > LONGEST:
+            plain = f"{plain[:LONGEST]}_{hashlib.sha256(name.encode()).hexdigest()[:8]}"
+        return "/".join([self.config.replace(" ", "_"), plain])
+
+    @property
+    def words(self) -> list[str]:
+        """The options as they follow a command."""
+        return as_words(dict(self.values))
+
+
+class Study:
+    """The matrix of a study's file.
+
+    Raises:
+        ConfigError: the file is no study, or one of its runs is no run.
+    """
+
+    def __init__(self, path: Path) -> None:
+        try:
+            self.file = StudyFile.model_validate(read_yaml(path))
+        except ValidationError as error:
+            first = error.errors()[0]
+            where = ".".join(map(str, first["loc"]))
+            raise ConfigError(
+                f"{path}: {where or 'the file'}: {first['msg']}; a study has name, configs, vary, "
+                "seeds and options"
+            ) from None
+        for complaint in self._complaints():
+            raise ConfigError(f"{path}: {complaint}")
+        self.cells = [
+            Cell(config=config, values=tuple(zip(self.file.vary, values, strict=True)))
+            for config in self.file.configs
+            for values in product(*self.file.vary.values())
+        ]
+        for cell in self.cells:  # before the first run starts
+            self.load(cell, path)
+
+    def _complaints(self) -> Iterator[str]:
+        """What cannot be, beside what the configs refuse."""
+        given: dict[str, str] = {}
+        for where, keys in (("vary", self.file.vary), ("options", self.file.options)):
+            for key in keys:
+                option = option_meant(key)
+                if option in (*EACH_RUNS_OWN, "TRAIN.manual_seed"):
+                    yield f"{where}.{key}: {option} is each run's own; seeds has the seeds"
+                if option in given:
+                    yield f"{where}.{key}: {option} is given in {given[option]} already"
+                given[option] = f"{where}.{key}"
+        lists = {f"vary.{key}": values for key, values in self.file.vary.items()}
+        for where, values in {**lists, "seeds": self.file.seeds}.items():
+            if len({repr(value) for value in values}) < len(values):
+                yield f"{where}: a value stands there twice: {values}"
+
+    def load(self, cell: Cell, origin: Path) -> Config:
+        """The config of a cell, without a seed."""
+        names = cell.config.split()
+        if len(names) != 2:
+            raise ConfigError(
+                f"{origin}: configs: {cell.config!r} is not 'DATASET EXPERIMENT', such as "
+                "'cifar10 resnet18'"
+            )
+        try:
+            return load_config(find_config(*names), [*self.options, *cell.words])
+        except ConfigError as error:
+            raise ConfigError(f"{origin}: {cell.folder}: {error}") from error
+
+    @property
+    def options(self) -> list[str]:
+        """The options of all runs."""
+        return as_words(self.file.options)

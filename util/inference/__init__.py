@@ -1,0 +1,1 @@
+"""Inference: sliding window, evaluation, and the record of a test."""

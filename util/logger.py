@@ -1,0 +1,48 @@
+"""What a run says: plain lines in a log file, the same on the terminal, a bar where one watches."""
+
+import logging
+import sys
+from collections.abc import Iterable
+from pathlib import Path
+
+from tqdm import tqdm
+
+from .distributed import process_group
+
+
+def run_logger(log_file: Path | None = None) -> logging.Logger:
+    """The logger of this process: the main one writes to the terminal and to `log_file`.
+
+    The other processes are silent below warnings; errors end a process and are printed there.
+    """
+    logger = logging.getLogger("stripseg")
+    logger.setLevel(logging.INFO if process_group.is_main() else logging.ERROR)
+    logger.propagate = False
+    for handler in list(logger.handlers):
+        logger.removeHandler(handler)
+        handler.close()
+    terminal = _AboveBar()
+    terminal.setFormatter(logging.Formatter("%(asctime)s %(message)s", "%H:%M:%S"))
+    logger.addHandler(terminal)
+    if log_file is not None and process_group.is_main():
+        log_file.parent.mkdir(parents=True, exist_ok=True)
+        plain = logging.FileHandler(log_file, encoding="utf-8")
+        plain.setFormatter(logging.Formatter("%(asctime)s %(message)s"))
+        logger.addHandler(plain)
+    return logger
+
+
+class _AboveBar(logging.Handler):
+    """Prints lines above the progress bar instead of through it."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        tqdm.write(self.format(record), file=sys.stdout)
+        sys.stdout.flush()
+
+
+def progress(items: Iterable, *, total: int, start: int = 0, unit: str, what: str) -> tqdm:
+    """A progress bar around `items` on a terminal; plain iteration elsewhere."""
+    visible = process_group.is_main() and sys.stderr.isatty()
+    return tqdm(
+        items, total=total, initial=start, unit=unit, desc=what, disable=not visible, leave=False
+    )

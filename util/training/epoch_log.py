@@ -1,0 +1,53 @@
+"""`epochs.jsonl` in a run's folder: the figures of every epoch, one JSON object a line.
+
+    {"epoch": 1, "train": {"loss": 2.1, "mIoU": 0.02, ...}, "val": {"mIoU": 0.03, ...}}
+
+An epoch without validation has no "val". An epoch that a resumed run does again is there once.
+"""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from ..files import atomic_write
+
+NAME = "epochs.jsonl"
+Figures = dict[str, dict[str, float]]  # {"train": {"loss": 2.1}, "val": {"mIoU": 0.03}}
+
+
+def read_epochs(folder: Path) -> dict[int, Figures]:
+    """{epoch: its figures} in ascending order; lines that are no epoch are passed over."""
+    try:
+        lines = (folder / NAME).read_text(encoding="utf-8", errors="replace").splitlines()
+    except FileNotFoundError:
+        return {}
+    return {record.pop("epoch"): record for record in map(record_of, lines) if record}
+
+
+def record_of(line: str) -> dict[str, Any] | None:
+    """What a line says, None where it is damaged."""
+    try:
+        record = json.loads(line)
+    except ValueError:
+        return None
+    whole = isinstance(record, dict) and type(record.get("epoch")) is int
+    splits = [value for key, value in record.items() if key != "epoch"] if whole else []
+    return record if whole and all(isinstance(split, dict) for split in splits) else None
+
+
+def write_epoch(
+    folder: Path, epoch: int, figures: Figures, *, complain: Callable[[str], None]
+) -> None:
+    """Add an epoch; what an earlier attempt wrote of it and later ones goes.
+
+    A file that cannot be written is complained of; the run goes on, as it does with checkpoints.
+    """
+    path = folder / NAME
+    try:
+        known = {number: old for number, old in read_epochs(folder).items() if number < epoch}
+        with atomic_write(path, durable=True) as file:
+            for number, entry in {**known, epoch: figures}.items():
+                file.write(json.dumps({"epoch": number, **entry}).encode() + b"\n")
+    except OSError as error:
+        complain(f"{path}: the figures of epoch {epoch} could not be written ({error})")
