@@ -8,17 +8,17 @@ from torch import nn
 from ..config.errors import ConfigError
 from ..config.schema import CLASSIFIER, Config, TrainSection
 from ..config.types import nearest
+from .backbone.pyconv import PyConvResNet
+from .backbone.resnet import DEPTHS, ResNet
+from .backbone.timm_backbone import TimmBackbone
 from .classifier import ImageClassifier
 from .fcn import FCNHead
 from .layers import NormLayer, group_norm
 from .psanet import PSANetHead
 from .pspnet import PSPNetHead
-from .pyconv import PyConvResNet
 from .pyconvsegnet import PyConvSegNetHead
-from .resnet import DEPTHS, ResNet
 from .segmenter import Segmenter
 from .spnet import SPNetHead
-from .timm_backbone import TimmBackbone
 
 MULTI_GRID = (4, 8, 16)
 DIRECTIONS = {0: ("collect",), 1: ("distribute",), 2: ("collect", "distribute")}  # by psa_type

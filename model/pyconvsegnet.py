@@ -5,8 +5,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from .backbone.pyconv import PyramidalConvolution
 from .layers import NormLayer, conv_norm, grid_average_pool, resize
-from .pyconv import PyramidalConvolution
 
 GROUPS = (1, 4, 8, 16)
 

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from stripseg.model.backbone.resnet import ResNet
 from stripseg.model.fcn import FCNHead
-from stripseg.model.resnet import ResNet
 from stripseg.model.segmenter import Segmenter
 from stripseg.model.spnet import SPNetHead
 

@@ -11,10 +11,10 @@ from torch import Tensor, nn
 from yamls import complaint
 
 from stripseg.config.load import load_config
-from stripseg.model.activation_checkpointing import run_blocks
+from stripseg.model.backbone.activation_checkpointing import run_blocks
+from stripseg.model.backbone.pyconv import PyConvResNet
 from stripseg.model.build import build_segmenter
 from stripseg.model.fcn import FCNHead
-from stripseg.model.pyconv import PyConvResNet
 from stripseg.model.segmenter import Segmenter
 from stripseg.training_run import build_trainer
 from stripseg.util.distributed import process_group, sync_batch_norm

@@ -6,12 +6,12 @@ from torch import nn
 
 from stripseg.config.errors import ConfigError
 from stripseg.config.load import load_config
-from stripseg.model.attention import build_attention, eca_kernel_size
+from stripseg.model.backbone.attention import build_attention, eca_kernel_size
+from stripseg.model.backbone.pyconv import PyConvResNet
+from stripseg.model.backbone.resnet import ResNet
 from stripseg.model.build import build_backbone, build_network
 from stripseg.model.classifier import ImageClassifier
 from stripseg.model.layers import group_norm
-from stripseg.model.pyconv import PyConvResNet
-from stripseg.model.resnet import ResNet
 from stripseg.model.weights import load_weights
 
 NAMES = ["strip_pool", "triplet", "eca", "gct", "gct_l1", "se", "cbam"]

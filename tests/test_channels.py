@@ -12,7 +12,7 @@ from PIL import Image
 from reference import spnet
 
 from stripseg.config.errors import CheckpointError
-from stripseg.model.resnet import ResNet
+from stripseg.model.backbone.resnet import ResNet
 from stripseg.model.segmenter import Segmenter
 from stripseg.model.spnet import SPNetHead
 from stripseg.model.weights import load_weights

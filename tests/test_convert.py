@@ -9,14 +9,14 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from stripseg.config.errors import CheckpointError
+from stripseg.model.backbone.pyconv import PyConvResNet
+from stripseg.model.backbone.resnet import ResNet
+from stripseg.model.backbone.timm_backbone import TimmBackbone
 from stripseg.model.layers import group_norm
 from stripseg.model.psanet import PSANetHead
 from stripseg.model.pspnet import PSPNetHead
-from stripseg.model.pyconv import PyConvResNet
 from stripseg.model.pyconvsegnet import PyConvSegNetHead
-from stripseg.model.resnet import ResNet
 from stripseg.model.segmenter import Segmenter
-from stripseg.model.timm_backbone import TimmBackbone
 from stripseg.model.weights import load_weights
 from stripseg.tool.convert import main
 from stripseg.util.checkpoint import read_checkpoint

@@ -5,10 +5,10 @@ import reference
 import torch
 from torch import Tensor, nn
 
+from stripseg.model.backbone.pyconv import PyConvResNet
+from stripseg.model.backbone.resnet import ResNet
 from stripseg.model.folding import fold_batch_norm
 from stripseg.model.pspnet import PSPNetHead
-from stripseg.model.pyconv import PyConvResNet
-from stripseg.model.resnet import ResNet
 from stripseg.model.segmenter import Segmenter
 
 

@@ -9,12 +9,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from stripseg.model.backbone.pyconv import PyConvResNet
+from stripseg.model.backbone.resnet import ResNet
 from stripseg.model.folding import fold_batch_norm
 from stripseg.model.onednn import OneDNNConvolution, is_available, use_onednn
 from stripseg.model.psanet import PSANetHead
 from stripseg.model.pspnet import PSPNetHead
-from stripseg.model.pyconv import PyConvResNet
-from stripseg.model.resnet import ResNet
 from stripseg.model.segmenter import Segmenter
 
 pytestmark = pytest.mark.skipif(not is_available(), reason="this PyTorch has no oneDNN")

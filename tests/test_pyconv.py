@@ -3,8 +3,8 @@
 import pytest
 import torch
 
+from stripseg.model.backbone.pyconv import PyConvResNet, PyramidalConvolution
 from stripseg.model.classifier import ImageClassifier
-from stripseg.model.pyconv import PyConvResNet, PyramidalConvolution
 from stripseg.model.pyconvsegnet import PyConvSegNetHead
 
 

@@ -6,8 +6,15 @@ import torchvision
 from reference import NO_BLOCKS, PAPER_BLOCKS, fcn, fill_at_random, parameter_count, spnet
 from torch import Tensor, nn
 
+from stripseg.model.backbone.resnet import (
+    DEPTHS,
+    BasicBlock,
+    BlockChoice,
+    Bottleneck,
+    ResNet,
+    chosen_blocks,
+)
 from stripseg.model.layers import group_norm
-from stripseg.model.resnet import DEPTHS, BasicBlock, BlockChoice, Bottleneck, ResNet, chosen_blocks
 from stripseg.model.strip_pooling import StripPoolingModule
 from stripseg.model.weights import load_weights
 

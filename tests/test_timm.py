@@ -6,10 +6,10 @@ from torch import nn
 
 from stripseg.config.errors import CheckpointError, ConfigError
 from stripseg.config.load import load_config
+from stripseg.model.backbone.timm_backbone import TimmBackbone
 from stripseg.model.build import HEADS, build_segmenter
 from stripseg.model.fcn import FCNHead
 from stripseg.model.segmenter import Segmenter
-from stripseg.model.timm_backbone import TimmBackbone
 from stripseg.model.weights import load_weights
 from stripseg.tool.summary import UNKNOWN, summarise
 from stripseg.util.distributed import sync_batch_norm

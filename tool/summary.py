@@ -19,18 +19,18 @@ from stripseg import command_line
 from stripseg.config.errors import CheckpointError
 from stripseg.config.load import find_config, load_config
 from stripseg.config.schema import Config
-from stripseg.model.attention import (
+from stripseg.model.backbone.attention import (
     ConvolutionalBlockAttention,
     EfficientChannelAttention,
     GatedChannelTransformation,
     SqueezeAndExcitation,
     TripletAttention,
 )
+from stripseg.model.backbone.timm_backbone import TimmBackbone
 from stripseg.model.build import build_network
 from stripseg.model.classifier import ImageClassifier
 from stripseg.model.fcn import FCNHead
 from stripseg.model.strip_pooling import StripPoolingModule
-from stripseg.model.timm_backbone import TimmBackbone
 from stripseg.util.checkpoint import read_checkpoint
 
 

@@ -12,10 +12,7 @@ from stripseg.config.load import check_files
 from stripseg.config.schema import Config
 from stripseg.dataset.build import official_splits
 from stripseg.training_run import build_trainer
-from stripseg.util.checkpoint import (
-    folder_lock,
-    move_aside,
-)
+from stripseg.util.checkpoint import folder_lock, move_aside
 from stripseg.util.distributed import process_group
 
 

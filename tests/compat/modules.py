@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from stripseg.model import families
-from stripseg.model.attention import (
+from stripseg.model.backbone.attention import (
     EfficientChannelAttention,
     GatedChannelTransformation,
     TripletAttention,

@@ -12,10 +12,10 @@ import yaml
 from torch import Tensor, nn
 
 from stripseg.config.load import load_config
+from stripseg.model.backbone.pyconv import PyConvResNet
+from stripseg.model.backbone.resnet import ResNet
 from stripseg.model.build import build_segmenter
 from stripseg.model.classifier import ImageClassifier
-from stripseg.model.pyconv import PyConvResNet
-from stripseg.model.resnet import ResNet
 from stripseg.model.weights import load_weights, translate
 from stripseg.util.training.losses import SegmentationLoss
 

@@ -10,10 +10,10 @@ from functools import partial
 
 from torch import Tensor, nn
 
+from ..layers import NormLayer
+from ..strip_pooling import StripPoolingModule
 from .activation_checkpointing import run_blocks
 from .attention import build_attention
-from .layers import NormLayer
-from .strip_pooling import StripPoolingModule
 
 DEPTHS = {
     18: (2, 2, 2, 2),

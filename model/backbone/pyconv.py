@@ -10,7 +10,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from .layers import NormLayer
+from ..layers import NormLayer
 from .resnet import ResNet, last_strides
 
 KERNELS = (3, 5, 7, 9)

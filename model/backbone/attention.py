@@ -9,8 +9,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from .layers import NormLayer
-from .strip_pooling import StripPoolingModule
+from ..layers import NormLayer
+from ..strip_pooling import StripPoolingModule
 
 
 class SqueezeAndExcitation(nn.Module):

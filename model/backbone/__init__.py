@@ -1,0 +1,1 @@
+"""Backbones: ResNet, PyConvResNet, networks of timm, and attention in their blocks."""
