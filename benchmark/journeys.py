@@ -1,0 +1,129 @@
+"""Files and functions that the journeys through the code cross: `python -m benchmark.journeys`.
+
+Counted with a profile hook over the files of the package: what a reader has to follow, not what it
+costs. A small SPNet-18 on generated scenes is trained for one step and tested on one image.
+"""
+
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+import yaml
+
+ROOT = Path(__file__).resolve().parent.parent
+FOLDERS = tuple(
+    f"{ROOT / name}/" for name in ("config", "dataset", "model", "stripseg", "tool", "util")
+)
+
+
+class Journey:
+    """The functions of ours that were called, by file."""
+
+    def __init__(self) -> None:
+        self.functions: set[tuple[str, str, int]] = set()
+
+    @contextmanager
+    def recorded(self) -> Iterator[None]:
+        sys.setprofile(self._profile)
+        try:
+            yield
+        finally:
+            sys.setprofile(None)
+
+    def _profile(self, frame, event: str, _: object) -> None:
+        code = frame.f_code
+        if event == "call" and code.co_filename.startswith(FOLDERS) and code.co_name != "<module>":
+            self.functions.add(
+                (
+                    code.co_filename,
+                    code.co_qualname if hasattr(code, "co_qualname") else code.co_name,
+                    code.co_firstlineno,
+                )
+            )
+
+    @property
+    def files(self) -> list[str]:
+        return sorted({str(Path(file).relative_to(ROOT)) for file, _, _ in self.functions})
+
+
+def record(work: Callable[[], object]) -> tuple[Journey, object]:
+    journey = Journey()
+    with journey.recorded():
+        result = work()
+    return journey, result
+
+
+def write_config(folder: Path) -> Path:
+    """Six training and three validation scenes, and a YAML for them."""
+    from stripseg.dataset.generated.shapes import write_shapes
+
+    write_shapes(folder / "data", train=6, val=3, height=72, width=88)
+    content = {
+        "DATA": {
+            "dataset": "shapes",
+            "data_root": str(folder / "data"),
+            "train_list": "train.txt",
+            "val_list": "val.txt",
+            "classes": 9,
+        },
+        "TRAIN": {
+            "arch": "spnet",
+            "layers": 18,
+            "train_h": 48,
+            "train_w": 40,
+            "batch_size": 2,
+            "epochs": 1,
+            "workers": 0,
+            "precision": "fp32",
+            "save_path": str(folder / "run" / "model"),
+        },
+        "TEST": {
+            "test_list": "val.txt",
+            "index_step": 1,
+            "base_size": 0,
+            "workers": 0,
+            "save_folder": str(folder / "run" / "result"),
+        },
+    }
+    path = folder / "shapes_small.yaml"
+    path.write_text(yaml.safe_dump(content), encoding="utf-8")
+    return path
+
+
+def journeys(folder: Path) -> Iterator[tuple[str, Journey]]:
+    from stripseg.config.load import load_config
+    from stripseg.tool import test
+    from stripseg.training_run import build_trainer
+
+    path = write_config(folder)
+    journey, config = record(lambda: load_config(path))
+    yield "YAML -> Config", journey
+    journey, trainer = record(lambda: build_trainer(config, torch.device("cpu")))
+    yield "building a trainer", journey
+    journey, batch = record(lambda: next(trainer.loader.batches(0, 1)))
+    yield "one batch from files", journey
+    trainer.network.train()
+    journey, _ = record(lambda: trainer.train_step(batch))
+    yield "one training step", journey
+    trainer.save()
+    trainer.checkpoints.finish()
+    journey, _ = record(lambda: test.main(["--config", str(path)]))
+    yield "testing one image, command to figures", journey
+
+
+def main() -> None:
+    listing = "--files" in sys.argv
+    with tempfile.TemporaryDirectory() as folder:
+        rows = list(journeys(Path(folder)))
+    print(f"{'journey':<40}{'files':>7}{'functions':>11}")
+    for name, journey in rows:
+        print(f"{name:<40}{len(journey.files):>7}{len(journey.functions):>11}")
+        if listing:
+            print("\n".join(f"    {file}" for file in journey.files))
+
+
+if __name__ == "__main__":
+    main()
