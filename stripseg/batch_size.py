@@ -8,12 +8,12 @@ from typing import Any
 import torch
 from torch import nn
 
-from .stripseg.build import loss_of, optimizer_of
-from .stripseg.config.errors import TrainingError
-from .stripseg.config.schema import Config
-from .stripseg.util.distributed import process_group
-from .stripseg.util.normalization import Normalization
-from .stripseg.util.training.auto_batch_size import (
+from .build import loss_of, optimizer_of
+from .config.errors import TrainingError
+from .config.schema import Config
+from .util.distributed import process_group
+from .util.normalization import Normalization
+from .util.training.auto_batch_size import (
     CPU_MOST,
     Fits,
     Step,
@@ -21,7 +21,7 @@ from .stripseg.util.training.auto_batch_size import (
     fits_cpu,
     fits_gpu,
 )
-from .stripseg.util.training.step import forward_backward
+from .util.training.step import forward_backward
 
 
 def settle_batch_size(

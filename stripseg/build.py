@@ -3,21 +3,21 @@
 import torch
 from torch import Tensor, nn
 
-from .stripseg.config.classification import IGNORED
-from .stripseg.config.compatibility import check_same_network
-from .stripseg.config.schema import Config
-from .stripseg.model.build import build_network
-from .stripseg.model.folding import fold_batch_norm
-from .stripseg.model.onednn import use_onednn
-from .stripseg.model.weights import load_weights
-from .stripseg.util.checkpoint import read_checkpoint
-from .stripseg.util.inference.sliding_window import (
+from .config.classification import IGNORED
+from .config.compatibility import check_same_network
+from .config.schema import Config
+from .model.build import build_network
+from .model.folding import fold_batch_norm
+from .model.onednn import use_onednn
+from .model.weights import load_weights
+from .util.checkpoint import read_checkpoint
+from .util.inference.sliding_window import (
     InferenceSettings,
     SlidingWindow,
     usual_batch_size,
 )
-from .stripseg.util.training.losses import SegmentationLoss
-from .stripseg.util.training.optimizer import build_optimizer, choose_precision
+from .util.training.losses import SegmentationLoss
+from .util.training.optimizer import build_optimizer, choose_precision
 
 
 def optimizer_of(config: Config, segmenter: nn.Module) -> torch.optim.Optimizer:

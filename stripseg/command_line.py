@@ -9,14 +9,14 @@ from urllib.parse import urlparse
 
 import torch
 
-from .stripseg.config.errors import DeviceError, StripsegError
-from .stripseg.config.load import find_config, load_config
-from .stripseg.config.schema import Config
-from .stripseg.model.build import check_arch, check_segments
-from .stripseg.util.distributed import process_group
-from .stripseg.util.distributed.slurm import slurm_step
-from .stripseg.util.memory import keep_freed_memory
-from .stripseg.util.signals import STOPPED, Stopped
+from .config.errors import DeviceError, StripsegError
+from .config.load import find_config, load_config
+from .config.schema import Config
+from .model.build import check_arch, check_segments
+from .util.distributed import process_group
+from .util.distributed.slurm import slurm_step
+from .util.memory import keep_freed_memory
+from .util.signals import STOPPED, Stopped
 
 USER_ERROR = 2
 INTERRUPTED = 130

@@ -9,30 +9,30 @@ import torch
 import yaml
 from torch import Tensor, nn
 
-from .stripseg.batch_size import settle_batch_size
-from .stripseg.build import ignored, loss_of, optimizer_of
-from .stripseg.config.compatibility import check_same_network
-from .stripseg.config.errors import CheckpointError, ConfigError
-from .stripseg.config.schema import Config
-from .stripseg.config.types import shown
-from .stripseg.dataset.build import build_training_loader, build_training_set
-from .stripseg.dataset.classification.build import build_training_images, class_images
-from .stripseg.dataset.classification.images import TrainingImages
-from .stripseg.dataset.loader import TrainingLoader, class_pixels
-from .stripseg.dataset.preparation.check import refuse_bad_data
-from .stripseg.dataset.segmentation import TrainingSet
-from .stripseg.model.build import build_network
-from .stripseg.model.weights import load_weights
-from .stripseg.util.checkpoint import CheckpointFolder, link_or_copy, read_checkpoint
-from .stripseg.util.distributed import process_group
-from .stripseg.util.files import atomic_write
-from .stripseg.util.logger import run_logger
-from .stripseg.util.training.losses import balanced_class_weights
-from .stripseg.util.training.optimizer import choose_precision
-from .stripseg.util.training.parallelize import check_batch_norm, place_network
-from .stripseg.util.training.settings import TrainerSettings
-from .stripseg.util.training.trainer import Trainer
-from .stripseg.validation import validator
+from .batch_size import settle_batch_size
+from .build import ignored, loss_of, optimizer_of
+from .config.compatibility import check_same_network
+from .config.errors import CheckpointError, ConfigError
+from .config.schema import Config
+from .config.types import shown
+from .dataset.build import build_training_loader, build_training_set
+from .dataset.classification.build import build_training_images, class_images
+from .dataset.classification.images import TrainingImages
+from .dataset.loader import TrainingLoader, class_pixels
+from .dataset.preparation.check import refuse_bad_data
+from .dataset.segmentation import TrainingSet
+from .model.build import build_network
+from .model.weights import load_weights
+from .util.checkpoint import CheckpointFolder, link_or_copy, read_checkpoint
+from .util.distributed import process_group
+from .util.files import atomic_write
+from .util.logger import run_logger
+from .util.training.losses import balanced_class_weights
+from .util.training.optimizer import choose_precision
+from .util.training.parallelize import check_batch_norm, place_network
+from .util.training.settings import TrainerSettings
+from .util.training.trainer import Trainer
+from .validation import validator
 
 
 def build_trainer(config: Config, device: torch.device) -> Trainer:

@@ -6,22 +6,22 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from .stripseg.build import build_engine
-from .stripseg.config.schema import Config
-from .stripseg.dataset.build import build_classes, build_validation_set
-from .stripseg.dataset.classification.build import build_evaluation_images
-from .stripseg.dataset.classification.images import EvaluationImages
-from .stripseg.dataset.loader import evaluation_samples, shares
-from .stripseg.dataset.segmentation import Sample
-from .stripseg.util.distributed import process_group
-from .stripseg.util.distributed.watchdog import EVALUATING
-from .stripseg.util.images import as_rgb, colorize, overlay
-from .stripseg.util.inference.classification import ClassificationEvaluator, ClassificationScores
-from .stripseg.util.inference.evaluator import Evaluator
-from .stripseg.util.logger import progress
-from .stripseg.util.metrics import ConfusionMatrix, Scores
-from .stripseg.util.normalization import Normalization
-from .stripseg.util.training.trainer import Trainer
+from .build import build_engine
+from .config.schema import Config
+from .dataset.build import build_classes, build_validation_set
+from .dataset.classification.build import build_evaluation_images
+from .dataset.classification.images import EvaluationImages
+from .dataset.loader import evaluation_samples, shares
+from .dataset.segmentation import Sample
+from .util.distributed import process_group
+from .util.distributed.watchdog import EVALUATING
+from .util.images import as_rgb, colorize, overlay
+from .util.inference.classification import ClassificationEvaluator, ClassificationScores
+from .util.inference.evaluator import Evaluator
+from .util.logger import progress
+from .util.metrics import ConfusionMatrix, Scores
+from .util.normalization import Normalization
+from .util.training.trainer import Trainer
 
 
 def validator(

@@ -26,11 +26,11 @@ from stripseg.dataset.generated.shapes import write_shapes
 from stripseg.dataset.labels import choose_encoding
 from stripseg.dataset.layout import official_pairs, official_root
 from stripseg.dataset.lists import Pair
-from stripseg.dataset.preparation import archives, custom
+from stripseg.dataset.preparation import custom
 from stripseg.dataset.preparation import match as inspection
 from stripseg.dataset.preparation.convert import convert
 from stripseg.dataset.preparation.sbd import train_aug_ids, write_train_aug
-from stripseg.tool import pack
+from stripseg.tool import archives, pack
 from stripseg.util.logger import progress
 
 INCOMPLETE = 1

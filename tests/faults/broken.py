@@ -37,7 +37,7 @@ BREAKS = [
     Break(
         "dropout that depends on the step alone",
         "util/training/trainer.py",
-        "torch.manual_seed(derived_seed(settings.seed, self.step, distributed.rank()))",
+        "torch.manual_seed(derived_seed(settings.seed, self.step, process_group.rank()))",
         "pass",
         "tests/test_training.py::test_resumed_run_is_bit_identical",
     ),
@@ -79,7 +79,7 @@ BREAKS = [
     ),
     Break(
         "a finished run's damaged checkpoint comes back",
-        "tool/train.py",
+        "stripseg/training_run.py",
         "        link_or_copy(path, checkpoints.last)",
         "        pass",
         "tests/test_faults.py::test_a_finished_run_whose_newest_checkpoint_is_damaged_gets_it_back",
@@ -170,7 +170,7 @@ BREAKS = [
     ),
     Break(
         "torchrun's restart",
-        "tool/train.py",
+        "stripseg/training_run.py",
         "    found = checkpoints.newest_good()\n",
         "    found = None\n",
         "tests/test_processes_lost.py::test_torchrun_restarts_a_run_that_lost_a_process",
@@ -247,7 +247,7 @@ BREAKS = [
     ),
     Break(
         "curves are drawn once",
-        "tool/train.py",
+        "stripseg/training_run.py",
         "purge_step=step + 1 if step else None",
         "purge_step=None",
         "tests/test_training.py::test_tensorboard_has_each_step_once_after_a_stop",
