@@ -26,6 +26,7 @@ except ImportError:  # Windows
     fcntl = None  # type: ignore[assignment]
 
 FORMAT_VERSION = 1
+LOCK = ".lock"
 
 
 def write_checkpoint(path: Path, content: dict[str, Any]) -> None:
@@ -115,7 +116,7 @@ def folder_lock(folder: Path) -> Iterator[None]:
         yield
         return
     folder.mkdir(parents=True, exist_ok=True)
-    with open(folder / ".lock", "a+") as file:
+    with open(folder / LOCK, "a+") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
@@ -131,8 +132,8 @@ def folder_lock(folder: Path) -> Iterator[None]:
 
 
 def move_aside(folder: Path) -> Path | None:
-    """Rename a run's folder, so that a new run can have its name; None if there is none."""
-    if not folder.is_dir():
+    """Rename a run's folder, so that a new run can have its name; None without an earlier run."""
+    if not any(path.name != LOCK for path in folder.glob("*")):
         return None
     aside = folder.with_name(f"{folder.name}-until-{time.strftime('%Y%m%d_%H%M%S')}")
     folder.rename(aside)
@@ -155,14 +156,20 @@ class CheckpointFolder:
 
     `train_epoch_N.pth` are kept for the last `keep` saved epochs, under the family's names.
     Writing happens beside the training: `save` returns when the content is copied, `finish` when
-    all is written. A file that cannot be written (a full disk) is complained of; those before it
-    stay.
+    all is written. A file that cannot be written (a full disk) is reported to `complain`; those
+    before it stay.
     """
 
-    def __init__(self, folder: str | Path, *, keep: int = 2) -> None:
+    def __init__(
+        self,
+        folder: str | Path,
+        *,
+        keep: int = 2,
+        complain: Callable[[str], None] = warnings.warn,
+    ) -> None:
         self.folder = Path(folder)
         self.keep = keep
-        self.complain: Callable[[str], None] = warnings.warn
+        self.complain = complain
         self._writer = ThreadPoolExecutor(1)
         self._written: Future | None = None
 

@@ -1,14 +1,13 @@
 """Mixup and CutMix: pairs of images become one, and so do their labels."""
 
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
 
-@dataclass(frozen=True)
-class Mixture:
+class Mixture(NamedTuple):
     """`image` (N, C, H, W); each counts `share` as its own class and the rest as its `partner`'s.
 
     `partner` (N,) are the other images' labels.

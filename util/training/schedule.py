@@ -3,7 +3,7 @@
 import math
 from bisect import bisect_right
 
-from .settings import TrainerSettings
+from ...config.schema import TrainSection
 
 
 def poly(base_rate: float, step: int, total_steps: int, power: float = 0.9) -> float:
@@ -21,21 +21,21 @@ def step_decay(base_rate: float, epoch: int, step_epochs: int, factor: float = 0
     return base_rate * factor ** (epoch // step_epochs)
 
 
-def rate_at(settings: TrainerSettings, step: int, steps_per_epoch: int) -> float:
+def rate_at(train: TrainSection, step: int, steps_per_epoch: int) -> float:
     """The rate of a step, counted from 0, of the whole run.
 
     Through `warmup_epochs` it grows evenly and reaches the base rate with their last step (Goyal et
     al., 2017, Sec. 2.2). Poly and cosine then run over the steps that are left; milestones count
     epochs from the start of the run.
     """
-    warm = settings.warmup_epochs * steps_per_epoch
-    base, left = settings.base_rate, settings.epochs * steps_per_epoch - warm
+    warm = train.warmup_epochs * steps_per_epoch
+    base, left = train.base_lr, train.epochs * steps_per_epoch - warm
     if step < warm:
         return base * (step + 1) / warm
-    if settings.schedule == "step":
-        return base * settings.rate_decay ** bisect_right(
-            sorted(settings.milestones), step // steps_per_epoch
+    if train.schedule == "step":
+        return base * train.rate_decay ** bisect_right(
+            sorted(train.milestones), step // steps_per_epoch
         )
-    if settings.schedule == "cosine":
+    if train.schedule == "cosine":
         return cosine(base, step - warm, left)
-    return poly(base, step - warm, left, settings.power)
+    return poly(base, step - warm, left, train.power)

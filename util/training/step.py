@@ -1,79 +1,164 @@
-"""The forward and backward passes of one step: the whole batch at once, or in parts."""
+"""One optimizer step on one global batch, from the normalised images to the changed weights.
 
-from collections.abc import Callable
+A step whose loss or gradient is not finite is skipped: weights and running statistics stay as they
+were. Nothing here waits for the device: the verdict is a tensor, which the optimizer's kernel and
+`torch.where` act on; the host reads it when a line of the log is due (run_log.py).
+"""
+
 from contextlib import AbstractContextManager, nullcontext
 from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
+from torch.nn.utils import get_total_norm
 
+from ..distributed import process_group
+from .ema import EMA
 from .losses import SegmentationLoss
-from .mixup import Mixture
-from .optimizer import autocast
+from .prefetch import PreparedBatch
 
 
-class StepResult(NamedTuple):
-    """`figures` (3,): total, main and auxiliary loss; `prediction` of the training logits, of the
-    labels' shape, or None where these are smaller than the labels."""
+class StepFigures(NamedTuple):
+    """What a step gives for the log, on the device.
 
-    figures: Tensor
+    Args:
+        losses: (3,) total, main and auxiliary loss.
+        skipped: 1.0 where the step was skipped, in all processes alike.
+        prediction: the classes of the training logits, of the labels' shape; None where the logits
+            are smaller than the labels.
+    """
+
+    losses: Tensor
+    skipped: Tensor
     prediction: Tensor | None
 
 
-def part_sizes(images: int, parts: int) -> list[int]:
-    """How many images each part has: they differ by one at most, the larger ones first."""
-    return [images // parts + (index < images % parts) for index in range(parts)]
-
-
-def forward_backward(
-    network: nn.Module,
-    loss: SegmentationLoss,
-    image: Tensor,
-    label: Tensor,
-    *,
-    prepare: Callable[[Tensor], Tensor],
-    scaler: torch.amp.GradScaler,
-    dtype: torch.dtype,
-    parts: int = 1,
-    mixture: Mixture | None = None,
-) -> StepResult:
-    """Add the gradients of this process's share to the parameters.
-
-    `image` is (N, C, H, W), `label` (N, H, W), or (N,) for a network that classifies images.
+class TrainingStep:
+    """Forward pass, loss, backward pass, update: call it with one batch after the other.
 
     In several parts only one of them is in memory at a time. The loss is that of the global batch
     all the same, and with norms that look at single images (group norm) so are the gradients. Batch
     norm sees one part at a time: it normalises by the part and updates its running statistics once
-    a part. Processes exchange gradients once, after the last part.
+    per part. Processes exchange gradients once, after the last part.
 
     Args:
-        prepare: from pixels to what the network sees.
-        parts: how many; every process needs as many, and at least that many images.
-        mixture: takes the place of `image`, and its labels count beside `label`.
+        network: the segmenter or classifier, wrapped for several processes where there are several.
+        optimizer: a fused one, whose kernel leaves everything alone where `found_inf` is 1.
+        dtype: of the network's arithmetic.
+        accumulation_steps: parts of a batch; every process has at least that many images.
+        loss_scale: the fixed factor of fp16's gradient scaler; None lets it find its own.
+        ema: the moving average of the weights, or None.
     """
-    share, partner = 1.0, label
-    if mixture is not None:
-        image, partner, share = mixture.image, mixture.partner, mixture.share
-    figures, predictions = [], []
-    sizes = part_sizes(len(image), parts)
-    pieces = zip(image.split(sizes), label.split(sizes), partner.split(sizes), strict=True)
-    for number, (pixels, truth, other) in enumerate(pieces, start=1):
-        with nullcontext() if number == parts else without_exchange(network):
-            with autocast(image.device, dtype):
-                logits, auxiliary = network(prepare(pixels))
-            context = {"whole": label, "parts": parts} if parts > 1 else {}
-            total, main, second = loss(logits, auxiliary, truth, **context)
-            if mixture is not None:  # label and partner are the same labels: so is their `whole`
-                total = main = share * total + (1 - share) * loss(logits, None, other, **context)[0]
-            scaler.scale(total).backward()
-        figures.append(torch.stack([total, main, second]).detach())
-        if logits.shape[2:] == label.shape[1:]:
-            narrow = torch.uint8 if logits.shape[1] <= 256 else torch.int32
-            predictions.append(logits.detach().max(1).indices.to(narrow))  # argmax takes 3 x
-        del logits, auxiliary, total, main, second  # before the next part needs the memory
-    prediction = torch.cat(predictions) if predictions else None
-    return StepResult(torch.stack(figures).sum(0), prediction)
+
+    def __init__(
+        self,
+        network: nn.Module,
+        *,
+        optimizer: torch.optim.Optimizer,
+        loss: SegmentationLoss,
+        dtype: torch.dtype = torch.float32,
+        accumulation_steps: int = 1,
+        loss_scale: float | None = None,
+        ema: EMA | None = None,
+    ) -> None:
+        self.network = network
+        self.optimizer = optimizer
+        self.loss = loss
+        self.dtype = dtype
+        self.accumulation_steps = accumulation_steps
+        self.loss_scale = loss_scale
+        self.ema = ema
+        self.parameters = [p for group in optimizer.param_groups for p in group["params"]]
+        self.scaler = torch.amp.GradScaler(
+            self.parameters[0].device.type,
+            enabled=dtype == torch.float16,
+            init_scale=loss_scale or 2.0**16,
+        )
+        self.statistics = RunningStatistics(network)
+
+    def __call__(self, batch: PreparedBatch) -> StepFigures:
+        """One step; `label` is (N, H, W), or (N,) for a network that classifies images."""
+        device, parts = batch.image.device, self.accumulation_steps
+        of_all_parts = {"whole": batch.label, "parts": parts} if parts > 1 else {}
+        sizes = part_sizes(len(batch.image), parts)
+        losses, predictions = [], []
+        self.statistics.remember()
+        self.optimizer.zero_grad(set_to_none=True)
+        partners = batch.label if batch.partner is None else batch.partner
+        for index, (image, label, partner) in enumerate(
+            zip(*(t.split(sizes) for t in (batch.image, batch.label, partners)), strict=True)
+        ):
+            with nullcontext() if index == parts - 1 else without_exchange(self.network):
+                with torch.autocast(device.type, self.dtype, enabled=self.dtype != torch.float32):
+                    logits, auxiliary = self.network(image)
+                total, main, second = self.loss(logits, auxiliary, label, **of_all_parts)
+                if batch.partner is not None:  # the same labels as `label`: so is their `whole`
+                    other, _, _ = self.loss(logits, None, partner, **of_all_parts)
+                    total = main = batch.share * total + (1 - batch.share) * other
+                self.scaler.scale(total).backward()
+            losses.append(torch.stack([total, main, second]).detach())
+            if logits.shape[2:] == label.shape[1:]:
+                narrow = torch.uint8 if logits.shape[1] <= 256 else torch.int32
+                predictions.append(logits.detach().max(1).indices.to(narrow))  # argmax takes 3 x
+            del logits, auxiliary, total, main, second  # before the next part needs the memory
+        losses = torch.stack(losses).sum(0)
+
+        skipped = self._not_finite(losses[0])
+        if self.scaler.is_enabled():
+            self.scaler.step(self.optimizer)
+            self.scaler.update(self.loss_scale)
+        else:
+            self.optimizer.found_inf = skipped
+            self.optimizer.step()
+        self.statistics.restore(skipped)
+        if self.ema is not None:
+            self.ema.update(batch.step + 1)
+        return StepFigures(losses, skipped, torch.cat(predictions) if predictions else None)
+
+    def _not_finite(self, loss: Tensor) -> Tensor:
+        """1.0 where the loss or the gradient of any process is not finite: one verdict for all.
+
+        With fp16 only the loss counts: the gradient scaler skips steps as a matter of course.
+        """
+        found = ~loss.isfinite()
+        if not self.scaler.is_enabled():
+            gradients = [p.grad for p in self.parameters if p.grad is not None]
+            found = found | ~get_total_norm(gradients).isfinite()
+        return process_group.all_reduce_max(found.float())
+
+
+class RunningStatistics:
+    """The floating-point buffers of a network, which a bad batch would spoil.
+
+    All of them are copied by one operation, where a loop would queue hundreds at every step.
+    """
+
+    def __init__(self, network: nn.Module) -> None:
+        by_type: dict[torch.dtype, list[Tensor]] = {}
+        for buffer in network.buffers():
+            if buffer.is_floating_point():
+                by_type.setdefault(buffer.dtype, []).append(buffer.view(-1))
+        self.buffers = list(by_type.values())
+        self.before = [torch.cat(buffers) for buffers in self.buffers]
+
+    @torch.no_grad()
+    def remember(self) -> None:
+        """Keep the values that the buffers have now."""
+        for buffers, before in zip(self.buffers, self.before, strict=True):
+            torch.cat(buffers, out=before)
+
+    @torch.no_grad()
+    def restore(self, skipped: Tensor) -> None:
+        """Give the buffers the values remembered, if `skipped` is 1."""
+        for buffers, before in zip(self.buffers, self.before, strict=True):
+            kept = torch.where(skipped.bool(), before, torch.cat(buffers))
+            torch.split_with_sizes_copy(kept, [len(buffer) for buffer in buffers], out=buffers)
+
+
+def part_sizes(images: int, parts: int) -> list[int]:
+    """Images of each part: the numbers differ by one at most, the larger ones first."""
+    return [images // parts + (index < images % parts) for index in range(parts)]
 
 
 def without_exchange(network: nn.Module) -> AbstractContextManager:

@@ -1,23 +1,18 @@
-"""What a run is bound by: waiting for images, computing, or talking between processes.
-
-Measured in the first epoch and told once. What is an estimate is said where it is made.
+"""Times the first epoch's steps and names what a run is bound by: input, computing, communication.
 """
 
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import NamedTuple, TypeVar
+from typing import NamedTuple
 
 import torch
 from torch import nn
 
-from ...config.schema import DataSection
 from ..distributed import process_group
 from ..distributed.sync_batch_norm import SyncBatchNorm
 from .optimizer import has_native_bfloat16
-from .settings import TrainerSettings
 
-Item = TypeVar("Item")
 WARM_UP = 2  # steps that start workers, choose kernels and fill caches do not count
 SAMPLE_EVERY, SAMPLES = 4, 25  # on CUDA: steps whose kernels are timed
 REPEATS = 3  # of a timed collective
@@ -33,18 +28,27 @@ class Shares(NamedTuple):
     rest: float
 
 
-class StepClock:
+class StepTimer:
     """Times the steps of the first epoch, without waiting for a GPU.
 
     Args:
         device: on CUDA the passes of every few steps are timed by events, elsewhere by the clock.
+        dtype: of the network's arithmetic, for the advice.
+        passes: forward and backward passes of a step.
         clock: seconds.
     """
 
     def __init__(
-        self, device: torch.device, *, clock: Callable[[], float] = time.perf_counter
+        self,
+        device: torch.device,
+        *,
+        dtype: torch.dtype = torch.float32,
+        passes: int = 1,
+        clock: Callable[[], float] = time.perf_counter,
     ) -> None:
         self.device = device
+        self.dtype = dtype
+        self.passes = passes
         self.clock = clock
         self.active = True
         self.begun = 0  # steps
@@ -54,20 +58,13 @@ class StepClock:
         self.samples = 0
         self.events: list[tuple[torch.cuda.Event, torch.cuda.Event]] = []
 
-    def waits(self, items: Iterator[Item]) -> Iterator[Item]:
-        """The items; the time that each one takes to come is noted."""
-        items, nothing = iter(items), object()
-        while True:
-            asked = self.clock()
-            item = next(items, nothing)
-            if item is nothing:
-                return
-            self.begun += 1
-            if self.begun == WARM_UP + 1:
-                self.since = asked
-            if self.begun > WARM_UP and self.active:
-                self.waited += self.clock() - asked
-            yield item
+    def batch_came(self, asked: float) -> None:
+        """A batch that was asked for at the time `asked` is here: a step begins."""
+        self.begun += 1
+        if self.begun == WARM_UP + 1:
+            self.since = asked
+        if self.begun > WARM_UP and self.active:
+            self.waited += self.clock() - asked
 
     @contextmanager
     def computing(self) -> Iterator[None]:
@@ -89,8 +86,8 @@ class StepClock:
             self.computed += self.clock() - began
             self.samples += 1
 
-    def conclude(self, network: nn.Module, settings: TrainerSettings) -> str | None:
-        """The verdict over the steps so far, for the log; None where there were too few.
+    def conclude(self, network: nn.Module) -> str | None:
+        """The line for the log about the steps so far; None where there were too few.
 
         Every process must call it after the same step. Nothing is timed any more afterwards.
         """
@@ -107,17 +104,18 @@ class StepClock:
         if not self.samples:
             return None
         talk = communication_seconds(
-            network, self.device, passes=settings.accumulation_steps, clock=self.clock
+            network, self.device, passes=self.passes, clock=self.clock
         )
         seconds = torch.tensor(
             [whole / steps, self.waited / steps, -self.computed / self.samples, talk],
             dtype=torch.float32,
             device=next(network.parameters()).device,
         )
-        # who is kept waiting by another process seems to compute for longer: the least is true
+        # a process that waits for another one seems to compute for longer: the least is true
         step, waiting, computing, talk = process_group.all_reduce_max(seconds).tolist()
         shares = step_shares(step, waiting=waiting, computing=-computing, communication=talk)
-        return verdict(shares, settings, processes=process_group.world_size())
+        processes = process_group.world_size()
+        return bottleneck(shares, self.device, self.dtype, processes=processes)
 
 
 def step_shares(step: float, *, waiting: float, computing: float, communication: float) -> Shares:
@@ -145,7 +143,7 @@ def communication_seconds(
     passes: int = 1,
     clock: Callable[[], float] = time.perf_counter,
 ) -> float:
-    """Seconds a step for gradients and synchronized batch norm; 0 with one process.
+    """Seconds per step for gradients and synchronized batch norm; 0 with one process.
 
     An estimate: one sum over all gradients at once and two short ones for each synchronized layer
     and pass, timed on an idle network. In training the gradients travel beside the backward pass,
@@ -176,8 +174,10 @@ def wait_for(device: torch.device) -> None:
         torch.cuda.synchronize(device)
 
 
-def verdict(shares: Shares, settings: TrainerSettings, *, processes: int) -> str:
-    """Shares -> the line of the log."""
+def bottleneck(
+    shares: Shares, device: torch.device, dtype: torch.dtype, *, processes: int
+) -> str:
+    """The line of the log: where the time goes, and what would help."""
     figures = [
         f"{shares.input:.0%} waiting for images",
         f"{shares.computing:.0%} forward and backward",
@@ -186,44 +186,29 @@ def verdict(shares: Shares, settings: TrainerSettings, *, processes: int) -> str
     if processes > 1:
         figures.insert(2, f"{shares.communication:.0%} communication (an estimate)")
     largest = max(Shares._fields, key=lambda name: getattr(shares, name))
-    return f"where the time goes: {', '.join(figures)}. {ADVICE[largest](settings)}"
+    return f"where the time goes: {', '.join(figures)}. {advice(largest, device, dtype)}"
 
 
-def _input(settings: TrainerSettings) -> str:
-    packed = ", or a packed copy of the dataset (DATA.packed)"
-    return (
-        "Bound by input: more TRAIN.workers would help, as long as there are CPUs for them"
-        + packed * ("packed" in DataSection.model_fields)
-    )
-
-
-def _computing(settings: TrainerSettings) -> str:
-    may_halve = settings.dtype == torch.float32 and has_native_bfloat16(settings.device)
-    helps = "TRAIN.precision bf16, " if may_halve else ""
-    place = "GPU" if settings.device.type == "cuda" else "CPU"
-    return (
-        f"Bound by the {place}: {helps}TRAIN.compile, a larger TRAIN.batch_size or more processes "
-        "would help, where the hardware has room for them"
-    )
-
-
-def _communication(settings: TrainerSettings) -> str:
-    return (
-        "Bound by communication: a larger TRAIN.batch_size, fewer processes, a faster network "
-        "between them, or TRAIN.norm group in place of synchronized batch norm would help"
-    )
-
-
-def _rest(settings: TrainerSettings) -> str:
+def advice(largest: str, device: torch.device, dtype: torch.dtype) -> str:
+    """What would help a run whose `largest` share of the time is this one."""
+    if largest == "input":
+        return (
+            "Bound by input: more TRAIN.workers would help, as long as there are CPUs for them, or "
+            "a packed copy of the dataset (DATA.packed)"
+        )
+    if largest == "computing":
+        may_halve = dtype == torch.float32 and has_native_bfloat16(device)
+        return (
+            f"Bound by the {'GPU' if device.type == 'cuda' else 'CPU'}: "
+            f"{'TRAIN.precision bf16, ' * may_halve}TRAIN.compile, a larger TRAIN.batch_size or "
+            "more processes would help, where the hardware has room for them"
+        )
+    if largest == "communication":
+        return (
+            "Bound by communication: a larger TRAIN.batch_size, fewer processes, a faster network "
+            "between them, or TRAIN.norm group in place of synchronized batch norm would help"
+        )
     return (
         "Bound by neither images nor computing: a larger TRAIN.print_freq and fewer checkpoints "
         "(TRAIN.save_steps, TRAIN.save_minutes) would help"
     )
-
-
-ADVICE = {
-    "input": _input,
-    "computing": _computing,
-    "communication": _communication,
-    "rest": _rest,
-}

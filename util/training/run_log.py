@@ -1,0 +1,161 @@
+"""What a run prints and draws: lines of the log, TensorBoard's curves, epochs.jsonl."""
+
+import time
+from collections.abc import Callable, Sequence
+from logging import Logger
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ...config.schema import Config
+from ..distributed import process_group
+from ..metrics import ConfusionMatrix
+from .epoch_log import write_epoch
+from .prefetch import PreparedBatch
+from .step import StepFigures
+
+
+class RunLog:
+    """Counts the figures of the steps, on the device, and tells them when that is due.
+
+    Args:
+        log: for lines of text.
+        folder: of `epochs.jsonl`.
+        board: a TensorBoard writer (`add_scalar`), or None.
+        ignore_label: label that counts nowhere.
+        clock: seconds.
+    """
+
+    def __init__(
+        self,
+        config: Config,
+        device: torch.device,
+        *,
+        log: Logger,
+        folder: Path,
+        steps_per_epoch: int,
+        ignore_label: int = 255,
+        board: Any = None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self.epochs = config.TRAIN.epochs
+        self.classifies = config.classifies
+        self.log = log
+        self.folder = folder
+        self.board = board
+        self.steps_per_epoch = steps_per_epoch
+        self.clock = clock
+        self.confusion = ConfusionMatrix(
+            config.DATA.classes, ignore_label=ignore_label, device=device
+        )  # of this epoch
+        # total, main, auxiliary, steps: since the last line of the log, and of this epoch
+        self.loss_sums = torch.zeros(2, 4, device=device)
+        self.unread: list[tuple[int, Sequence[str], Tensor]] = []  # step, images, skipped
+        self.skipped_in_a_row = 0
+        self.told_at = clock()
+
+    @torch.no_grad()
+    def add(self, batch: PreparedBatch, figures: StepFigures) -> None:
+        """Count a step; nothing waits for the device."""
+        for problem in batch.problems:
+            self.log.error(f"left out: {problem}")
+        self.unread.append((batch.step + 1, batch.names, figures.skipped))
+        skipped = figures.skipped.bool()
+        sums = torch.cat([figures.losses, torch.ones_like(figures.losses[:1])])
+        self.loss_sums += torch.where(skipped, torch.zeros_like(sums), sums)
+        if figures.prediction is not None:
+            kept = torch.where(skipped, self.confusion.ignore_label, batch.label)
+            self.confusion.update(figures.prediction, kept)
+
+    def report(self, step: int, lr: float) -> None:
+        """One line, and the curves, of the steps since the last one; names those skipped."""
+        sums = process_group.all_reduce_sum(self.loss_sums[0].clone())
+        total, main, second = (sums[:3] / sums[3]).tolist()  # NaN: all were skipped
+        self.loss_sums[0].zero_()
+        now = self.clock()
+        seconds = (now - self.told_at) / max(len(self.unread), 1)
+        self.told_at = now
+        self._tell_skipped()
+        remaining = duration(seconds * (self.epochs * self.steps_per_epoch - step))
+        epoch, position = divmod(step - 1, self.steps_per_epoch)
+        self.log.info(
+            f"epoch {epoch + 1}/{self.epochs} step {position + 1}/{self.steps_per_epoch} "
+            f"loss {total:.4f} main {main:.4f} auxiliary {second:.4f} lr {lr:.6f} "
+            f"{seconds:.3f} s/step remaining {remaining}"
+        )
+        curves = {"loss": total, "main": main, "auxiliary": second, "lr": lr}
+        self._draw("train_step", curves, step)
+
+    def _tell_skipped(self) -> None:
+        """Name the steps skipped since the last line."""
+        if not self.unread:
+            return
+        verdicts = torch.stack([skipped for _, _, skipped in self.unread]).tolist()
+        for (step, names, _), skipped in zip(self.unread, verdicts, strict=True):
+            self.skipped_in_a_row = self.skipped_in_a_row + 1 if skipped else 0
+            if skipped:
+                self.log.error(
+                    f"step {step} skipped: its loss or gradient is not finite; images of this "
+                    f"process: {', '.join(names)}"
+                )
+        self.unread.clear()
+
+    def training_figures(self, step: int) -> dict[str, float]:
+        """Tell the training figures of the epoch that ends with `step`; counting starts again."""
+        self.confusion.reduce()
+        scores = self.confusion.scores()
+        self.confusion.counts.zero_()
+        sums = process_group.all_reduce_sum(self.loss_sums[1].clone())
+        self.loss_sums[1].zero_()
+        figures = scores.figures()
+        if self.classifies:
+            figures = {"top1": scores.pixel_accuracy, "mAcc": scores.mean_accuracy}
+        self.tell("train", figures, step)
+        return {"loss": float(sums[0] / sums[3]), **figures}
+
+    def tell(self, split: str, figures: dict[str, float], step: int) -> None:
+        """A line and curves of an epoch's figures."""
+        line = "/".join(f"{value:.4f}" for value in figures.values())
+        epoch = step // self.steps_per_epoch
+        self.log.info(f"epoch {epoch} {split} {'/'.join(figures)} {line}")
+        self._draw(split, figures, step)
+
+    def write_epoch(self, step: int, figures: dict[str, dict[str, float]]) -> None:
+        """{"train": {...}, "val": {...}} into epochs.jsonl."""
+        if process_group.is_main():
+            epoch = step // self.steps_per_epoch
+            write_epoch(self.folder, epoch, figures, complain=self.log.error)
+
+    def restart_clock(self) -> None:
+        """The time until now is not that of a step."""
+        self.told_at = self.clock()
+
+    def _draw(self, group: str, figures: dict[str, float], step: int) -> None:
+        if self.board is not None:
+            for name, value in figures.items():
+                self.board.add_scalar(f"{group}/{name}", value, step)
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """What is counted so far, over all processes; every process must call it."""
+        return {
+            "confusion": process_group.all_reduce_sum(self.confusion.counts.clone()),
+            "loss_sums": process_group.all_reduce_sum(self.loss_sums.clone()),
+        }
+
+    def load_state_dict(self, content: dict[str, Tensor]) -> None:
+        """Go on counting; what is a sum over processes lives on in one of them."""
+        self.confusion.counts.copy_(content["confusion"] * process_group.is_main())
+        self.loss_sums.copy_(content["loss_sums"] * process_group.is_main())
+
+    def close(self) -> None:
+        """Write what the curves' writer still holds."""
+        if self.board is not None:
+            self.board.close()
+
+
+def duration(seconds: float) -> str:
+    """Like 01:02:03, or 2 d 01:02:03."""
+    days, seconds = divmod(int(seconds), 24 * 3600)
+    return f"{days} d " * bool(days) + time.strftime("%H:%M:%S", time.gmtime(seconds))
