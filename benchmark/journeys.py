@@ -103,9 +103,10 @@ def journeys(folder: Path) -> Iterator[tuple[str, Journey]]:
     yield "YAML -> Config", journey
     journey, trainer = record(lambda: build_trainer(config, torch.device("cpu")))
     yield "building a trainer", journey
-    journey, batch = record(lambda: next(trainer.loader.batches(0, 1)))
+    journey, loaded = record(lambda: next(trainer.loader.batches(0, 1)))
     yield "one batch from files", journey
     trainer.network.train()
+    batch = trainer.prefetcher.prepare(loaded, 0)
     journey, _ = record(lambda: trainer.train_step(batch))
     yield "one training step", journey
     trainer.save()

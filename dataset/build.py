@@ -148,7 +148,12 @@ def open_packed(
 
 
 def build_training_loader(
-    config: Config, dataset: TrainingSet, *, rank: int, world_size: int
+    config: Config,
+    dataset: TrainingSet,
+    *,
+    rank: int,
+    world_size: int,
+    pin_memory: bool = False,
 ) -> TrainingLoader:
     """The training batches of this process."""
     train = config.TRAIN
@@ -159,6 +164,7 @@ def build_training_loader(
         workers=process_group.share_of_workers(train.workers),
         rank=rank,
         world_size=world_size,
+        pin_memory=pin_memory,
     )
 
 

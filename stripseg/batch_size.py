@@ -21,7 +21,9 @@ from .util.training.auto_batch_size import (
     fits_cpu,
     fits_gpu,
 )
-from .util.training.step import forward_backward
+from .util.training.ema import EMA
+from .util.training.prefetch import PreparedBatch
+from .util.training.step import TrainingStep
 
 
 def settle_batch_size(
@@ -92,28 +94,23 @@ def trial_step(
     network = deepcopy(segmenter).to(device).train()
     if train.channels_last:
         network.to(memory_format=torch.channels_last)
-    optimizer, loss = optimizer_of(config, network), loss_of(config)
+    train_step = TrainingStep(
+        network,
+        optimizer=optimizer_of(config, network),
+        loss=loss_of(config),
+        dtype=dtype,
+        ema=EMA(network, train.average_decay) if train.average_decay else None,
+    )
     normalize = Normalization(config.DATA.mean, config.DATA.std, device)
     layout = torch.channels_last if train.channels_last else torch.contiguous_format
-    scaler = torch.amp.GradScaler(device.type, enabled=dtype == torch.float16)
 
     def step(images: int) -> None:
         size = (train.train_h, train.train_w)
         shape = (images, config.DATA.in_channels, *size)
         image = torch.randint(256, shape, dtype=torch.uint8, device=device)
+        image = normalize(image).contiguous(memory_format=layout)
         shape = (images,) if config.classifies else (images, *size)
         label = torch.randint(config.DATA.classes, shape, device=device)
-        optimizer.zero_grad(set_to_none=True)
-        forward_backward(
-            network,
-            loss,
-            image,
-            label,
-            prepare=lambda pixels: normalize(pixels).contiguous(memory_format=layout),
-            scaler=scaler,
-            dtype=dtype,
-        )
-        scaler.step(optimizer)
-        scaler.update()
+        train_step(PreparedBatch(0, image, label, partner=None, share=1.0, names=[], problems=[]))
 
     return step

@@ -2,6 +2,7 @@
 
 import logging
 import time
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ import yaml
 from torch import Tensor, nn
 
 from .batch_size import settle_batch_size
-from .build import ignored, loss_of, optimizer_of
+from .build import loss_of, optimizer_of
 from .config.compatibility import check_same_network
 from .config.errors import CheckpointError, ConfigError
 from .config.schema import Config
@@ -27,70 +28,137 @@ from .util.checkpoint import CheckpointFolder, link_or_copy, read_checkpoint
 from .util.distributed import process_group
 from .util.files import atomic_write
 from .util.logger import run_logger
-from .util.training.losses import balanced_class_weights
+from .util.training.losses import SegmentationLoss, balanced_class_weights
 from .util.training.optimizer import choose_precision
 from .util.training.parallelize import check_batch_norm, place_network
-from .util.training.settings import TrainerSettings
+from .util.training.run_log import RunLog
 from .util.training.trainer import Trainer
 from .validation import validator
 
 
+@dataclass(frozen=True)
+class Plan:
+    """What is known before anything is built: the config, with a number for the batch size, and
+    the checkpoint that the run goes on from, with its path."""
+
+    config: Config
+    checkpoint: dict[str, Any] | None
+    origin: str = ""
+
+
+@dataclass(frozen=True)
+class Parts:
+    """What is trained, on which batches, towards which loss."""
+
+    segmenter: nn.Module
+    network: nn.Module  # the same, compiled and one of several processes where these are wanted
+    optimizer: torch.optim.Optimizer
+    loss: SegmentationLoss
+    loader: TrainingLoader
+
+
 def build_trainer(config: Config, device: torch.device) -> Trainer:
     """Everything a run needs, resumed where its folder says; same on every process."""
-    train = config.TRAIN
-    folder = Path(train.save_path)
+    folder = Path(config.TRAIN.save_path)
     log = start_log(config, folder)
-    dtype = choose_precision(train.precision, device, key="TRAIN.precision")
-    seed = train.manual_seed or 0
-    torch.manual_seed(seed)
-    segmenter = build_network(config)
-    training_set = training_data(config)
-    checkpoints = CheckpointFolder(folder, keep=train.keep_last)
-    resumed = find_resume(config, checkpoints, log)
-    config = settle_batch_size(
-        config,
-        segmenter,
-        images=len(training_set),
-        device=device,
-        dtype=dtype,
-        resumed=resumed[1] if resumed else None,
-        log=log,
-    )
+    dtype = choose_precision(config.TRAIN.precision, device, key="TRAIN.precision")
+    checkpoints = CheckpointFolder(folder, keep=config.TRAIN.keep_last, complain=log.error)
+    images = training_data(config)
+    plan = plan_run(config, checkpoints, images=len(images), device=device, dtype=dtype, log=log)
+    config = plan.config
     if process_group.is_main():
         save_effective(config, folder / "config.yaml")
+    parts = build_parts(plan, images, device=device, dtype=dtype, log=log)
+    board = open_board(config, folder, plan.checkpoint)
+    trainer = Trainer(
+        config,
+        device=device,
+        dtype=dtype,
+        network=parts.network,
+        segmenter=parts.segmenter,
+        optimizer=parts.optimizer,
+        loss=parts.loss,
+        loader=parts.loader,
+        checkpoints=checkpoints,
+        run_log=RunLog(
+            config,
+            device,
+            log=log,
+            folder=folder,
+            steps_per_epoch=parts.loader.steps_per_epoch,
+            ignore_label=parts.loss.ignore_label,
+            board=board,
+        ),
+        validate=validator(config, parts.segmenter, device, dtype, board=board),
+    )
+    if plan.checkpoint is not None:
+        trainer.load_state_dict(plan.checkpoint, origin=plan.origin)
+        log.info(f"resuming from {plan.origin} at step {trainer.step} of {trainer.total_steps}")
+    describe_run(config, parts, device, dtype, log)
+    return trainer
+
+
+def plan_run(
+    config: Config,
+    checkpoints: CheckpointFolder,
+    *,
+    images: int,
+    device: torch.device,
+    dtype: torch.dtype,
+    log: logging.Logger,
+) -> Plan:
+    """Where the run goes on from, and its batch size; `images` are in the training list."""
+    resumed = find_resume(config, checkpoints, log)
+    if config.TRAIN.batch_size == "auto":
+        with torch.random.fork_rng(devices=[]):
+            trial = build_network(config)
+        config = settle_batch_size(
+            config,
+            trial,
+            images=images,
+            device=device,
+            dtype=dtype,
+            resumed=resumed[1] if resumed else None,
+            log=log,
+        )
+    if resumed is None:
+        return Plan(config, None)
+    return Plan(config, resumed[1], str(resumed[0]))
+
+
+def build_parts(
+    plan: Plan,
+    images: TrainingSet | TrainingImages,
+    *,
+    device: torch.device,
+    dtype: torch.dtype,
+    log: logging.Logger,
+) -> Parts:
+    """Network, with its first weights or the checkpoint's, optimizer, loss and batches."""
+    config = plan.config
     loader = build_training_loader(
         config,
-        training_set,
+        images,
         rank=process_group.rank(),
         world_size=process_group.world_size(),
+        pin_memory=device.type == "cuda",
     )
-    loader.pin_memory = device.type == "cuda"
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(config.TRAIN.manual_seed or 0)
+        segmenter = build_network(config)
     check_batch_norm(config, segmenter)
-    if resumed is None:
+    if plan.checkpoint is None:
         initialise_weights(config, segmenter, log)
     else:
-        origin, content = resumed
-        restore_weights(config, segmenter, content, origin=str(origin))
+        restore_weights(config, segmenter, plan.checkpoint, origin=plan.origin)
     network = place_network(config, segmenter, device, dtype=dtype)
-    trainer = Trainer(
-        network=network,
+    return Parts(
         segmenter=segmenter,
+        network=network,
         optimizer=optimizer_of(config, segmenter),
-        loss=loss_of(config, weights_of_classes(config, training_set, log)),
+        loss=loss_of(config, weights_of_classes(config, images, log)),
         loader=loader,
-        settings=trainer_settings(config, device, dtype),
-        checkpoints=checkpoints,
-        log=log,
-        config=config.model_dump(mode="json"),
     )
-    if resumed is not None:
-        trainer.resume(content, origin=str(origin))
-        log.info(f"resuming from {origin} at step {trainer.step} of {trainer.total_steps}")
-    trainer.board = open_board(config, folder, trainer.step)
-    if train.evaluate:
-        trainer.validate = validator(config, segmenter, device, dtype, trainer)
-    describe_run(config, segmenter, loader, device, dtype, log)
-    return trainer
 
 
 def training_data(config: Config) -> TrainingSet | TrainingImages:
@@ -115,18 +183,13 @@ def start_log(config: Config, folder: Path) -> logging.Logger:
 
 
 def describe_run(
-    config: Config,
-    segmenter: nn.Module,
-    loader: TrainingLoader,
-    device: torch.device,
-    dtype: torch.dtype,
-    log: logging.Logger,
+    config: Config, parts: Parts, device: torch.device, dtype: torch.dtype, log: logging.Logger
 ) -> None:
-    train = config.TRAIN
-    millions = sum(p.numel() for p in segmenter.parameters()) / 1e6
+    train, loader = config.TRAIN, parts.loader
+    millions = sum(p.numel() for p in parts.segmenter.parameters()) / 1e6
     log.info(
         f"{train.arch} on {train.backbone}, {millions:.2f}M parameters, {config.DATA.classes} "
-        f"classes; {len(loader.dataset)} images, {loader.steps_per_epoch} steps an epoch of batch "
+        f"classes; {len(loader.dataset)} images, {loader.steps_per_epoch} steps per epoch of batch "
         f"{train.batch_size}, {train.epochs} epochs; {process_group.world_size()} process(es) on "
         f"{device.type}, {str(dtype).removeprefix('torch.')}"
     )
@@ -135,7 +198,7 @@ def describe_run(
 def find_resume(
     config: Config, checkpoints: CheckpointFolder, log: logging.Logger
 ) -> tuple[Path, dict[str, Any]] | None:
-    """(path, content) of the checkpoint that `TRAIN.resume` means, or None to start anew."""
+    """(path, content) of the checkpoint that `TRAIN.resume` means; None to start from scratch."""
     wanted = config.TRAIN.resume
     if wanted == "none":
         return None
@@ -162,8 +225,9 @@ def restore_weights(config: Config, segmenter: nn.Module, content: dict, *, orig
         check_same_network(content, config, origin=origin)
         report = load_weights(segmenter, content, origin=origin, exact=True)
     except CheckpointError as error:
-        anew = "; to train anew: --fresh, or another TRAIN.save_path"
-        raise CheckpointError(f"{error}{anew}") from error
+        raise CheckpointError(
+            f"{error}; to train from scratch: --fresh, or another TRAIN.save_path"
+        ) from error
     if report.new or report.unused:
         raise CheckpointError(
             f"{origin}: was trained with{'out' * bool(report.new)} an auxiliary head; set "
@@ -172,7 +236,7 @@ def restore_weights(config: Config, segmenter: nn.Module, content: dict, *, orig
 
 
 def initialise_weights(config: Config, segmenter: nn.Module, log: logging.Logger) -> None:
-    """Load `TRAIN.pretrained` and `TRAIN.weight`, in this order, or say that there are none."""
+    """Load `TRAIN.pretrained` and `TRAIN.weight`, in this order; log if there are none."""
     train = config.TRAIN
     loaded = False
     for key in ("pretrained", "weight"):
@@ -185,7 +249,7 @@ def initialise_weights(config: Config, segmenter: nn.Module, log: logging.Logger
                     f"TRAIN.{key}: {path} does not exist; put the weights there, or set "
                     "TRAIN.pretrained_optional true to train from scratch"
                 )
-            log.info(f"TRAIN.{key}: {path} is not there (TRAIN.pretrained_optional allows that)")
+            log.info(f"TRAIN.{key}: {path} not found (TRAIN.pretrained_optional is true)")
             continue
         report = load_weights(segmenter, read_checkpoint(path), origin=str(path), exact=False)
         log.info(f"TRAIN.{key}: {path}: {report}")
@@ -215,47 +279,13 @@ def class_counts(dataset: TrainingSet | TrainingImages, workers: int) -> Tensor:
     return class_pixels(dataset.pairs, dataset.encoding, workers=workers)
 
 
-def trainer_settings(config: Config, device: torch.device, dtype: torch.dtype) -> TrainerSettings:
-    train = config.TRAIN
-    scale = config.Distributed.loss_scale
-    return TrainerSettings(
-        classes=config.DATA.classes,
-        epochs=train.epochs,
-        base_rate=train.base_lr,
-        schedule=train.schedule,
-        power=train.power,
-        milestones=tuple(train.milestones),
-        rate_decay=train.rate_decay,
-        warmup_epochs=train.warmup_epochs,
-        classifies=config.classifies,
-        mixup=train.mixup,
-        cutmix=train.cutmix,
-        average_decay=train.average_decay,
-        ignore_label=ignored(config),
-        seed=train.manual_seed or 0,
-        mean=tuple(config.DATA.mean),
-        std=tuple(config.DATA.std),
-        device=device,
-        dtype=dtype,
-        channels_last=train.channels_last,
-        accumulation_steps=train.accumulation_steps,
-        loss_scale=scale if isinstance(scale, float) else None,
-        print_every=train.print_freq,
-        save_every_epochs=train.save_freq,
-        save_every_minutes=train.save_minutes,
-        save_every_steps=train.save_steps,
-        skipped_in_a_row=train.skipped_steps,
-        hung_after_minutes=config.Distributed.timeout_minutes,
-        evaluate_every_epochs=train.evaluate_freq,
-    )
-
-
-def open_board(config: Config, folder: Path, step: int):
+def open_board(config: Config, folder: Path, checkpoint: dict[str, Any] | None):
     """A TensorBoard writer in the run's folder; a resumed run overwrites what came after it."""
     if not (config.TRAIN.tensorboard and process_group.is_main()):
         return None
     from tensorboardX import SummaryWriter
 
+    step = (checkpoint or {}).get("step")
     return SummaryWriter(str(folder), purge_step=step + 1 if step else None)
 
 

@@ -1,6 +1,8 @@
 """Validation during training, of segmenters and of classifiers."""
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import partial
+from typing import Any
 
 import numpy as np
 import torch
@@ -14,29 +16,37 @@ from .dataset.classification.images import EvaluationImages
 from .dataset.loader import evaluation_samples, shares
 from .dataset.segmentation import Sample
 from .util.distributed import process_group
-from .util.distributed.watchdog import EVALUATING
 from .util.images import as_rgb, colorize, overlay
 from .util.inference.classification import ClassificationEvaluator, ClassificationScores
 from .util.inference.evaluator import Evaluator
 from .util.logger import progress
 from .util.metrics import ConfusionMatrix, Scores
 from .util.normalization import Normalization
-from .util.training.trainer import Trainer
+from .util.training.trainer import Validate
 
 
 def validator(
-    config: Config,
-    network: nn.Module,
-    device: torch.device,
-    dtype: torch.dtype,
-    trainer: Trainer,
-) -> Callable[[], Scores | ClassificationScores]:
-    """Validation as the test does it."""
-    if not config.classifies:
-        return segmentation_validator(config, network, device, dtype, trainer)
+    config: Config, network: nn.Module, device: torch.device, dtype: torch.dtype, *, board: Any
+) -> Validate | None:
+    """The validation that `TRAIN` asks for, done as the test does it.
+
+    Args:
+        board: a TensorBoard writer for sample predictions, or None.
+    """
+    if not config.TRAIN.evaluate:
+        return None
+    if config.classifies:
+        return classification_validator(config, network, device, dtype)
+    return segmentation_validator(config, network, device, dtype, board=board)
+
+
+def classification_validator(
+    config: Config, network: nn.Module, device: torch.device, dtype: torch.dtype
+) -> Validate:
+    """Every image of the validation split once."""
     dataset = build_evaluation_images(config, "val")
 
-    def validate() -> ClassificationScores:
+    def validate(_: int, note: Callable[[str], None]) -> ClassificationScores:
         return classification_scores(
             config,
             network,
@@ -46,27 +56,24 @@ def validator(
             together=config.TRAIN.batch_size_val,
             workers=config.TRAIN.workers,
             channels_last=config.TRAIN.channels_last,
-            watch=lambda samples: watched(samples, trainer),
+            note=note,
         )
 
     return validate
 
 
-def watched(samples: Iterable[Sample], trainer: Trainer) -> Iterator[Sample]:
-    """The samples; the trainer's watchdog is told about each."""
+def noted(samples: Iterable[Sample], note: Callable[[str], None] | None) -> Iterator[Sample]:
+    """The samples; `note` is given the name of each."""
     for sample in samples:
-        trainer.watchdog.note(trainer.step, EVALUATING, sample.name)
+        if note is not None:
+            note(sample.name)
         yield sample
 
 
 def segmentation_validator(
-    config: Config,
-    segmenter: nn.Module,
-    device: torch.device,
-    dtype: torch.dtype,
-    trainer: Trainer,
-) -> Callable[[], Scores]:
-    """The same engine, metric and whole images."""
+    config: Config, segmenter: nn.Module, device: torch.device, dtype: torch.dtype, *, board: Any
+) -> Validate:
+    """The engine and the metric of the test on whole images."""
     train = config.TRAIN
     dataset = build_validation_set(config)
     engine = build_engine(
@@ -74,17 +81,17 @@ def segmentation_validator(
     )
     colors = build_classes(config).colors
 
-    def draw(group: Sequence[Sample], predictions: Sequence[np.ndarray]) -> None:
+    def draw(step: int, group: Sequence[Sample], predictions: Sequence[np.ndarray]) -> None:
         for sample, prediction in zip(group, predictions, strict=True):
-            if trainer.board is None or sample.index >= train.sample_predictions:
+            if board is None or sample.index >= train.sample_predictions:
                 return
             truth = colorize(sample.label, colors)
             picture = np.concatenate(
                 [as_rgb(sample.image), truth, overlay(sample.image, prediction, colors)], axis=1
             )
-            trainer.board.add_image(f"val/{sample.index}", picture, trainer.step, dataformats="HWC")
+            board.add_image(f"val/{sample.index}", picture, step, dataformats="HWC")
 
-    def validate() -> Scores:
+    def validate(step: int, note: Callable[[str], None]) -> Scores:
         workers = process_group.share_of_workers(train.workers)
         share = range(process_group.rank(), len(dataset), process_group.world_size())
         samples = evaluation_samples(dataset, share, workers)
@@ -92,8 +99,8 @@ def segmentation_validator(
         confusion = ConfusionMatrix(
             config.DATA.classes, ignore_label=train.ignore_label, device=device
         )
-        evaluator = Evaluator(engine, confusion, on_predictions=draw)
-        evaluator.run(watched(samples, trainer))
+        evaluator = Evaluator(engine, confusion, on_predictions=partial(draw, step))
+        evaluator.run(noted(samples, note))
         return evaluator.scores()
 
     return validate
@@ -109,11 +116,12 @@ def classification_scores(
     together: int,
     workers: int,
     channels_last: bool,
-    watch: Callable[[Iterable[Sample]], Iterable[Sample]] = iter,
+    note: Callable[[str], None] | None = None,
 ) -> ClassificationScores:
     """The figures of a classifier over all processes; every process must call it.
 
-    `together` images share a forward pass, the same ones on any number of processes.
+    `together` images share a forward pass, the same ones on any number of processes. `note` is
+    given the name of each image.
     """
     normalize = Normalization(config.DATA.mean, config.DATA.std, device)
     layout = torch.channels_last if channels_last else torch.contiguous_format
@@ -132,5 +140,6 @@ def classification_scores(
     groups = shares(len(dataset), together)[process_group.rank() :: process_group.world_size()]
     share = [index for group in groups for index in group]
     samples = evaluation_samples(dataset, share, process_group.share_of_workers(workers))
-    evaluator.run(watch(progress(samples, total=len(share), unit="image", what="evaluating")))
+    samples = progress(samples, total=len(share), unit="image", what="evaluating")
+    evaluator.run(noted(samples, note))
     return evaluator.scores()

@@ -24,16 +24,18 @@ def after_steps(path: str, *overrides: str, steps: int = 2) -> tuple[dict[str, T
     """Weights and the training confusion after some steps, from this process."""
     config = load_config(path, [*EXACT, *overrides, "TRAIN.tensorboard", "False"])
     trainer = build_trainer(config, CPU)
-    confusions, new_confusion = [trainer.confusion], trainer._new_confusion
+    confusion, counts = trainer.run_log.confusion, []
+    update = confusion.update
 
-    def recorded():
-        confusions.append(new_confusion())
-        return confusions[-1]
+    def recorded(prediction: Tensor, label: Tensor) -> None:
+        before = confusion.counts.clone()
+        update(prediction, label)
+        counts.append((confusion.counts - before).sum(1))
 
-    trainer._new_confusion = recorded
+    confusion.update = recorded
     trainer.fit(until=steps)
     weights = {key: value.clone() for key, value in trainer.segmenter.state_dict().items()}
-    return weights, torch.stack([confusion.counts.sum(1) for confusion in confusions]).sum(0)
+    return weights, torch.stack(counts).sum(0)
 
 
 def assert_close(first: dict[str, Tensor], second: dict[str, Tensor]) -> None:
@@ -108,14 +110,14 @@ def test_a_resumed_run_in_parts_is_bit_identical(small_config: Path, tmp_path: P
 def test_one_bad_part_skips_the_step(small_config: Path, tmp_path: Path, part: int) -> None:
     config = load_config(small_config, ["TRAIN.accumulation_steps", "2", "TRAIN.norm", "batch"])
     trainer = build_trainer(config, CPU)
-    loss, calls = trainer.loss, []
+    loss, calls = trainer.train_step.loss, []
 
     def spoilt(*inputs, **context):
         total, main, second = loss(*inputs, **context)
         calls.append(total)
         return total * (float("nan") if len(calls) == part + 1 else 1), main, second
 
-    trainer.loss = spoilt
+    trainer.train_step.loss = spoilt
     before = {key: value.clone() for key, value in trainer.segmenter.state_dict().items()}
     trainer.fit(until=1)
     for key, value in trainer.segmenter.state_dict().items():

@@ -16,6 +16,7 @@ from yamls import SHIPPED
 
 from stripseg.config.errors import CheckpointError, ConfigError, DataError
 from stripseg.config.load import load_config
+from stripseg.config.schema import TrainSection
 from stripseg.dataset.classification.build import build_evaluation_images
 from stripseg.dataset.generated.shapes10 import CLASSES, write_shapes10
 from stripseg.dataset.segmentation import Sample
@@ -31,7 +32,6 @@ from stripseg.util.inference.classification import (
 )
 from stripseg.util.training.losses import SegmentationLoss
 from stripseg.util.training.schedule import rate_at
-from stripseg.util.training.settings import TrainerSettings
 
 CPU = torch.device("cpu")
 ROOT = Path(__file__).resolve().parent.parent
@@ -150,7 +150,7 @@ def test_it_learns(config_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     overrides += ["TRAIN.train_w", "32", "TRAIN.evaluate", "False", "TRAIN.flip_probability", "0"]
     trainer = build_trainer(load_config(config_file, overrides), CPU)
     said = []
-    monkeypatch.setattr(trainer.log, "info", said.append)
+    monkeypatch.setattr(trainer.run_log.log, "info", said.append)
     trainer.fit()
     losses = [float(re.search(r"loss (\S+)", line)[1]) for line in said if " loss " in line]
     assert np.mean(losses[-3:]) < 0.4 * np.mean(losses[:3])
@@ -216,8 +216,8 @@ def test_labels_of_images_and_of_pixels_have_the_same_loss() -> None:
 
 
 def rates(epochs: int = 10, steps: int = 4, **options) -> list[float]:
-    settings = TrainerSettings(classes=2, epochs=epochs, base_rate=1.0, **options)
-    return [rate_at(settings, step, steps) for step in range(epochs * steps)]
+    train = TrainSection.model_construct(epochs=epochs, base_lr=1.0, **options)
+    return [rate_at(train, step, steps) for step in range(epochs * steps)]
 
 
 def test_schedules() -> None:

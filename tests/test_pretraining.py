@@ -130,7 +130,7 @@ def test_pretraining_trains_and_starts_a_segmenter(
     segmenter = build_trainer(load_config(small_config, overrides), CPU).segmenter
     trained = {
         key.removeprefix("backbone."): value
-        for key, value in trainer.average.tensors.items()
+        for key, value in trainer.ema.tensors.items()
         if key.startswith("backbone.")
     }
     fresh = [key for key in segmenter.backbone.state_dict() if key not in trained]
@@ -167,7 +167,7 @@ def test_a_bad_image_stops_the_run_or_is_left_out(
         build_trainer(load_config(config_file, ["TRAIN.bad_data", "stop"]), CPU).fit()
     trainer = build_trainer(load_config(config_file), CPU)
     said = []
-    monkeypatch.setattr(trainer.log, "error", said.append)
+    monkeypatch.setattr(trainer.run_log.log, "error", said.append)
     trainer.fit()
     assert sum("left out: " in line and "1.png" in line for line in said) == 2  # once an epoch
     assert trainer.step == 4

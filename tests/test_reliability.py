@@ -96,14 +96,14 @@ def test_a_stop_in_process_leaves_what_a_whole_run_goes_through(
     whole.fit()
     place = ["TRAIN.save_path", str(tmp_path / "p")]
     trainer = build_trainer(load_config(small_config, place), CPU)
-    step = trainer.train_step
+    add = trainer.run_log.add
 
-    def interrupted(batch) -> None:
-        step(batch)
+    def interrupted(batch, figures) -> None:
+        add(batch, figures)
         if trainer.step == 2:
             os.kill(os.getpid(), signal.SIGUSR1)
 
-    trainer.train_step = interrupted
+    trainer.run_log.add = interrupted
     with pytest.raises(Stopped, match="stopped by SIGUSR1 after step 2 of 6"):
         trainer.fit()
     resumed = build_trainer(load_config(small_config, place), CPU)
@@ -117,7 +117,7 @@ def test_a_stop_in_process_leaves_what_a_whole_run_goes_through(
 
 def spoil(trainer, steps: set[int], how: str) -> None:
     """Make loss, or gradients only, not finite in these steps."""
-    loss = trainer.loss
+    loss = trainer.train_step.loss
 
     def bad_loss(logits, auxiliary, label):
         total, main, second = loss(logits, auxiliary, label)
@@ -128,7 +128,7 @@ def spoil(trainer, steps: set[int], how: str) -> None:
                 total.register_hook(lambda gradient: gradient * float("inf"))
         return total, main, second
 
-    trainer.loss = bad_loss
+    trainer.train_step.loss = bad_loss
 
 
 @pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
@@ -204,7 +204,9 @@ def test_a_second_run_in_the_folder_is_refused(small_config: Path, tmp_path: Pat
         pass
 
 
-def test_fresh_starts_anew_and_keeps_the_earlier_run(small_config: Path, tmp_path: Path) -> None:
+def test_fresh_starts_from_scratch_and_keeps_the_earlier_run(
+    small_config: Path, tmp_path: Path
+) -> None:
     words = ["--config", str(small_config), "TRAIN.epochs", "1"]
     train.main(words)
     before = (tmp_path / "run/model/last.pth").read_bytes()
@@ -213,6 +215,35 @@ def test_fresh_starts_anew_and_keeps_the_earlier_run(small_config: Path, tmp_pat
     assert len(aside) == 1
     assert (aside[0] / "last.pth").read_bytes() == before
     assert (tmp_path / "run/model/last.pth").read_bytes() != before
+
+
+def test_fresh_without_an_earlier_run(small_config: Path, tmp_path: Path, capsys) -> None:
+    words = ["--config", str(small_config), "--fresh", "TRAIN.epochs", "1"]
+    train.main([*words, "TRAIN.evaluate", "False"])
+    text = capsys.readouterr().out
+    assert f"no earlier run in {tmp_path / 'run/model'}" in text
+    assert "is kept in" not in text
+    assert [path.name for path in (tmp_path / "run").iterdir()] == ["model"]
+
+
+@pytest.mark.parametrize(
+    ("machine", "environment", "first"),
+    [
+        (0, {}, True),  # starts the processes of its machine, the first one
+        (1, {}, False),
+        (0, {"RANK": "0"}, True),  # torchrun, or one Slurm task per GPU
+        (0, {"RANK": "3"}, False),
+        (1, {"RANK": "0"}, True),
+        (0, {"RANK": "0", "TORCHELASTIC_RESTART_COUNT": "1"}, False),
+    ],
+)
+def test_one_machine_moves_the_earlier_run(
+    small_config: Path, monkeypatch, machine: int, environment: dict, first: bool
+) -> None:
+    options = ["Distributed.world_size", "2", "Distributed.rank", str(machine)]
+    config = load_config(small_config, options)
+    monkeypatch.setattr(os, "environ", environment)
+    assert train.is_first_process(config) == first
 
 
 def test_an_altered_checkpoint_is_recognised(tmp_path: Path) -> None:

@@ -134,7 +134,7 @@ def test_checkpoints_best_last_and_epochs(small_config: Path, tmp_path: Path) ->
 def test_tensorboard_has_losses_rates_and_figures(small_config: Path, tmp_path: Path) -> None:
     trainer = build_trainer(load_config(small_config), CPU)
     trainer.fit()
-    trainer.board.close()
+    trainer.run_log.close()
     events = EventAccumulator(str(tmp_path / "run" / "model"))
     events.Reload()
     assert {"train_step/loss", "train_step/lr", "train/mIoU", "val/mIoU"} <= set(
@@ -150,11 +150,11 @@ def test_tensorboard_has_each_step_once_after_a_stop(small_config: Path, tmp_pat
     trainer.fit(until=2)
     trainer.save = lambda **_: None
     trainer.fit(until=4)
-    trainer.board.close()
+    trainer.run_log.close()
     resumed = build_trainer(load_config(small_config), CPU)
     assert resumed.step == 2
     resumed.fit()
-    resumed.board.close()
+    resumed.run_log.close()
     events = EventAccumulator(str(tmp_path / "run" / "model"))
     events.Reload()
     assert [event.step for event in events.Scalars("train_step/loss")] == [1, 2, 3, 4, 5, 6]

@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Sequence
-from contextlib import nullcontext
+from contextlib import closing, nullcontext
 from pathlib import Path
 
 import torch
@@ -20,16 +20,19 @@ def main(argv: Sequence[str]) -> int | None:
     """Parse, decide on processes, train."""
     parser = command_line.argument_parser("train.py", __doc__)
     parser.add_argument(
-        "--fresh", action="store_true", help="start anew; an earlier run's folder is moved aside"
+        "--fresh",
+        action="store_true",
+        help="train from scratch; an earlier run's folder is moved aside",
     )
     options, config = command_line.parse_config(parser, argv, classifiers=True, trains=True)
     check_files(config, "train", official_splits=official_splits(config))
     devices = process_group.choose_devices(config.TRAIN.train_gpu, key="TRAIN.train_gpu")
     processes = command_line.process_count(config, devices)
     folder = Path(config.TRAIN.save_path)
-    if options.fresh and int(os.environ.get("RANK", 0)) == 0:
+    if options.fresh and is_first_process(config):
         with folder_lock(folder):
-            print(f"the earlier run is kept in {move_aside(folder)}")
+            aside = move_aside(folder)
+        print(f"the earlier run is kept in {aside}" if aside else f"no earlier run in {folder}")
     if command_line.must_launch(config, processes):
         words = [word for word in argv if word != "--fresh"]
         return command_line.launch("stripseg.tool.train", words, config, processes)
@@ -40,22 +43,30 @@ def main(argv: Sequence[str]) -> int | None:
         return run(config, device)
 
 
+def is_first_process(config: Config) -> bool:
+    """Return whether this is the first process of the first machine, and no restart of it.
+
+    The environment tells under torchrun and with one Slurm task per GPU; otherwise this process
+    launches the others of its machine, whose number is `Distributed.rank`.
+    """
+    first = int(os.environ.get("RANK", config.Distributed.rank)) == 0
+    return first and int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0)) == 0
+
+
 def run(config: Config, device: torch.device) -> None:
     """Train from where the run's folder says to the end."""
     trainer = build_trainer(config, device)
-    if trainer.step >= trainer.total_steps:
-        trainer.log.info(
-            f"{trainer.checkpoints.last} has all {trainer.settings.epochs} epochs already: "
-            "nothing to do. Raise TRAIN.epochs, or set TRAIN.resume none and another "
-            "TRAIN.save_path to train anew"
-        )
-        return
-    try:
+    log = trainer.run_log.log
+    with closing(trainer.run_log):
+        if trainer.step >= trainer.total_steps:
+            log.info(
+                f"{trainer.checkpoints.last} has all {config.TRAIN.epochs} epochs already: nothing "
+                "to do. Raise TRAIN.epochs, or train from scratch: --fresh, or another "
+                "TRAIN.save_path"
+            )
+            return
         trainer.fit()
-    finally:
-        if trainer.board is not None:
-            trainer.board.close()
-    trainer.log.info(f"done: {trainer.checkpoints.last}")
+    log.info(f"done: {trainer.checkpoints.last}")
 
 
 if __name__ == "__main__":

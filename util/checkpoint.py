@@ -249,7 +249,7 @@ class CheckpointFolder:
         if warnings:
             raise CheckpointError(
                 "no readable checkpoint is left: " + " ".join(warnings) + f". Move {self.folder} "
-                "away, or set TRAIN.resume to 'none', to start anew"
+                "away, or set TRAIN.resume to 'none', to train from scratch"
             )
         return None
 

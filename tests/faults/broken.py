@@ -37,8 +37,8 @@ BREAKS = [
     Break(
         "dropout that depends on the step alone",
         "util/training/trainer.py",
-        "torch.manual_seed(derived_seed(settings.seed, self.step, process_group.rank()))",
-        "pass",
+        "            torch.manual_seed(seed)\n",
+        "",
         "tests/test_training.py::test_resumed_run_is_bit_identical",
     ),
     Break(
@@ -108,8 +108,8 @@ BREAKS = [
     Break(
         "checkpoints every few steps",
         "util/training/trainer.py",
-        "self.step % every == 0",
-        "self.step % every == 1",
+        "self.step % train.save_steps == 0",
+        "self.step % train.save_steps == 1",
         "tests/test_reliability.py::test_checkpoints_every_few_steps",
     ),
     Break(
@@ -131,7 +131,7 @@ BREAKS = [
         "util/checkpoint.py",
         "    folder.rename(aside)",
         "    shutil.rmtree(folder)",
-        "tests/test_reliability.py::test_fresh_starts_anew_and_keeps_the_earlier_run",
+        "tests/test_reliability.py::test_fresh_starts_from_scratch_and_keeps_the_earlier_run",
     ),
     Break(
         "signals",
@@ -177,22 +177,22 @@ BREAKS = [
     ),
     Break(
         "steps that are not finite",
-        "util/training/non_finite.py",
-        "return found.float()",
-        "return found.float() * 0",
+        "util/training/step.py",
+        "process_group.all_reduce_max(found.float())",
+        "found.float() * 0",
         "tests/test_reliability.py::test_a_step_that_is_not_finite_changes_nothing",
     ),
     Break(
         "running statistics of a bad step",
-        "util/training/non_finite.py",
-        "torch.where(bad.bool(), before, buffer)",
-        "buffer",
+        "util/training/step.py",
+        "torch.where(skipped.bool(), before, torch.cat(buffers))",
+        "torch.cat(buffers)",
         "tests/test_reliability.py::test_a_step_that_is_not_finite_changes_nothing",
     ),
     Break(
         "too many bad steps",
-        "util/training/non_finite.py",
-        "self.in_a_row + 1 if bad else 0",
+        "util/training/run_log.py",
+        "self.skipped_in_a_row + 1 if skipped else 0",
         "0",
         "tests/test_reliability.py::test_too_many_in_a_row_stop_the_run_with_good_weights",
     ),
@@ -255,9 +255,9 @@ BREAKS = [
     Break(
         "no growth over many steps",
         "util/training/trainer.py",
-        "        settings = self.settings\n        rate = ",
-        '        settings = self.settings\n        self.batches = getattr(self, "batches", []) + '
-        '[open("/dev/null")]\n        rate = ',
+        "            self.step += 1\n",
+        '            self.step += 1\n            self.files = getattr(self, "files", []) + '
+        '[open("/dev/null")]\n',
         "tests/test_faults.py::test_nothing_grows",
     ),
 ]

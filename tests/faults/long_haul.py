@@ -74,17 +74,17 @@ def haul(folder: Path, *, steps: int, workers: int = 1, looks: int = 50) -> list
     )
     trainer = build_trainer(load_config(path), torch.device("cpu"))
     seen: list[Usage] = []
-    step_once = trainer.train_step
+    add = trainer.run_log.add
 
-    def watched(batch) -> None:
-        step_once(batch)
+    def watched(batch, figures) -> None:
+        add(batch, figures)
         if trainer.step % (steps // looks) == 0:
             trainer.checkpoints.finish()
             seen.append(usage(trainer.step))
             print(seen[-1], flush=True)
 
-    trainer.train_step = watched
-    trainer.log.setLevel("WARNING")
+    trainer.run_log.add = watched
+    trainer.run_log.log.setLevel("WARNING")
     trainer.fit(until=steps)
     return seen
 

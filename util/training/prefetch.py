@@ -73,7 +73,9 @@ class Prefetcher:
         self.normalize = Normalization(config.DATA.mean, config.DATA.std, device)
         self.stream = torch.cuda.Stream(device) if device.type == "cuda" else None
 
-    def prepared(self, loaded: Iterator[LoadedBatch], *, first_step: int) -> Iterator[PreparedBatch]:
+    def prepared(
+        self, loaded: Iterator[LoadedBatch], *, first_step: int
+    ) -> Iterator[PreparedBatch]:
         """The batches from step `first_step`, counted from 0, on."""
         step = first_step
         while True:

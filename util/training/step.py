@@ -121,10 +121,10 @@ class TrainingStep:
 
         With fp16 only the loss counts: the gradient scaler skips steps as a matter of course.
         """
-        found = ~loss.isfinite()
+        numbers = [loss]
         if not self.scaler.is_enabled():
-            gradients = [p.grad for p in self.parameters if p.grad is not None]
-            found = found | ~get_total_norm(gradients).isfinite()
+            numbers += [get_total_norm([p.grad for p in self.parameters if p.grad is not None])]
+        found = ~torch.stack(numbers).isfinite().all()
         return process_group.all_reduce_max(found.float())
 
 

@@ -1,5 +1,4 @@
-"""Times the first epoch's steps and names what a run is bound by: input, computing, communication.
-"""
+"""Times the steps of the first epoch and names what the run is bound by."""
 
 import time
 from collections.abc import Callable, Iterator
@@ -103,9 +102,7 @@ class StepTimer:
             self.samples = len(self.events)
         if not self.samples:
             return None
-        talk = communication_seconds(
-            network, self.device, passes=self.passes, clock=self.clock
-        )
+        talk = communication_seconds(network, self.device, passes=self.passes, clock=self.clock)
         seconds = torch.tensor(
             [whole / steps, self.waited / steps, -self.computed / self.samples, talk],
             dtype=torch.float32,
@@ -174,9 +171,7 @@ def wait_for(device: torch.device) -> None:
         torch.cuda.synchronize(device)
 
 
-def bottleneck(
-    shares: Shares, device: torch.device, dtype: torch.dtype, *, processes: int
-) -> str:
+def bottleneck(shares: Shares, device: torch.device, dtype: torch.dtype, *, processes: int) -> str:
     """The line of the log: where the time goes, and what would help."""
     figures = [
         f"{shares.input:.0%} waiting for images",

@@ -1,6 +1,5 @@
 """The training loop: one path for CPU, one GPU and many processes."""
 
-import hashlib
 import time
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
@@ -15,6 +14,7 @@ from ..checkpoint import CheckpointFolder, check_training_state
 from ..distributed import process_group
 from ..distributed.watchdog import EVALUATING, READING, Watchdog
 from ..logger import progress
+from ..seeds import derived_seed
 from ..signals import Stopped, StopRequest
 from .ema import EMA
 from .losses import SegmentationLoss
@@ -278,9 +278,3 @@ class Trainer:
         self.step = content["step"]
         self.best_score = content["best_mean_iou"]
         self.run_log.load_state_dict(content)
-
-
-def derived_seed(*parts: int) -> int:
-    """A 63-bit seed that depends on every part."""
-    digest = hashlib.sha256(repr(parts).encode()).digest()
-    return int.from_bytes(digest[:8], "little") >> 1

@@ -1,4 +1,4 @@
-"""What a run is bound by, told once. Times are of a clock of the tests' own, not real ones."""
+"""What a run is bound by, told once, and batches on their way to the device; a fake clock."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -13,18 +13,18 @@ from stripseg.config.load import load_config
 from stripseg.dataset.loader import Batch
 from stripseg.training_run import build_trainer
 from stripseg.util.distributed import process_group, sync_batch_norm
-from stripseg.util.training.prefetch import to_device
-from stripseg.util.training.settings import TrainerSettings
+from stripseg.util.distributed.watchdog import COMPUTING, READING
+from stripseg.util.training import prefetch
+from stripseg.util.training.prefetch import Prefetcher
 from stripseg.util.training.step_timer import (
     Shares,
-    StepClock,
+    StepTimer,
+    bottleneck,
     communication_seconds,
     step_shares,
-    verdict,
 )
 
 CPU = torch.device("cpu")
-SETTINGS = TrainerSettings(classes=3, epochs=1, base_rate=0.1)
 
 
 class Time:
@@ -39,19 +39,17 @@ class Time:
         self.now += seconds
 
 
-def run(time: Time, *, loading: float, computing: float, rest: float = 0.0) -> StepClock:
-    clock = StepClock(CPU, clock=time)
+def run(time: Time, *, loading: float, computing: float, rest: float = 0.0) -> StepTimer:
+    timer = StepTimer(CPU, clock=time)
 
-    def batches() -> Iterator[int]:
-        for index in range(6):
-            time.passes(loading if index > 1 else 100)  # starting workers does not count
-            yield index
-
-    for _ in clock.waits(batches()):
-        with clock.computing():
+    for index in range(6):
+        asked = time()
+        time.passes(loading if index > 1 else 100)  # starting workers does not count
+        timer.batch_came(asked)
+        with timer.computing():
             time.passes(computing)
         time.passes(rest)
-    return clock
+    return timer
 
 
 @pytest.mark.parametrize(
@@ -70,13 +68,14 @@ def test_the_largest_share_is_named(times: dict, words: str, monkeypatch) -> Non
     monkeypatch.setattr(
         "stripseg.util.training.step_timer.has_native_bfloat16", lambda device: True
     )
-    assert words in run(Time(), **times).conclude(fcn(18), SETTINGS)
+    assert words in run(Time(), **times).conclude(fcn(18))
 
 
 def test_too_few_steps_give_no_verdict() -> None:
-    clock = StepClock(CPU, clock=Time())
-    list(clock.waits(iter(range(2))))
-    assert clock.conclude(fcn(18), SETTINGS) is None
+    timer = StepTimer(CPU, clock=Time())
+    for _ in range(2):
+        timer.batch_came(0.0)
+    assert timer.conclude(fcn(18)) is None
 
 
 def test_a_gpu_that_computes_meanwhile_is_not_kept_waiting() -> None:
@@ -107,14 +106,15 @@ def test_a_gpu_is_timed_by_events_of_some_steps(monkeypatch) -> None:
     time, waits = Time(), []
     monkeypatch.setattr(torch.cuda, "Event", Event)
     monkeypatch.setattr(torch.cuda, "synchronize", waits.append)
-    clock = StepClock(torch.device("cuda", 0), clock=time)
-    for _ in clock.waits(iter(range(2 + 40))):
-        with clock.computing():
+    timer = StepTimer(torch.device("cuda", 0), clock=time)
+    for _ in range(2 + 40):
+        timer.batch_came(time())
+        with timer.computing():
             time.passes(1)
     assert not waits  # no step was waited for
-    assert len(clock.events) == 10
+    assert len(timer.events) == 10
     time.passes(40)  # the GPU catches up
-    line = clock.conclude(fcn(18), SETTINGS)
+    line = timer.conclude(fcn(18))
     assert waits == [torch.device("cuda", 0)]
     assert "100% forward and backward" in line
 
@@ -123,8 +123,7 @@ def test_advice_knows_the_precision(monkeypatch) -> None:
     monkeypatch.setattr(
         "stripseg.util.training.step_timer.has_native_bfloat16", lambda device: True
     )
-    half = TrainerSettings(classes=3, epochs=1, base_rate=0.1, dtype=torch.bfloat16)
-    line = verdict(Shares(0.1, 0.8, 0.0, 0.1), half, processes=1)
+    line = bottleneck(Shares(0.1, 0.8, 0.0, 0.1), CPU, torch.bfloat16, processes=1)
     assert "precision" not in line
     assert "communication" not in line  # there is nobody to talk to
 
@@ -141,8 +140,8 @@ def slow_network(images: float) -> tuple[float, str]:
     process_group.all_reduce_sum = slow
     seconds = communication_seconds(network, CPU, clock=time)
     late = process_group.rank() == 1
-    clock = run(time, loading=images * late, computing=60 + images * (not late))
-    return seconds, clock.conclude(network, SETTINGS)
+    timer = run(time, loading=images * late, computing=60 + images * (not late))
+    return seconds, timer.conclude(network)
 
 
 @pytest.mark.slow
@@ -167,7 +166,7 @@ def test_a_run_tells_it_after_its_first_epoch_alone(small_config: Path, tmp_path
 
 def test_a_slow_loader_is_named_in_the_log(small_config: Path, tmp_path: Path) -> None:
     trainer = build_trainer(load_config(small_config, ["TRAIN.evaluate", "False"]), CPU)
-    time = trainer.clock.clock = Time()
+    time = trainer.timer.clock = Time()
     batches = trainer.loader.batches
 
     def slow(first: int, last: int) -> Iterator:
@@ -182,13 +181,42 @@ def test_a_slow_loader_is_named_in_the_log(small_config: Path, tmp_path: Path) -
     assert "Bound by input" in log
 
 
-def test_batches_pass_through_on_the_cpu() -> None:
-    batches = [object(), object()]
-    assert list(to_device(iter(batches), CPU)) == batches
+def prefetcher(path: Path, device: torch.device, *words: str) -> tuple[Prefetcher, list]:
+    """A prefetcher, and the list of what it tells the watchdog."""
+    notes: list = []
+    timer = StepTimer(device, clock=Time())
+    config = load_config(path, words)
+    return Prefetcher(config, device, timer=timer, note=lambda *note: notes.append(note)), notes
+
+
+def test_batches_are_normalised_timed_and_noted(small_config: Path) -> None:
+    pixels = torch.randint(256, (2, 3, 8, 8), dtype=torch.uint8)
+    loaded = [Batch(pixels, torch.zeros(2, 8, 8), [name]) for name in "abcd"]
+    prepare, notes = prefetcher(small_config, CPU, "DATA.mean", "[1,2,3]", "DATA.std", "[2,4,8]")
+
+    def slow() -> Iterator[Batch]:
+        for batch in loaded:
+            prepare.timer.clock.passes(5)
+            yield batch
+
+    seen = []
+    for batch in prepare.prepared(slow(), first_step=7):
+        notes.append("step")
+        seen.append(batch)
+    assert [batch.step for batch in seen] == [7, 8, 9, 10]
+    assert [batch.names for batch in seen] == [["a"], ["b"], ["c"], ["d"]]
+    assert notes[:4] == [(8, READING), (8, COMPUTING), "step", (9, READING)]
+    assert notes[-3:] == [(11, COMPUTING), "step", (12, READING)]
+    assert prepare.timer.waited == 10  # of the two after those that do not count
+    mean, std = torch.tensor([[1.0, 2, 3], [2, 4, 8]]).view(2, 1, 3, 1, 1)
+    torch.testing.assert_close(seen[0].image, (pixels.float() - mean) / std)
+    assert seen[0].image.is_contiguous(memory_format=torch.channels_last)
+    assert seen[0].label is loaded[0].label
+    assert seen[0].partner is None
 
 
 class Recorded:
-    """In the place of a tensor and of streams: writes down what is asked of it."""
+    """In the place of tensors and streams: writes down what is asked of it."""
 
     def __init__(self, calls: list[str]) -> None:
         self.calls = calls
@@ -204,7 +232,7 @@ class Recorded:
         self.calls.append("wait")
 
 
-def test_copies_go_over_a_stream_of_their_own(monkeypatch) -> None:
+def test_copies_go_over_a_stream_of_their_own(small_config: Path, monkeypatch) -> None:
     calls: list[str] = []
 
     @contextmanager
@@ -216,22 +244,27 @@ def test_copies_go_over_a_stream_of_their_own(monkeypatch) -> None:
     monkeypatch.setattr(torch.cuda, "Stream", lambda device: Recorded(calls))
     monkeypatch.setattr(torch.cuda, "current_stream", lambda device: Recorded(calls))
     monkeypatch.setattr(torch.cuda, "stream", on_stream)
+    monkeypatch.setattr(prefetch, "Normalization", lambda *_: lambda image: image)
+    words = ["TRAIN.channels_last", "False"]
+    prepare, _ = prefetcher(small_config, torch.device("cuda", 0), *words)
     given = Batch(Recorded(calls), Recorded(calls), ["a"])
     image = given.image
-    (moved,) = to_device(iter([given]), torch.device("cuda", 0))
+    (moved,) = prepare.prepared(iter([given]), first_step=0)
     assert calls == ["side", *["copy cuda:0 True"] * 2, "main", "wait", "record", "record"]
     assert given.image is image is not moved.image
     assert moved.names == ["a"]
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
-def test_batches_come_to_the_gpu_unchanged() -> None:
-    device = torch.device("cuda")
+def test_batches_come_to_the_gpu_unchanged(small_config: Path) -> None:
+    words = ["DATA.mean", "[0,0,0]", "DATA.std", "[1,1,1]"]
+    prepare, _ = prefetcher(small_config, torch.device("cuda", 0), *words)
     batches = [
         Batch(torch.full((2, 3, 64, 64), i, dtype=torch.uint8), torch.full((2, 64, 64), i), ["a"])
         for i in range(20)
     ]
-    for index, batch in enumerate(to_device((b.pin_memory() for b in batches), device)):
+    pinned = (batch.pin_memory() for batch in batches)
+    for index, batch in enumerate(prepare.prepared(pinned, first_step=0)):
         assert batch.image.device.type == batch.label.device.type == "cuda"
         assert (batch.image == index).all()
         assert (batch.label == index).all()

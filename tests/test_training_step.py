@@ -1,0 +1,161 @@
+"""One step: a verdict that all processes share, a fixed loss scale, few operations, no traces."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from processes import run_processes
+from reference import spnet
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from stripseg.config.load import load_config
+from stripseg.training_run import build_trainer
+from stripseg.util.distributed import process_group
+from stripseg.util.training.losses import SegmentationLoss
+from stripseg.util.training.prefetch import PreparedBatch
+from stripseg.util.training.step import RunningStatistics, TrainingStep
+
+CPU = torch.device("cpu")
+
+
+class Tiny(nn.Module):
+    """(N, 3, H, W) -> logits of 4 classes; batch norm with running statistics."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        generator = torch.Generator().manual_seed(0)
+        self.layer = nn.Conv2d(3, 4, 1)
+        self.norm = nn.BatchNorm2d(4)
+        with torch.no_grad():
+            self.layer.weight.normal_(generator=generator)
+            self.layer.bias.zero_()
+
+    def forward(self, image: Tensor) -> tuple[Tensor, None]:
+        return self.norm(self.layer(image)), None
+
+
+def batch(step: int = 0) -> PreparedBatch:
+    generator = torch.Generator().manual_seed(10 * step + process_group.rank())
+    image = torch.randn(2, 3, 8, 8, generator=generator)
+    label = torch.randint(4, (2, 8, 8), generator=generator)
+    return PreparedBatch(step, image, label, None, 1.0, ["a", "b"], [])
+
+
+def training_step(network: nn.Module, loss, **options) -> TrainingStep:
+    optimizer = torch.optim.SGD(network.parameters(), lr=0.1, fused=True)
+    return TrainingStep(network, optimizer=optimizer, loss=loss, **options)
+
+
+class SpoiltLoss(SegmentationLoss):
+    """Infinite, with finite gradients, in process 1 at the second step."""
+
+    calls = 0
+
+    def __call__(self, *inputs, **context) -> tuple[Tensor, Tensor, Tensor]:
+        total, main, second = super().__call__(*inputs, **context)
+        self.calls += 1
+        if self.calls == 2 and process_group.rank() == 1:
+            total = total + float("inf")
+        return total, main, second
+
+
+def three_steps() -> list[tuple[float, dict[str, Tensor]]]:
+    """(skipped, weights after it) of each step."""
+    torch.manual_seed(0)
+    network = Tiny()
+    step = training_step(DistributedDataParallel(network), SpoiltLoss())
+    results = []
+    for index in range(3):
+        skipped = step(batch(index)).skipped.item()
+        results.append((skipped, {k: v.clone() for k, v in network.state_dict().items()}))
+    return results
+
+
+def test_one_bad_loss_skips_the_step_of_every_process() -> None:
+    first, second = run_processes(2, three_steps)
+    assert [skipped for skipped, _ in first] == [skipped for skipped, _ in second] == [0, 1, 0]
+    for (_, one), (_, other) in zip(first, second, strict=True):
+        for key in ("layer.weight", "norm.weight", "norm.bias"):
+            assert (one[key] == other[key]).all(), key
+    for results in (first, second):
+        (_, before), (_, skipped), (_, after) = results
+        for key in ("layer.weight", "norm.running_mean", "norm.running_var"):
+            assert (before[key] == skipped[key]).all(), key
+            assert (skipped[key] != after[key]).any(), key
+
+
+class Overflow(SegmentationLoss):
+    """Every gradient is infinite."""
+
+    def __call__(self, *inputs, **context) -> tuple[Tensor, Tensor, Tensor]:
+        total, main, second = super().__call__(*inputs, **context)
+        total.register_hook(lambda gradient: gradient * float("inf"))
+        return total, main, second
+
+
+@pytest.mark.parametrize(("scale", "expected"), [(1024.0, 1024.0), (None, 2.0**13)])
+def test_a_fixed_loss_scale_stays(scale: float | None, expected: float) -> None:
+    """Without one the scaler halves its own at each overflow."""
+    network = Tiny()
+    before = network.layer.weight.detach().clone()
+    step = training_step(network, Overflow(), dtype=torch.float16, loss_scale=scale)
+    for index in range(3):
+        step(batch(index))
+    assert step.scaler.get_scale() == expected
+    assert torch.equal(network.layer.weight, before)
+
+
+class Operations(TorchDispatchMode):
+    """Counts what is sent to the device."""
+
+    count = 0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        self.count += 1
+        return function(*args, **(kwargs or {}))
+
+
+def test_watching_for_bad_numbers_takes_a_handful_of_operations() -> None:
+    """Of a network with 142 buffers and 200 parameters."""
+    network = spnet(50, 5)
+    step = training_step(network, SegmentationLoss())
+    for parameter in network.parameters():
+        parameter.grad = torch.zeros_like(parameter)
+    loss = torch.tensor(1.0)
+    with Operations() as operations:
+        step.statistics.remember()
+        skipped = step._not_finite(loss)
+        step.statistics.restore(skipped)
+    assert operations.count <= 20
+    assert sum(b.is_floating_point() for b in network.buffers()) > 100
+
+
+def test_statistics_come_back_whatever_their_shape_and_type() -> None:
+    network = nn.Module()
+    tensors = {"a": torch.rand(3), "b": torch.rand(2, 4), "c": torch.rand(()).double()}
+    for name, tensor in tensors.items():
+        network.register_buffer(name, tensor.clone())
+    network.register_buffer("count", torch.tensor(0))
+    statistics = RunningStatistics(network)
+    statistics.remember()
+    for skipped in (0.0, 1.0):
+        for name in tensors:
+            network.get_buffer(name).fill_(float("nan"))
+        network.count += 1
+        statistics.restore(torch.tensor(skipped))
+        for name, tensor in tensors.items():
+            now = network.get_buffer(name)
+            assert torch.equal(now, tensor) if skipped else now.isnan().all(), name
+    assert network.count == 2
+
+
+def test_the_callers_random_numbers_go_on_as_if_nothing_was_trained(small_config: Path) -> None:
+    torch.manual_seed(3)
+    torch.rand(1)
+    expected = torch.rand(4)
+    torch.manual_seed(3)
+    torch.rand(1)
+    build_trainer(load_config(small_config, ["TRAIN.batch_size", "auto"]), CPU).fit(until=2)
+    assert torch.equal(torch.rand(4), expected)
