@@ -9,7 +9,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from stripseg.model.folding import fold_batch_norm
 from stripseg.model.onednn import OneDNNConvolution, use_onednn
 from stripseg.util.memory import keep_freed_memory
-from stripseg.util.training.optimizer import PRECISIONS, autocast, has_native_bfloat16
+from stripseg.util.precision import PRECISIONS, autocast, has_native_bfloat16
 
 from .rows import seconds_of
 from .testing import CROP, spnet50

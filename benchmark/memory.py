@@ -17,7 +17,7 @@ from stripseg.util.inference.sliding_window import (
     usual_batch_size,
 )
 from stripseg.util.memory import keep_freed_memory
-from stripseg.util.training.optimizer import choose_precision
+from stripseg.util.precision import choose_precision
 
 from .rows import Row
 from .testing import picture, spnet50

@@ -17,7 +17,7 @@ from stripseg.util.inference.sliding_window import (
     usual_batch_size,
 )
 from stripseg.util.memory import keep_freed_memory
-from stripseg.util.training.optimizer import PRECISIONS, has_native_bfloat16
+from stripseg.util.precision import PRECISIONS, has_native_bfloat16
 
 from . import textbook
 from .apart import Apart

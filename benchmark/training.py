@@ -12,7 +12,8 @@ from stripseg.model.segmenter import Segmenter
 from stripseg.util.memory import keep_freed_memory
 from stripseg.util.normalization import Normalization
 from stripseg.util.training.losses import SegmentationLoss
-from stripseg.util.training.optimizer import autocast, build_optimizer, has_native_bfloat16
+from stripseg.util.precision import autocast, has_native_bfloat16
+from stripseg.util.training.optimizer import build_optimizer
 
 from . import textbook
 from .apart import Apart
@@ -73,13 +74,13 @@ def our_step(
     optimizer = build_optimizer(
         model,
         model.new_layers(),
-        base_rate=RATE,
-        new_layer_factor=10.0,
+        base_lr=RATE,
+        head_lr_factor=10.0,
         momentum=0.9,
         weight_decay=1e-4,
     )
     for group in optimizer.param_groups:
-        group["lr"] = RATE * group["rate_factor"]
+        group["lr"] = RATE * group["lr_factor"]
     loss_of = SegmentationLoss(ignore_label=255, auxiliary_weight=0.4)
     normalize = Normalization(textbook.MEAN, textbook.STD, device)
     losses: list[Tensor] = []

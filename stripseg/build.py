@@ -17,7 +17,8 @@ from .util.inference.sliding_window import (
     usual_batch_size,
 )
 from .util.training.losses import SegmentationLoss
-from .util.training.optimizer import build_optimizer, choose_precision
+from .util.precision import choose_precision
+from .util.training.optimizer import build_optimizer
 
 
 def optimizer_of(config: Config, segmenter: nn.Module) -> torch.optim.Optimizer:
@@ -25,8 +26,8 @@ def optimizer_of(config: Config, segmenter: nn.Module) -> torch.optim.Optimizer:
     return build_optimizer(
         segmenter,
         segmenter.new_layers(),
-        base_rate=train.base_lr,
-        new_layer_factor=train.head_lr_factor,
+        base_lr=train.base_lr,
+        head_lr_factor=train.head_lr_factor,
         momentum=train.momentum,
         weight_decay=train.weight_decay,
         name=train.optimizer,

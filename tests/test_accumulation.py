@@ -159,14 +159,13 @@ def test_ohem_chooses_in_each_part_and_weighs_it_by_its_labels() -> None:
     logits, label = labelled((9, 3, 6))
     options = {"ohem_threshold": 0.01, "ohem_min_kept": 20}
     alone = SegmentationLoss(ohem_threshold=0.01, ohem_min_kept=10)
+    parts = (slice(0, 2), slice(2, 3))
     got = sum(
-        SegmentationLoss(**options).single(logits[i], label[i], whole=label, parts=2)
-        for i in (slice(0, 2), slice(2, 3))
+        SegmentationLoss(**options)(logits[i], None, label[i], whole=label, parts=2)[0]
+        for i in parts
     )
-    expected = alone.single(logits[:2], label[:2]) * 12 / 18 + alone.single(
-        logits[2:], label[2:]
-    ) * (6 / 18)
-    torch.testing.assert_close(got, expected)
+    first, second = (alone(logits[i], None, label[i])[0] for i in parts)
+    torch.testing.assert_close(got, first * (12 / 18) + second * (6 / 18))
 
 
 def test_sizes_of_parts() -> None:

@@ -29,8 +29,8 @@ def test_every_shipped_config_trains(path: Path) -> None:
     optimizer = build_optimizer(
         segmenter,
         segmenter.new_layers(),
-        base_rate=config.TRAIN.base_lr,
-        new_layer_factor=config.TRAIN.head_lr_factor,
+        base_lr=config.TRAIN.base_lr,
+        head_lr_factor=config.TRAIN.head_lr_factor,
         momentum=config.TRAIN.momentum,
         weight_decay=config.TRAIN.weight_decay,
         name=config.TRAIN.optimizer,

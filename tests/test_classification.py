@@ -31,7 +31,7 @@ from stripseg.util.inference.classification import (
     classification_table,
 )
 from stripseg.util.training.losses import SegmentationLoss
-from stripseg.util.training.schedule import rate_at
+from stripseg.util.training.optimizer import lr_at
 
 CPU = torch.device("cpu")
 ROOT = Path(__file__).resolve().parent.parent
@@ -215,24 +215,24 @@ def test_labels_of_images_and_of_pixels_have_the_same_loss() -> None:
         assert (main, second) == (total, 0)
 
 
-def rates(epochs: int = 10, steps: int = 4, **options) -> list[float]:
+def lrs(epochs: int = 10, steps: int = 4, **options) -> list[float]:
     train = TrainSection.model_construct(epochs=epochs, base_lr=1.0, **options)
-    return [rate_at(train, step, steps) for step in range(epochs * steps)]
+    return [lr_at(train, step, steps) for step in range(epochs * steps)]
 
 
 def test_schedules() -> None:
-    step = rates(schedule="step", milestones=(5, 8))
+    step = lrs(schedule="step", milestones=(5, 8))
     assert step == pytest.approx([1.0] * 20 + [0.1] * 12 + [0.01] * 8)
-    cosine = rates(schedule="cosine")
+    cosine = lrs(schedule="cosine")
     assert cosine[0] == 1
     assert cosine[20] == pytest.approx(0.5)
     assert 0 < cosine[-1] < 0.01
-    assert rates() == pytest.approx([(1 - i / 40) ** 0.9 for i in range(40)])
+    assert lrs() == pytest.approx([(1 - i / 40) ** 0.9 for i in range(40)])
     for schedule in ("poly", "cosine"):
-        warm = rates(schedule=schedule, warmup_epochs=2)
+        warm = lrs(schedule=schedule, warmup_epochs=2)
         assert warm[:8] == pytest.approx([(i + 1) / 8 for i in range(8)])
-        assert warm[8:] == pytest.approx(rates(epochs=8, schedule=schedule))
-    warm = rates(schedule="step", milestones=(5,), warmup_epochs=1)
+        assert warm[8:] == pytest.approx(lrs(epochs=8, schedule=schedule))
+    warm = lrs(schedule="step", milestones=(5,), warmup_epochs=1)
     assert warm[:5] == pytest.approx([0.25, 0.5, 0.75, 1, 1])
     assert warm[19:21] == pytest.approx([1, 0.1])
 

@@ -27,8 +27,8 @@ def training_steps(config_path: str, shares: list[slice]) -> tuple[dict[str, Ten
     optimizer = build_optimizer(
         segmenter,
         segmenter.new_layers(),
-        base_rate=0.01,
-        new_layer_factor=10.0,
+        base_lr=0.01,
+        head_lr_factor=10.0,
         momentum=0.9,
         weight_decay=1e-4,
     )

@@ -1,10 +1,14 @@
 """Losses over the labelled pixels of the global batch."""
 
+import math
+
+import numpy as np
 import pytest
 import torch
 from processes import run_processes
 from torch import Tensor
 from torch.nn import functional as F
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from stripseg.util.distributed import process_group
 from stripseg.util.training.losses import (
@@ -79,8 +83,8 @@ def test_many_classes_are_no_other_loss(options: dict, memory_format: torch.memo
         padded["class_weights"] = F.pad(options["class_weights"], (0, MANY_CLASSES), value=7.0)
     few = logits.requires_grad_()
     losses = [
-        SegmentationLoss(**options).single(few, label),
-        SegmentationLoss(**padded).single(many, label),
+        SegmentationLoss(**options)(few, None, label)[0],
+        SegmentationLoss(**padded)(many, None, label)[0],
     ]
     assert losses[1].item() == pytest.approx(losses[0].item(), rel=1e-6)
     for loss in losses:
@@ -98,8 +102,8 @@ def test_cross_entropy_is_pytorchs():
 
 def test_fewer_pixels_than_must_be_kept_are_all_kept():
     logits, _, label = batch()
-    ohem = SegmentationLoss(ohem_threshold=0.1, ohem_min_kept=10_000).single(logits, label)
-    assert ohem.item() == pytest.approx(SegmentationLoss().single(logits, label).item(), rel=1e-6)
+    ohem = SegmentationLoss(ohem_threshold=0.1, ohem_min_kept=10_000)(logits, None, label)[0]
+    assert ohem.item() == pytest.approx(SegmentationLoss()(logits, None, label)[0].item(), rel=1e-6)
 
 
 @pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS)
@@ -155,3 +159,75 @@ def test_rare_classes_weigh_more_and_absent_ones_one():
 
 def test_no_pixel_at_all_gives_even_weights():
     assert balanced_class_weights(torch.zeros(3)).tolist() == [1, 1, 1]
+
+
+class Waits(TorchDispatchMode):
+    """Collects the operations for which a GPU would make the host wait."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.found: list[str] = []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        name = func.overloadpacket.__name__
+        by_mask = name in ("index", "index_put_") and any(
+            index is not None and index.dtype == torch.bool for index in args[1]
+        )
+        # the last one stands for a tensor that is made from a Python number
+        if by_mask or name in ("nonzero", "_local_scalar_dense", "masked_select", "lift_fresh"):
+            self.found.append(name)
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"class_weights": torch.tensor([1.0, 2.0, 0.5])},
+        {"ohem_threshold": 0.6, "ohem_min_kept": 5},
+        {"ohem_threshold": 0.6, "ohem_min_kept": 0},
+        {"ohem_threshold": 0.6, "class_weights": torch.tensor([1.0, 2.0, 0.5])},
+    ],
+    ids=["plain", "weights", "ohem", "ohem, threshold alone", "ohem, weights"],
+)
+def test_no_loss_waits_for_the_device(options: dict) -> None:
+    """In any step but the first, which moves the class weights."""
+    loss = SegmentationLoss(**options)
+    logits = torch.randn(2, 3, 6, 6, requires_grad=True)
+    label = torch.randint(0, 3, (2, 6, 6))
+    label[:, 0] = 255
+    loss(logits, logits, label)
+    with Waits() as waits:
+        loss(logits, logits, label)[0].backward()
+    assert waits.found == []
+
+
+def test_a_wait_is_found() -> None:
+    x = torch.randn(3)
+    with Waits() as waits:
+        x[x > 0].sum().item()
+        x.new_tensor(0.5)
+    assert waits.found == ["index", "_local_scalar_dense", "lift_fresh"]
+
+
+def test_ohem_and_class_weights_by_their_definition() -> None:
+    """Pixel by pixel, in double."""
+    generator = torch.Generator().manual_seed(3)
+    logits = torch.randn(2, 4, 5, 7, generator=generator, dtype=torch.float64)
+    label = torch.randint(0, 4, (2, 5, 7), generator=generator)
+    label[0, :2] = 255
+    weights = torch.tensor([1.0, 0.25, 3.0, 2.0], dtype=torch.float64)
+    for threshold, least in ((0.2, 0), (0.2, 30), (0.9, 3), (0.01, 1000)):
+        pixels = []
+        for n, y, x in np.ndindex(2, 5, 7):
+            if (k := int(label[n, y, x])) != 255:
+                probability = logits[n, :, y, x].softmax(0)[k].item()
+                pixels.append((probability, weights[k].item()))
+        pixels.sort()
+        kth = pixels[least - 1][0] if 0 < least < len(pixels) else (0 if least == 0 else 1)
+        hard = [(p, w) for p, w in pixels if p <= max(threshold, kth)]
+        expected = -sum(w * math.log(p) for p, w in hard) / sum(w for _, w in hard)
+        loss = SegmentationLoss(
+            class_weights=weights, ohem_threshold=threshold, ohem_min_kept=least
+        )
+        assert loss(logits, None, label)[0].item() == pytest.approx(expected, rel=1e-12)

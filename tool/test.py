@@ -35,7 +35,7 @@ from stripseg.util.inference.sliding_window import SlidingWindow
 from stripseg.util.inference.thread_pool import Background
 from stripseg.util.logger import progress, run_logger
 from stripseg.util.metrics import ConfusionMatrix, Scores, check_prediction, class_table
-from stripseg.util.training.optimizer import choose_precision
+from stripseg.util.precision import choose_precision
 from stripseg.validation import classification_scores
 
 BATCH_SIZE = 8  # a classifier's images in a forward pass, where TEST.batch_size is empty

@@ -8,7 +8,7 @@ from stripseg.dataset.description import describe, raw_to_train_table
 from stripseg.util.inference.sliding_window import InferenceSettings, SlidingWindow
 from stripseg.util.metrics import ConfusionMatrix
 from stripseg.util.training.losses import SegmentationLoss
-from stripseg.util.training.schedule import poly, step_decay
+from stripseg.util.training.optimizer import poly, step_decay
 
 from .fixture import Errors, Fixture, UnknownFixtureError, apart, classes_differ, relative, sliced
 
@@ -110,7 +110,7 @@ def check_loss(fixture: Fixture) -> Errors:
         class_weights=None if weights is None else torch.tensor(weights),
         ohem_threshold=ohem,
         ohem_min_kept=facts.get("min_kept", 100_000),
-    ).single(logits, label[:, ::step, ::step])
+    )(logits, None, label[:, ::step, ::step])[0]
     expected = stored["loss_strided" if "loss_strided" in stored else "loss"]
     yield "loss", relative(loss.item(), float(expected), 1e-6)
 
@@ -119,7 +119,7 @@ def check_schedule(fixture: Fixture) -> Errors:
     for base_rate, step, total, power, rate in fixture.arrays.get("cases", ()):
         yield "poly", relative(poly(base_rate, int(step), int(total), power), rate, 1e-9)
     for base_rate, epoch, step_epochs, factor, rate in fixture.arrays.get("step_cases", ()):
-        ours = step_decay(base_rate, int(epoch), int(step_epochs), factor)
+        ours = step_decay(base_rate, int(epoch) // int(step_epochs), factor)
         yield "step", relative(ours, rate, 1e-9)
 
 

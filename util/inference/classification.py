@@ -10,7 +10,7 @@ from torch.nn import functional as F
 
 from ..distributed import process_group
 from ..metrics import ConfusionMatrix
-from ..training.optimizer import autocast
+from ..precision import autocast
 from .evaluator import EvaluationSample, evaluation_mode
 
 WIDEST = 20  # classes of the largest confusion matrix that is shown as text

@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 from ..memory import free_memory, give_back_freed_memory, is_out_of_memory
 from ..normalization import Normalization
-from ..training.optimizer import autocast
+from ..precision import autocast
 from .resampling import half_pixel_resize, resampling
 from .score_map import ScoreMap, Window, scaled_size
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 import torch
 from torch import nn
 
-from .optimizer import autocast
+from ..precision import autocast
 
 
 def compile_or_eager(

@@ -73,59 +73,68 @@ class SegmentationLoss:
         label = subsample_label(label, logits.shape[2:]).long()
         if whole is not None:
             whole = subsample_label(whole, logits.shape[2:]).long()
-        main = self.single(logits, label, whole=whole, parts=parts)
+        labelled = self._global_weight(label if whole is None else whole, logits)
+        main = self.single(logits, label, labelled=labelled, parts=parts)
         if auxiliary is None:
             return main, main, torch.zeros_like(main)
-        second = self.single(auxiliary, label, whole=whole, parts=parts)
+        second = self.single(auxiliary, label, labelled=labelled, parts=parts)
         return main + self.auxiliary_weight * second, main, second
 
-    def single(
-        self, logits: Tensor, label: Tensor, *, whole: Tensor | None = None, parts: int = 1
-    ) -> Tensor:
-        """The loss of one set of logits: (N,K,H,W) against (N,H,W), a scalar."""
+    def single(self, logits: Tensor, label: Tensor, *, labelled: Tensor, parts: int = 1) -> Tensor:
+        """Return the loss of one set of logits, (N,K,h,w) against (N,h,w): a scalar.
+
+        `labelled` is the weight of the labelled pixels of the whole global batch; OHEM needs that
+        of the hard ones, and weights a part by its share of the labelled ones.
+        """
+        if self.ohem_threshold is None:
+            return self._sum(logits, label) / labelled * process_group.world_size()
+        hard = self._hard_label(logits.detach(), label, -(-self.ohem_min_kept // parts))
+        mean = self._sum(logits, hard) / self._global_weight(hard, logits)
+        mean = mean * process_group.world_size()
+        return mean if parts == 1 else mean * (self._global_weight(label, logits) / labelled)
+
+    def _sum(self, logits: Tensor, label: Tensor) -> Tensor:
+        """Sum of the cross entropy over the local pixels, (N,K,h,w) against (N,h,w), in fp32."""
         if logits.shape[1] >= MANY_CLASSES and is_channels_last(logits):
             logits, label = in_rows(logits), label.flatten()
-        logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
-        labelled = label
-        if self.ohem_threshold is not None:
-            label = self._keep_hard(logits.detach(), label, -(-self.ohem_min_kept // parts))
-        weights = self.class_weights
-        if weights is not None:
-            weights = weights.to(logits.device, logits.dtype)
-        total = F.cross_entropy(
+        logits = logits.to(_loss_type(logits))
+        return F.cross_entropy(
             logits,
             label,
-            weights,
+            self._weights(logits),
             ignore_index=self.ignore_label,
             reduction="none",  # the kernel of GPUs would sum in any order
             label_smoothing=self.label_smoothing,
         ).sum()
-        count = self._count(label if whole is None or label is not labelled else whole, weights)
-        count = process_group.all_reduce_sum(count.to(logits.dtype))
-        mean = total / count.clamp(min=1e-12) * process_group.world_size()
-        if whole is None or label is labelled:
-            return mean
-        shares = torch.stack([self._count(labelled, weights), self._count(whole, weights)])
-        here, everywhere = process_group.all_reduce_sum(shares.to(logits.dtype))
-        return mean * (here / everywhere.clamp(min=1e-12))
 
-    def _count(self, label: Tensor, weights: Tensor | None) -> Tensor:
-        """How many pixels are labelled, or the sum of their classes' weights."""
-        labelled = label != self.ignore_label
-        if weights is None:
-            return labelled.sum()
-        return weights[label.clamp(max=len(weights) - 1)][labelled].sum()
-
-    def _keep_hard(self, logits: Tensor, label: Tensor, least: int) -> Tensor:
-        """`label` with the easy pixels set to the ignore label; `least` are kept at least."""
+    def _hard_label(self, logits: Tensor, label: Tensor, least: int) -> Tensor:
+        """`label` with the ignore label on easy pixels; at least `least` pixels are kept."""
         valid = label != self.ignore_label
-        true_class = label.clamp(max=logits.shape[1] - 1).unsqueeze(1)
-        probability = logits.softmax(1).gather(1, true_class).squeeze(1)
-        candidates = probability[valid]
-        limit = probability.new_tensor(self.ohem_threshold)
+        true_class = label.clamp(0, logits.shape[1] - 1).unsqueeze(1)
+        probability = logits.to(_loss_type(logits)).softmax(1).gather(1, true_class).squeeze(1)
+        limit: float | Tensor = self.ohem_threshold
         if least > 0:
-            limit = limit.maximum(global_kth_smallest(candidates, least))
+            limit = global_kth_smallest(probability, valid, least).clamp(min=self.ohem_threshold)
         return torch.where(valid & (probability <= limit), label, self.ignore_label)
+
+    def _global_weight(self, label: Tensor, logits: Tensor) -> Tensor:
+        """Labelled pixels of all processes, or the sum of their class weights; at least 1e-12."""
+        labelled = label != self.ignore_label
+        weights = self._weights(logits)
+        if weights is not None:
+            labelled = weights[label.clamp(0, len(weights) - 1)] * labelled
+        weight = labelled.sum().to(_loss_type(logits))
+        return process_group.all_reduce_sum(weight).clamp(min=1e-12)
+
+    def _weights(self, logits: Tensor) -> Tensor | None:
+        """The class weights where and as the logits are; they move there once."""
+        if self.class_weights is not None:
+            self.class_weights = self.class_weights.to(logits.device, _loss_type(logits))
+        return self.class_weights
+
+
+def _loss_type(logits: Tensor) -> torch.dtype:
+    return torch.promote_types(logits.dtype, torch.float32)
 
 
 def in_rows(logits: Tensor) -> Tensor:
@@ -141,18 +150,24 @@ def is_channels_last(x: Tensor) -> bool:
     return x.dim() == 4 and x.is_contiguous(memory_format=torch.channels_last)
 
 
-def global_kth_smallest(values: Tensor, k: int) -> Tensor:
-    """The k-th smallest value over all processes; infinity when there are not more than k."""
-    size = min(k, values.numel())
-    smallest = values.new_full((k,), float("inf"))
-    smallest[:size] = torch.topk(values, size, largest=False, sorted=False).values
-    total = process_group.all_reduce_sum(torch.tensor([values.numel()], device=values.device))
+def global_kth_smallest(values: Tensor, valid: Tensor, k: int) -> Tensor:
+    """Return the k-th smallest valid value over all processes, a scalar.
+
+    Infinity when there are not more than k. Shapes do not depend on how many are valid, so nothing
+    waits for the device.
+    """
+    infinity = float("inf")
+    candidates = torch.where(valid, values, infinity).flatten()
+    size = min(k, candidates.numel())
+    smallest = values.new_full((k,), infinity)
+    smallest[:size] = torch.topk(candidates, size, largest=False, sorted=False).values
+    total = process_group.all_reduce_sum(valid.sum())
     if process_group.world_size() > 1:
         gathered = [torch.empty_like(smallest) for _ in range(process_group.world_size())]
         dist.all_gather(gathered, smallest)
         smallest = torch.cat(gathered)
     kth = torch.kthvalue(smallest, k).values
-    return torch.where(total[0] > k, kth, torch.full_like(kth, float("inf")))
+    return torch.where(total > k, kth, infinity)
 
 
 def subsample_label(label: Tensor, size: torch.Size) -> Tensor:

@@ -1,43 +1,45 @@
-"""Optimizer, its parameter groups, and numeric precision."""
+"""The optimizer and its learning rate: parameter groups, schedules, and states that are loaded."""
 
-import contextlib
+import math
+from bisect import bisect_right
+from collections.abc import Mapping
+from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-from ...config.errors import DeviceError
-
-PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+from ...config.schema import TrainSection
 
 
 def build_optimizer(
     network: nn.Module,
     new_layers: list[nn.Module],
     *,
-    base_rate: float,
-    new_layer_factor: float,
+    base_lr: float,
+    head_lr_factor: float,
     momentum: float,
     weight_decay: float,
     name: str = "sgd",
 ) -> torch.optim.Optimizer:
-    """SGD, AdamW or Adam with two groups: the backbone, and new layers at a multiple of its rate.
+    """Return SGD, AdamW or Adam with two groups: the backbone, and new layers at a higher rate.
 
-    Each group keeps its factor as `rate_factor`; the trainer multiplies the schedule by it.
-    `momentum` is also the first beta of the others. Adam's weight decay is part of the gradient.
+    Each group keeps its factor as `lr_factor`, see `set_lr`. `momentum` is also the first beta of
+    AdamW and Adam. Adam's weight decay is part of the gradient. Parameters that need no gradient
+    are left out.
     """
     new = {id(p) for layer in new_layers for p in layer.parameters()}
-    parameters = list(network.parameters())
+    parameters = [p for p in network.parameters() if p.requires_grad]
     groups = [
-        {"params": [p for p in parameters if id(p) not in new], "rate_factor": 1.0},
-        {"params": [p for p in parameters if id(p) in new], "rate_factor": new_layer_factor},
+        {"params": [p for p in parameters if id(p) not in new], "lr_factor": 1.0},
+        {"params": [p for p in parameters if id(p) in new], "lr_factor": head_lr_factor},
     ]
     groups = [group for group in groups if group["params"]]
     if name in ("adamw", "adam"):
         kind = torch.optim.AdamW if name == "adamw" else torch.optim.Adam
         betas = (momentum, 0.999)
-        return kind(groups, lr=base_rate, betas=betas, weight_decay=weight_decay, fused=True)
+        return kind(groups, lr=base_lr, betas=betas, weight_decay=weight_decay, fused=True)
     optimizer = torch.optim.SGD(
-        groups, lr=base_rate, momentum=momentum, weight_decay=weight_decay, fused=True
+        groups, lr=base_lr, momentum=momentum, weight_decay=weight_decay, fused=True
     )
     if momentum:  # zero is what the first step means, and stays if that step is skipped
         for parameter in parameters:
@@ -45,37 +47,63 @@ def build_optimizer(
     return optimizer
 
 
-def set_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
-    for group in optimizer.param_groups:
-        group["lr"] = rate * group["rate_factor"]
+def load_optimizer_state(optimizer: torch.optim.Optimizer, state: Mapping[str, Any]) -> None:
+    """Load what `state_dict` gave, in the memory layout that the parameters have now.
 
-
-def choose_precision(name: str, device: torch.device, *, key: str) -> torch.dtype:
-    """ "fp32", "bf16", "fp16", or "auto": bf16 where the hardware multiplies it natively.
+    The fused kernels of the CPU read parameters, gradients and states side by side as they lie in
+    memory, so a momentum that was saved channels-last must not meet a weight that is not. Groups
+    keep the `lr_factor` that they were built with; older checkpoints call it `rate_factor`.
 
     Raises:
-        DeviceError: fp16 on the CPU, whose range needs gradient scaling nobody gains from there.
+        ValueError, KeyError: the state belongs to other parameters or to another optimizer.
     """
-    if name == "auto":
-        return torch.bfloat16 if has_native_bfloat16(device) else torch.float32
-    if name == "fp16" and device.type == "cpu":
-        raise DeviceError(f"{key}: fp16 needs a GPU; on the CPU use bf16 or fp32")
-    return PRECISIONS[name]
+    factors = [group["lr_factor"] for group in optimizer.param_groups]
+    optimizer.load_state_dict(dict(state))
+    for group, factor in zip(optimizer.param_groups, factors, strict=True):
+        group.pop("rate_factor", None)
+        group["lr_factor"] = factor
+        for parameter in group["params"]:
+            entries = optimizer.state[parameter]
+            for name, value in entries.items():
+                if isinstance(value, Tensor) and value.shape == parameter.shape:
+                    entries[name] = torch.empty_like(parameter, dtype=value.dtype).copy_(value)
 
 
-def has_native_bfloat16(device: torch.device) -> bool:
-    if device.type == "cuda":
-        return torch.cuda.is_bf16_supported(including_emulation=False)
-    try:
-        with open("/proc/cpuinfo", encoding="ascii", errors="ignore") as info:
-            flags = info.read()
-    except OSError:
-        return False
-    return "avx512_bf16" in flags or "amx_bf16" in flags or " bf16" in flags
+def set_lr(optimizer: torch.optim.Optimizer, lr: float) -> None:
+    """Set the backbone's learning rate; the other groups get their multiple of it."""
+    for group in optimizer.param_groups:
+        group["lr"] = lr * group["lr_factor"]
 
 
-def autocast(device: torch.device, dtype: torch.dtype) -> contextlib.AbstractContextManager:
-    """Mixed precision for a forward pass; nothing for fp32."""
-    if dtype == torch.float32:
-        return contextlib.nullcontext()
-    return torch.autocast(device.type, dtype=dtype)
+def lr_at(train: TrainSection, step: int, steps_per_epoch: int) -> float:
+    """Return the backbone's learning rate of a step, counted from 0, of the whole run.
+
+    During `warmup_epochs` it grows linearly and reaches `base_lr` with their last step (Goyal et
+    al., 2017, Sec. 2.2). Poly and cosine then run over the remaining steps; milestones count
+    epochs from the start of the run.
+    """
+    warmup = train.warmup_epochs * steps_per_epoch
+    base_lr, remaining = train.base_lr, train.epochs * steps_per_epoch - warmup
+    if step < warmup:
+        return base_lr * (step + 1) / warmup
+    if train.schedule == "step":
+        passed = bisect_right(sorted(train.milestones), step // steps_per_epoch)
+        return step_decay(base_lr, passed, train.rate_decay)
+    if train.schedule == "cosine":
+        return cosine(base_lr, step - warmup, remaining)
+    return poly(base_lr, step - warmup, remaining, train.power)
+
+
+def poly(base_lr: float, step: int, total_steps: int, power: float = 0.9) -> float:
+    """Return base_lr * (1 - step / total_steps) ^ power; `step` is counted from 0."""
+    return base_lr * (1 - min(step, total_steps) / total_steps) ** power
+
+
+def cosine(base_lr: float, step: int, total_steps: int) -> float:
+    """Return half a cosine wave down to 0 (Loshchilov and Hutter, SGDR, ICLR 2017, eq. 5)."""
+    return base_lr * (1 + math.cos(math.pi * min(step, total_steps) / total_steps)) / 2
+
+
+def step_decay(base_lr: float, drops: int, factor: float = 0.1) -> float:
+    """Return the learning rate after `drops` multiplications by `factor`."""
+    return base_lr * factor**drops

@@ -10,7 +10,7 @@ from torch import nn
 
 from ..distributed import process_group
 from ..distributed.sync_batch_norm import SyncBatchNorm
-from .optimizer import has_native_bfloat16
+from ..precision import has_native_bfloat16
 
 WARM_UP = 2  # steps that start workers, choose kernels and fill caches do not count
 SAMPLE_EVERY, SAMPLES = 4, 25  # on CUDA: steps whose kernels are timed

@@ -18,10 +18,9 @@ from ..seeds import derived_seed
 from ..signals import Stopped, StopRequest
 from .ema import EMA
 from .losses import SegmentationLoss
-from .optimizer import set_rate
+from .optimizer import load_optimizer_state, lr_at, set_lr
 from .prefetch import LoadedBatch, Prefetcher
 from .run_log import RunLog
-from .schedule import rate_at
 from .step import TrainingStep
 from .step_timer import StepTimer
 
@@ -137,8 +136,8 @@ class Trainer:
         batches = self.prefetcher.prepared(loaded, first_step=self.step)
         bar = {"total": self.total_steps, "start": self.step, "unit": "step", "what": "training"}
         for batch in progress(batches, **bar):
-            lr = rate_at(train, self.step, per_epoch)
-            set_rate(self.optimizer, lr)
+            lr = lr_at(train, self.step, per_epoch)
+            set_lr(self.optimizer, lr)
             # dropout is a function of (seed, step, process), so resuming needs no generator state
             seed = derived_seed(train.manual_seed or 0, self.step, process_group.rank())
             torch.manual_seed(seed)
@@ -263,7 +262,7 @@ class Trainer:
         """
         check_training_state(content, self.loader.steps_per_epoch, origin=origin)
         try:
-            self.optimizer.load_state_dict(content["optimizer"])
+            load_optimizer_state(self.optimizer, content["optimizer"])
         except (ValueError, KeyError) as error:
             raise CheckpointError(
                 f"{origin}: its optimizer does not fit ({error}); TRAIN.optimizer or the network "
