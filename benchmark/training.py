@@ -11,8 +11,8 @@ from stripseg.model.build import build_segmenter
 from stripseg.model.segmenter import Segmenter
 from stripseg.util.memory import keep_freed_memory
 from stripseg.util.normalization import Normalization
-from stripseg.util.training.losses import SegmentationLoss
 from stripseg.util.precision import autocast, has_native_bfloat16
+from stripseg.util.training.losses import SegmentationLoss
 from stripseg.util.training.optimizer import build_optimizer
 
 from . import textbook

@@ -16,8 +16,8 @@ from .util.inference.sliding_window import (
     SlidingWindow,
     usual_batch_size,
 )
-from .util.training.losses import SegmentationLoss
 from .util.precision import choose_precision
+from .util.training.losses import SegmentationLoss
 from .util.training.optimizer import build_optimizer
 
 

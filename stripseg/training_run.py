@@ -28,8 +28,8 @@ from .util.checkpoint import CheckpointFolder, link_or_copy, read_checkpoint
 from .util.distributed import process_group
 from .util.files import atomic_write
 from .util.logger import run_logger
-from .util.training.losses import SegmentationLoss, balanced_class_weights
 from .util.precision import choose_precision
+from .util.training.losses import SegmentationLoss, balanced_class_weights
 from .util.training.parallelize import check_batch_norm, place_network
 from .util.training.run_log import RunLog
 from .util.training.trainer import Trainer
