@@ -177,9 +177,10 @@ def build_evaluation_set(config: Config, list_path: str, *, split: str) -> Evalu
 
 def build_validation_set(config: Config) -> EvaluationSet:
     """The images of the validation during training, packed if the training images are."""
-    dataset = build_evaluation_set(config, config.DATA.val_list, split="val")
-    dataset.packed = open_packed(config, "val", dataset.pairs, dataset.encoding)
-    return dataset
+    pairs = build_pairs(config, config.DATA.val_list, split="val")
+    encoding = label_encoding(config, pairs)
+    packed = open_packed(config, "val", pairs, encoding)
+    return EvaluationSet(pairs, encoding, channels=config.DATA.in_channels, packed=packed)
 
 
 def label_encoding(config: Config, pairs: Sequence[Pair]) -> LabelEncoding:

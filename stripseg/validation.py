@@ -1,7 +1,7 @@
 """Validation during training, of segmenters and of classifiers."""
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from functools import partial
+from functools import cached_property, partial
 from typing import Any
 
 import numpy as np
@@ -19,6 +19,7 @@ from .util.distributed import process_group
 from .util.images import as_rgb, colorize, overlay
 from .util.inference.classification import ClassificationEvaluator, ClassificationScores
 from .util.inference.evaluator import Evaluator
+from .util.inference.sliding_window import SlidingWindow
 from .util.logger import progress
 from .util.metrics import ConfusionMatrix, Scores
 from .util.normalization import Normalization
@@ -36,30 +37,92 @@ def validator(
     if not config.TRAIN.evaluate:
         return None
     if config.classifies:
-        return classification_validator(config, network, device, dtype)
-    return segmentation_validator(config, network, device, dtype, board=board)
+        return ClassificationValidator(config, network, device, dtype)
+    return SegmentationValidator(config, network, device, dtype, board=board)
 
 
-def classification_validator(
-    config: Config, network: nn.Module, device: torch.device, dtype: torch.dtype
-) -> Validate:
-    """Every image of the validation split once."""
-    dataset = build_evaluation_images(config, "val")
+class SegmentationValidator:
+    """The engine and the metric of the test on the whole images of `DATA.val_list`."""
 
-    def validate(_: int, note: Callable[[str], None]) -> ClassificationScores:
-        return classification_scores(
-            config,
-            network,
-            dataset,
-            device=device,
-            dtype=dtype,
-            together=config.TRAIN.batch_size_val,
-            workers=config.TRAIN.workers,
-            channels_last=config.TRAIN.channels_last,
-            note=note,
+    def __init__(
+        self,
+        config: Config,
+        network: nn.Module,
+        device: torch.device,
+        dtype: torch.dtype,
+        *,
+        board: Any = None,
+    ) -> None:
+        self.config = config
+        self.network = network
+        self.device = device
+        self.dtype = dtype
+        self.board = board
+        self.dataset = build_validation_set(config)
+        self.colors = build_classes(config).colors
+
+    @cached_property
+    def engine(self) -> SlidingWindow:
+        """Built for the first validation, when it shows how much memory training leaves."""
+        return build_engine(
+            self.config,
+            self.network,
+            device=self.device,
+            dtype=self.dtype,
+            batch_size=self.config.TRAIN.batch_size_val,
         )
 
-    return validate
+    def __call__(self, step: int, note: Callable[[str], None]) -> Scores:
+        """Validate after step `step`; `note` is given the name of each image."""
+        train = self.config.TRAIN
+        workers = process_group.share_of_workers(train.workers)
+        share = range(process_group.rank(), len(self.dataset), process_group.world_size())
+        samples = evaluation_samples(self.dataset, share, workers)
+        samples = progress(samples, total=len(share), unit="image", what="validating")
+        confusion = ConfusionMatrix(
+            self.config.DATA.classes, ignore_label=train.ignore_label, device=self.device
+        )
+        evaluator = Evaluator(self.engine, confusion, on_predictions=partial(self._draw, step))
+        evaluator.run(noted(samples, note))
+        return evaluator.scores()
+
+    def _draw(self, step: int, group: Sequence[Sample], predictions: Sequence[np.ndarray]) -> None:
+        """Image, truth and prediction side by side, of the first images of the list."""
+        for sample, prediction in zip(group, predictions, strict=True):
+            if self.board is None or sample.index >= self.config.TRAIN.sample_predictions:
+                return
+            truth = colorize(sample.label, self.colors)
+            shown = overlay(sample.image, prediction, self.colors)
+            picture = np.concatenate([as_rgb(sample.image), truth, shown], axis=1)
+            self.board.add_image(f"val/{sample.index}", picture, step, dataformats="HWC")
+
+
+class ClassificationValidator:
+    """Every image of the validation split once."""
+
+    def __init__(
+        self, config: Config, network: nn.Module, device: torch.device, dtype: torch.dtype
+    ) -> None:
+        self.config = config
+        self.network = network
+        self.device = device
+        self.dtype = dtype
+        self.dataset = build_evaluation_images(config, "val")
+
+    def __call__(self, step: int, note: Callable[[str], None]) -> ClassificationScores:
+        """Validate after step `step`; `note` is given the name of each image."""
+        train = self.config.TRAIN
+        return classification_scores(
+            self.config,
+            self.network,
+            self.dataset,
+            device=self.device,
+            dtype=self.dtype,
+            together=train.batch_size_val,
+            workers=train.workers,
+            channels_last=train.channels_last,
+            note=note,
+        )
 
 
 def noted(samples: Iterable[Sample], note: Callable[[str], None] | None) -> Iterator[Sample]:
@@ -68,42 +131,6 @@ def noted(samples: Iterable[Sample], note: Callable[[str], None] | None) -> Iter
         if note is not None:
             note(sample.name)
         yield sample
-
-
-def segmentation_validator(
-    config: Config, segmenter: nn.Module, device: torch.device, dtype: torch.dtype, *, board: Any
-) -> Validate:
-    """The engine and the metric of the test on whole images."""
-    train = config.TRAIN
-    dataset = build_validation_set(config)
-    engine = build_engine(
-        config, segmenter, device=device, dtype=dtype, batch_size=train.batch_size_val
-    )
-    colors = build_classes(config).colors
-
-    def draw(step: int, group: Sequence[Sample], predictions: Sequence[np.ndarray]) -> None:
-        for sample, prediction in zip(group, predictions, strict=True):
-            if board is None or sample.index >= train.sample_predictions:
-                return
-            truth = colorize(sample.label, colors)
-            picture = np.concatenate(
-                [as_rgb(sample.image), truth, overlay(sample.image, prediction, colors)], axis=1
-            )
-            board.add_image(f"val/{sample.index}", picture, step, dataformats="HWC")
-
-    def validate(step: int, note: Callable[[str], None]) -> Scores:
-        workers = process_group.share_of_workers(train.workers)
-        share = range(process_group.rank(), len(dataset), process_group.world_size())
-        samples = evaluation_samples(dataset, share, workers)
-        samples = progress(samples, total=len(share), unit="image", what="validating")
-        confusion = ConfusionMatrix(
-            config.DATA.classes, ignore_label=train.ignore_label, device=device
-        )
-        evaluator = Evaluator(engine, confusion, on_predictions=partial(draw, step))
-        evaluator.run(noted(samples, note))
-        return evaluator.scores()
-
-    return validate
 
 
 def classification_scores(
