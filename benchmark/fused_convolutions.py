@@ -8,7 +8,6 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from stripseg.model.folding import fold_batch_norm
 from stripseg.model.onednn import OneDNNConvolution, use_onednn
-from stripseg.util.memory import keep_freed_memory
 from stripseg.util.precision import PRECISIONS, autocast, has_native_bfloat16
 
 from .rows import seconds_of
@@ -18,7 +17,6 @@ WORDS = ("plain", "batch norm folded", "convolutions fused as well")
 
 
 def main() -> None:
-    keep_freed_memory()
     device, sample = torch.device("cpu"), torch.rand(1, 3, 65, 65)
     plain = spnet50().to(memory_format=torch.channels_last)
     folded = fold_batch_norm(plain, sample)

@@ -27,7 +27,6 @@ from stripseg.dataset.packed.reader import PackedPairs
 from stripseg.dataset.packed.writer import pack
 from stripseg.dataset.segmentation import TrainingSet, read_pair
 from stripseg.util.images import write_png
-from stripseg.util.memory import keep_freed_memory
 
 from .apart import Apart
 from .rows import Row, rate_row
@@ -207,7 +206,6 @@ def measure(device: str = "cpu", *, seconds: float = 15.0) -> Iterator[Row]:
         seconds: to spend on each kind of pictures.
     """
     threads = torch.get_num_threads(), cv2.getNumThreads()
-    keep_freed_memory()
     single_threaded()
     try:
         for kind in KINDS:

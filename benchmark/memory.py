@@ -16,7 +16,6 @@ from stripseg.util.inference.sliding_window import (
     SlidingWindow,
     usual_batch_size,
 )
-from stripseg.util.memory import keep_freed_memory
 from stripseg.util.precision import choose_precision
 
 from .rows import Row
@@ -58,7 +57,6 @@ def main() -> None:
     parser.add_argument("device")
     options = parser.parse_args()
     device = torch.device(options.device)
-    keep_freed_memory()
     sample = torch.rand(1, 3, 65, 65)
     network = fold_batch_norm(spnet50(options.dataset), sample).to(device)
     network = use_onednn(network.to(memory_format=torch.channels_last), sample)

@@ -16,7 +16,6 @@ from stripseg.util.inference.sliding_window import (
     SlidingWindow,
     usual_batch_size,
 )
-from stripseg.util.memory import keep_freed_memory
 from stripseg.util.precision import PRECISIONS, has_native_bfloat16
 
 from . import textbook
@@ -59,7 +58,6 @@ def engine(
 
 def measure(device: str = "cpu", *, rounds: int = 2) -> Iterator[Row]:
     """Rows for six scales and for one, in the precisions the device is good at."""
-    keep_freed_memory()
     image = torch.rand(1, 3, 65, 65, device=device)
     folded = fold_batch_norm(spnet50().to(device), image).to(memory_format=torch.channels_last)
     folded = use_onednn(folded, image)

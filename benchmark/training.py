@@ -9,7 +9,6 @@ from torch.nn import functional as F
 from stripseg.config.load import find_config, load_config
 from stripseg.model.build import build_segmenter
 from stripseg.model.segmenter import Segmenter
-from stripseg.util.memory import keep_freed_memory
 from stripseg.util.normalization import Normalization
 from stripseg.util.precision import autocast, has_native_bfloat16
 from stripseg.util.training.losses import SegmentationLoss
@@ -30,7 +29,6 @@ def measure(device: str = "cpu", *, rounds: int = 4) -> Iterator[Row]:
     image = F.interpolate(coarse, (crop, crop), mode="bilinear").byte()
     label = (image.float().mean(1) * 150 / 256).byte()
     dtype = torch.bfloat16 if has_native_bfloat16(torch.device(device)) else torch.float32
-    keep_freed_memory()
     ours, our_losses = our_step(image, label, device, dtype)
     with Apart(plain_step, image, label, device) as plain:
         times = seconds_of(ours, plain, rounds=rounds, warm_up=2, device=device)

@@ -1,8 +1,10 @@
-"""The errors a user can mend. Every command prints their message on one line and exits with 2."""
+"""The errors that a user can fix: commands print the message and exit with the error's code."""
 
 
 class StripsegError(Exception):
-    """Something the user can mend: the message names file, key or value, and the cure."""
+    """Something the user can fix: the message names the file, key or value, and the cure."""
+
+    exit_code = 2
 
 
 class ConfigError(StripsegError):
@@ -23,3 +25,9 @@ class DeviceError(StripsegError):
 
 class TrainingError(StripsegError):
     """A training run cannot start or cannot go on."""
+
+
+class OutOfMemoryError(TrainingError):
+    """A training step does not fit the memory of its device."""
+
+    exit_code = 71  # EX_OSERR: for scripts that try again with a smaller batch

@@ -15,26 +15,23 @@ from .config.schema import Config
 from .model.build import check_arch, check_segments
 from .util.distributed import process_group
 from .util.distributed.slurm import slurm_step
-from .util.memory import keep_freed_memory
 from .util.signals import STOPPED, Stopped
 
-USER_ERROR = 2
 INTERRUPTED = 130
 
 
 def run_command(main: Callable[[Sequence[str]], int | None]) -> None:
-    """Run a command's `main`; a user's mistake becomes one message and exit code 2.
+    """Run a command's `main`; a user's mistake becomes one message and its exit code.
 
     A process of several leaves at once: one that fails would wait for the others, which torchrun
     ends, and threads of gloo may outlive the group and abort an ordinary exit.
     """
-    keep_freed_memory()
     try:
         code = main(sys.argv[1:]) or 0
         process_group.stop()
     except StripsegError as error:
         print(f"error: {error}", file=sys.stderr)
-        code = USER_ERROR
+        code = error.exit_code
     except Stopped as reason:
         if process_group.is_main():
             print(reason, file=sys.stderr)

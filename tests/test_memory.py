@@ -1,95 +1,143 @@
-"""Freed memory stays with the process."""
+"""Memory: what the allocator keeps, and which errors mean that there was not enough of it."""
 
-import ctypes
+import os
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+import torch
 
-from stripseg.util import memory
-from stripseg.util.memory import (
-    MMAP_THRESHOLD,
-    TRIM_THRESHOLD,
-    give_back_freed_memory,
-    glibc,
-    keep_freed_memory,
-)
+from stripseg.config.errors import OutOfMemoryError
+from stripseg.config.load import load_config
+from stripseg.training_run import build_trainer
+from stripseg.util.memory import is_out_of_memory
 
+ROOT = Path(__file__).resolve().parent.parent
 PROBE = """
-import resource, sys, torch
-from stripseg.util.memory import keep_freed_memory
+import resource, torch
 
-def pages() -> int:
-    # twenty times 64 MiB, after some that let the heap settle
-    for _ in range(10):
-        torch.ones(2**24)
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
-    for _ in range(20):
-        torch.ones(2**24)
-    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
-
-print(keep_freed_memory() if sys.argv[1] == "keep" else None, pages())
+# twenty times 64 MiB, after some that let the heap settle
+for _ in range(10):
+    torch.ones(2**24)
+before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+for _ in range(20):
+    torch.ones(2**24)
+print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
 """
+HUGE_PAGES = Path("/sys/kernel/mm/transparent_hugepage/enabled")
+ON_GLIBC = "CS_GNU_LIBC_VERSION" in getattr(os, "confstr_names", {})
 
 
-def probe(word: str, **environment: str) -> tuple[str, int]:
-    done = subprocess.run(
-        [sys.executable, "-c", PROBE, word],
-        env={"PATH": "", "PYTHONPATH": ":".join(sys.path), **environment},
+def in_environment(command: str, **environment: str) -> str:
+    """What a shell command prints after tool/environment.sh."""
+    return subprocess.run(
+        ["sh", "-ec", f'. "{ROOT}/tool/environment.sh"; {command}'],
+        env={"PATH": os.environ["PATH"], **environment},
         capture_output=True,
         text=True,
         check=True,
-    )
-    said, pages = done.stdout.split()
-    return said, int(pages)
+    ).stdout
 
 
-HUGE_PAGES = Path("/sys/kernel/mm/transparent_hugepage/enabled")
-
-
-@pytest.mark.skipif(glibc("mallopt") is None, reason="not on glibc")
+@pytest.mark.skipif(not ON_GLIBC, reason="not on glibc")
 @pytest.mark.skipif(
     HUGE_PAGES.exists() and "[always]" in HUGE_PAGES.read_text(), reason="pages are huge"
 )
-def test_freed_memory_is_used_again() -> None:
-    said, pages = probe("keep")
-    assert said == "True"
-    assert pages < 2**14  # one of the twenty tensors has as many
-    assert probe("leave")[1] > 10 * 2**14
+def test_freed_memory_is_used_again(tmp_path: Path) -> None:
+    (tmp_path / "probe.py").write_text(PROBE)
+    command = f'"{sys.executable}" "{tmp_path}/probe.py"'
+    assert int(in_environment(command)) < 2**14  # one of the twenty tensors has this number
+    assert int(in_environment(command, MALLOC_TRIM_THRESHOLD_="131072")) > 10 * 2**14
 
 
-@pytest.mark.skipif(glibc("mallopt") is None, reason="not on glibc")
 @pytest.mark.parametrize(
     ("variable", "value"),
     [
         ("MALLOC_TRIM_THRESHOLD_", "131072"),
+        ("MALLOC_MMAP_MAX_", "5"),
         ("GLIBC_TUNABLES", "glibc.malloc.mmap_threshold=131072"),
     ],
 )
-def test_who_has_set_the_allocator_is_left_alone(variable: str, value: str) -> None:
-    assert probe("keep", **{variable: value})[0] == "False"
+def test_what_the_user_has_set_counts(variable: str, value: str) -> None:
+    printed = in_environment("env | grep -E 'MALLOC|GLIBC'", **{variable: value})
+    assert printed == f"{variable}={value}\n"
 
 
-def test_without_glibc_nothing_happens(monkeypatch: pytest.MonkeyPatch) -> None:
-    def absent(_: str) -> None:
-        raise OSError("no such library")
+@pytest.mark.parametrize(
+    ("error", "expected"),
+    [
+        (torch.OutOfMemoryError("CUDA out of memory."), True),
+        (MemoryError(), True),
+        (RuntimeError("CUDA error: out of memory"), True),
+        (RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling cublasCreate"), True),
+        (RuntimeError("cuDNN error: CUDNN_STATUS_ALLOC_FAILED"), True),
+        (RuntimeError("GET was unable to find an engine to execute this computation"), True),
+        (RuntimeError("FIND was unable to find an engine to execute this computation"), True),
+        (RuntimeError("Unable to find an engine to execute this computation"), True),
+        (RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory"), True),
+        (RuntimeError("DefaultCPUAllocator: not enough memory: you tried to allocate"), True),
+        (RuntimeError("mat1 and mat2 shapes cannot be multiplied"), False),
+        (RuntimeError("cuDNN error: CUDNN_STATUS_EXECUTION_FAILED"), False),
+        (ValueError("out of memory"), False),
+    ],
+)
+def test_which_errors_mean_out_of_memory(error: Exception, expected: bool) -> None:
+    assert is_out_of_memory(error) == expected
 
-    monkeypatch.setattr(ctypes, "CDLL", absent)
-    assert not keep_freed_memory()
-    give_back_freed_memory()
+
+def test_out_of_memory_in_training_is_explained(small_config: Path, tmp_path: Path) -> None:
+    """With every remedy by name, and the checkpoint of the epoch before as it was."""
+    trainer = build_trainer(load_config(small_config), torch.device("cpu"))
+    trainer.fit(until=3)
+    before = (tmp_path / "run/model/last.pth").read_bytes()
+
+    def full(*_: object) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+
+    trainer.segmenter.register_forward_pre_hook(full)
+    with pytest.raises(OutOfMemoryError) as caught:
+        trainer.fit()
+    for word in (
+        "Tried to allocate 2.00 GiB",
+        "TRAIN.activation_checkpointing True",
+        "TRAIN.precision bf16",
+        "TRAIN.accumulation_steps above 1",
+        "TRAIN.batch_size below 2",
+        "TRAIN.train_h 48",
+        "last.pth is as it was",
+    ):
+        assert word in str(caught.value)
+    assert (tmp_path / "run/model/last.pth").read_bytes() == before
 
 
-@pytest.mark.skipif(glibc("mallopt") is None, reason="not on glibc")
-def test_old_glibc_takes_a_lower_threshold(monkeypatch: pytest.MonkeyPatch) -> None:
-    taken: list[tuple[int, int]] = []
+FULL_ON_RANK_1 = """
+import os, torch
+from stripseg import command_line
+from stripseg.tool import train
+from stripseg.util.training.step import TrainingStep
 
-    def old_mallopt(option: int, value: int) -> int:
-        if option == MMAP_THRESHOLD and value > 2**25:
-            return 0
-        taken.append((option, value))
-        return 1
+step = TrainingStep.__call__
 
-    monkeypatch.setattr(memory, "glibc", lambda _: old_mallopt)
-    assert keep_freed_memory()
-    assert taken == [(MMAP_THRESHOLD, 2**25), (TRIM_THRESHOLD, -1)]
+def full(self, batch):
+    if os.environ["RANK"] == "1" and batch.step == 1:
+        raise torch.OutOfMemoryError("CUDA out of memory.")
+    return step(self, batch)
+
+TrainingStep.__call__ = full
+command_line.run_command(train.main)
+"""
+
+
+@pytest.mark.slow
+def test_no_process_is_left_when_one_runs_out_of_memory(small_config: Path, tmp_path: Path) -> None:
+    script = tmp_path / "full.py"
+    script.write_text(FULL_ON_RANK_1)
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
+    command += ["--nproc-per-node", "2", str(script), "--config", str(small_config)]
+    done = subprocess.run(
+        [*command, "TRAIN.save_steps", "1"], capture_output=True, text=True, timeout=200
+    )
+    assert done.returncode != 0
+    assert "error: out of memory in a training step (CUDA out of memory.)" in done.stderr
+    assert "exitcode  : 71" in done.stderr

@@ -6,4 +6,5 @@ root=$(cd "$(dirname "$0")/.." && pwd)
 if [ -z "$PYTHON" ] && [ -x "$root/.venv/bin/python" ]; then PYTHON="$root/.venv/bin/python"; fi
 PYTHONPATH="$root${PYTHONPATH:+:$PYTHONPATH}"
 export PYTHONPATH
+. "$root/tool/environment.sh"
 exec "${PYTHON:-python3}" -u -m stripseg.tool.train "$@"

@@ -1,28 +1,38 @@
-"""How much memory a device has left, what an error says about it, and who keeps freed memory."""
+"""Free memory of a device, and which errors mean that there was not enough of it."""
 
-import ctypes
-import os
-from collections.abc import Callable
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
 
+from ..config.errors import OutOfMemoryError
+from ..config.schema import TrainSection
+
 CGROUP = Path("/sys/fs/cgroup")
 MEMINFO = Path("/proc/meminfo")
 UNKNOWN = 8 * 2**30  # bytes, where the system does not tell
-TRIM_THRESHOLD, MMAP_THRESHOLD = -1, -3  # glibc's M_TRIM_THRESHOLD and M_MMAP_THRESHOLD
-MAPPED_FROM = 2**30, 2**25  # bytes; larger blocks go back to the system; old glibc takes 2**25
+# what PyTorch, the CPU's allocator, cuBLAS and cuDNN say when an allocation has failed
+OUT_OF_MEMORY = (
+    "out of memory",
+    "not enough memory",
+    "DefaultCPUAllocator: can't allocate",
+    "CUBLAS_STATUS_ALLOC_FAILED",
+    "CUDNN_STATUS_ALLOC_FAILED",
+    "CUDNN_STATUS_INTERNAL_ERROR_HOST_ALLOCATION_FAILED",
+    "CUDNN_STATUS_INTERNAL_ERROR_DEVICE_ALLOCATION_FAILED",
+    "nable to find an engine to execute this computation",  # cuDNN has no room for its workspace
+)
 
 
 def free_memory(device: torch.device) -> int:
-    """Bytes that can still be allocated on the device, within the limits of a container.
+    """Return the bytes that can still be allocated on the device, within a container's limits.
 
-    What this process has freed counts as free.
+    On a GPU, what PyTorch has cached and does not use counts as free.
     """
     if device.type == "cuda":
         cached = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
         return torch.cuda.mem_get_info(device)[0] + cached
-    give_back_freed_memory()
     try:
         lines = MEMINFO.read_text(encoding="ascii").splitlines()
         free = next(int(line.split()[1]) for line in lines if line.startswith("MemAvailable"))
@@ -41,41 +51,38 @@ def _left_in_container() -> int:
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Did an allocation fail, on whatever device?"""
-    if isinstance(error, torch.cuda.OutOfMemoryError | MemoryError):
+    """Return whether the error says that an allocation has failed, on any device."""
+    if isinstance(error, torch.OutOfMemoryError | MemoryError):
         return True
-    words = ("out of memory", "not enough memory")  # of libraries on a GPU; of the CPU's allocator
-    return isinstance(error, RuntimeError) and any(word in str(error) for word in words)
+    return isinstance(error, RuntimeError) and any(text in str(error) for text in OUT_OF_MEMORY)
 
 
-def keep_freed_memory() -> bool:
-    """Have this process and those it forks keep freed memory for the next tensor; can they?
+@contextmanager
+def explained_out_of_memory(train: TrainSection, last: Path) -> Iterator[None]:
+    """Turn an allocation that fails in a training step into a message with the remedies.
 
-    By default glibc gives large blocks back to the system, which has to fill each page with zeros
-    when the next tensor of the same size asks for it (docs/performance.md tells what that costs).
-    The process then stays at its peak size. Whoever has set glibc's own variables is left alone,
-    and systems without glibc are as they are.
+    Args:
+        last: the newest checkpoint, which a failing step leaves as it is.
+    Raises:
+        OutOfMemoryError: in place of PyTorch's error.
     """
-    variables = {"MALLOC_TRIM_THRESHOLD_", "MALLOC_MMAP_THRESHOLD_", "MALLOC_MMAP_MAX_"}
-    if variables & os.environ.keys() or "glibc.malloc" in os.environ.get("GLIBC_TUNABLES", ""):
-        return False
-    set_option = glibc("mallopt")
-    if set_option is None:
-        return False
-    mapped = any(set_option(MMAP_THRESHOLD, size) for size in MAPPED_FROM)
-    return bool(set_option(TRIM_THRESHOLD, -1)) and mapped
-
-
-def give_back_freed_memory() -> None:
-    """Freed memory that the process has kept goes back to the system, where it can be seen."""
-    trim = glibc("malloc_trim")
-    if trim is not None:
-        trim(0)
-
-
-def glibc(name: str) -> Callable[..., int] | None:
-    """A function of the C library, if that is glibc."""
     try:
-        return getattr(ctypes.CDLL("libc.so.6"), name)
-    except (OSError, AttributeError):
-        return None
+        yield
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error):
+            raise
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        remedies = []
+        if not train.activation_checkpointing and not train.backbone.startswith("timm/"):
+            remedies.append("set TRAIN.activation_checkpointing True")
+        if train.precision == "fp32":
+            remedies.append("set TRAIN.precision bf16")
+        remedies += [
+            f"raise TRAIN.accumulation_steps above {train.accumulation_steps}",
+            f"lower TRAIN.batch_size below {train.batch_size}",
+            f"lower the crop, TRAIN.train_h {train.train_h} and TRAIN.train_w {train.train_w}",
+        ]
+        kept = f"; {last} is as it was" if last.is_file() else ""
+        raise OutOfMemoryError(
+            f"out of memory in a training step ({reason}): {', or '.join(remedies)}{kept}"
+        ) from error

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ..memory import free_memory, give_back_freed_memory, is_out_of_memory
+from ..memory import free_memory, is_out_of_memory
 from ..normalization import Normalization
 from ..precision import autocast
 from .resampling import half_pixel_resize, resampling
@@ -133,7 +133,6 @@ class SlidingWindow:
                 remedy = self._fall_back()
                 if remedy is None:
                     raise
-            give_back_freed_memory()
             if self.device.type == "cuda":
                 torch.cuda.empty_cache()
             self.complain(f"out of memory on {self.device}: goes on with {remedy}")

@@ -63,9 +63,8 @@ def fits_gpu(step: Step, device: torch.device) -> Fits:
 
 
 def is_too_much(error: RuntimeError) -> bool:
-    """Is this the complaint of a GPU about a batch that is too large?"""
-    words = ("ALLOC_FAILED", "32-bit index")  # the last: kernels that count so far
-    return is_out_of_memory(error) or any(word in str(error) for word in words)
+    """Return whether a GPU's error says that the batch is too large."""
+    return is_out_of_memory(error) or "32-bit index" in str(error)  # kernels that count that far
 
 
 def fits_cpu(step: Step, *, least: int, available: int | None = None) -> Fits:

@@ -14,6 +14,7 @@ from ..checkpoint import CheckpointFolder, check_training_state
 from ..distributed import process_group
 from ..distributed.watchdog import EVALUATING, READING, Watchdog
 from ..logger import progress
+from ..memory import explained_out_of_memory
 from ..seeds import derived_seed
 from ..signals import Stopped, StopRequest
 from .ema import EMA
@@ -119,16 +120,20 @@ class Trainer:
         Raises:
             Stopped: a signal asked for it; everything is saved.
             TrainingError: too many steps in a row had to be skipped; the state is saved.
+            OutOfMemoryError: a step does not fit the memory; the newest checkpoint stays.
         """
         end = self.total_steps if until is None else min(self.total_steps, until)
         self.network.train()
         self.watchdog.note(self.step + 1, READING)
         generators = [self.device] if self.device.type == "cuda" else []
-        with self.request, self.watchdog, torch.random.fork_rng(generators):
-            self._steps(end)
-            if self.step % self.loader.steps_per_epoch:
-                self.save()
-            self.checkpoints.finish()
+        explained = explained_out_of_memory(self.train, self.checkpoints.last)
+        with self.request, self.watchdog, torch.random.fork_rng(generators), explained:
+            try:
+                self._steps(end)
+                if self.step % self.loader.steps_per_epoch:
+                    self.save()
+            finally:
+                self.checkpoints.finish()
 
     def _steps(self, end: int) -> None:
         train, per_epoch = self.train, self.loader.steps_per_epoch
