@@ -1,8 +1,10 @@
 """The one place where a config becomes a network."""
 
 from collections.abc import Callable, Sequence
+from copy import deepcopy
 from functools import partial
 
+import torch
 from torch import nn
 
 from ..config.errors import ConfigError
@@ -84,7 +86,9 @@ def build_classifier(config: Config) -> ImageClassifier:
         backbone = any_backbone(config)
     except ValueError as error:
         raise ConfigError(f"{config.source}: TRAIN: {error}") from error
-    return ImageClassifier(backbone, config.DATA.classes, dropout=config.TRAIN.dropout)
+    network = ImageClassifier(backbone, config.DATA.classes, dropout=config.TRAIN.dropout)
+    freeze_unused(network, image_shape(config))
+    return network
 
 
 def build_segmenter(config: Config) -> Segmenter:
@@ -108,7 +112,35 @@ def build_segmenter(config: Config) -> Segmenter:
     auxiliary = None
     if train.aux_weight > 0:
         auxiliary = FCNHead(backbone.channels, classes, stage=2, **options)
-    return Segmenter(backbone, head, auxiliary, zoom_factor=train.zoom_factor)
+    network = Segmenter(backbone, head, auxiliary, zoom_factor=train.zoom_factor)
+    freeze_unused(network, image_shape(config))
+    return network
+
+
+def image_shape(config: Config) -> tuple[int, int, int]:
+    """(C, H, W) of a training crop."""
+    return config.DATA.in_channels, config.TRAIN.train_h, config.TRAIN.train_w
+
+
+def freeze_unused(network: nn.Module, shape: Sequence[int]) -> None:
+    """Freeze the parameters that no output of `network` in training depends on.
+
+    A backbone may have branches that lead to none of the features in use, as HRNet does.
+    `DistributedDataParallel` would wait for their gradients for ever. They stay in the state_dict.
+
+    Args:
+        shape: (C, H, W) of an image; it is tried out without data (meta tensors).
+    """
+    hollow = deepcopy(network).to("meta").train()
+    with torch.enable_grad():
+        output = hollow(torch.empty(2, *shape, device="meta"))
+        total = sum(logits.sum() for logits in output if logits is not None)
+        learning = [p for p in hollow.parameters() if p.requires_grad]
+        gradients = torch.autograd.grad(total, learning, allow_unused=True)
+    learning = [p for p in network.parameters() if p.requires_grad]
+    for parameter, gradient in zip(learning, gradients, strict=True):
+        if gradient is None:
+            parameter.requires_grad_(False)
 
 
 def check_arch(config: Config) -> None:

@@ -1,9 +1,12 @@
 """Backbones of timm: any head on them, any size, their weight files, synchronized batch norm."""
 
+import numpy as np
 import pytest
 import torch
-from torch import nn
+from processes import run_processes
+from torch import Tensor, nn
 
+from stripseg.build import loss_of, optimizer_of
 from stripseg.config.errors import CheckpointError, ConfigError
 from stripseg.config.load import load_config
 from stripseg.model.backbone.timm_backbone import TimmBackbone
@@ -12,11 +15,13 @@ from stripseg.model.fcn import FCNHead
 from stripseg.model.segmenter import Segmenter
 from stripseg.model.weights import load_weights
 from stripseg.tool.summary import UNKNOWN, summarise
-from stripseg.util.distributed import sync_batch_norm
+from stripseg.util.distributed import process_group, sync_batch_norm
+from stripseg.util.training.parallelize import place_network
 
 timm = pytest.importorskip("timm")
 YAML = "config/shapes/shapes_spnet18.yaml"
 SMALL = ["convnext_atto", "resnet10t", "mobilenetv3_small_050", "vit_tiny_patch16_224"]
+FAMILIES = [*SMALL, "swin_tiny_patch4_window7_224", "efficientnet_b0", "regnetx_002"]
 
 
 def segmenter(name: str, *overrides: str) -> Segmenter:
@@ -126,3 +131,69 @@ def test_the_summary_counts_a_timm_backbone_as_one_part() -> None:
     assert backbone.parameters == expected
     assert backbone.multiply_adds > 10**7
     assert (head.name, head.receptive_field) == ("head", UNKNOWN)
+
+
+def learning(network: nn.Module) -> dict[str, nn.Parameter]:
+    return {key: p for key, p in network.named_parameters() if p.requires_grad}
+
+
+@pytest.mark.parametrize("name", [*FAMILIES, "hrnet_w18_small"])
+@pytest.mark.parametrize("weight", ["0.4", "0"])
+def test_every_parameter_that_learns_gets_a_gradient(name: str, weight: str) -> None:
+    network = segmenter(name, "TRAIN.aux_weight", weight).train()
+    output = network(torch.randn(2, 3, 64, 64))
+    sum(logits.sum() for logits in output if logits is not None).backward()
+    assert [key for key, p in learning(network).items() if p.grad is None] == []
+    assert [key for key, p in network.named_parameters() if p.grad is not None] == [
+        *learning(network)
+    ]
+
+
+def test_branches_without_a_use_are_frozen_and_nothing_else() -> None:
+    network = segmenter("hrnet_w18_small")
+    frozen = [key for key, p in network.named_parameters() if not p.requires_grad]
+    assert len(frozen) == 42
+    assert all(key.startswith("backbone.network.model.") for key in frozen)
+    backbone = {f"backbone.{key}" for key in TimmBackbone("hrnet_w18_small").state_dict()}
+    assert backbone == {key for key in network.state_dict() if key.startswith("backbone.")}
+    for name in FAMILIES:
+        network = segmenter(name)
+        assert len(learning(network)) == len(list(network.parameters())), name
+
+
+def test_the_optimizer_leaves_frozen_parameters_as_they_are() -> None:
+    network = segmenter("hrnet_w18_small")
+    optimizer = optimizer_of(load_config(YAML, ["TRAIN.weight_decay", "0.1"]), network)
+    before = {key: p.detach().clone() for key, p in network.named_parameters()}
+    network.train()(torch.randn(2, 3, 64, 64)).logits.sum().backward()
+    optimizer.step()
+    for key, parameter in network.named_parameters():
+        assert parameter.requires_grad or torch.equal(parameter, before[key]), key
+
+
+def three_steps(name: str) -> dict[str, Tensor]:
+    """Sums of the parameters after three steps as one of several processes, each with its image."""
+    torch.manual_seed(0)
+    options = ["TRAIN.train_h", "64", "TRAIN.train_w", "64", "TRAIN.output_stride", "32"]
+    config = load_config(YAML, ["TRAIN.backbone", f"timm/{name}", *options])
+    network = build_segmenter(config)
+    optimizer = optimizer_of(config, network)
+    placed = place_network(config, network, torch.device("cpu")).train()
+    loss_of_output = loss_of(config)
+    generator = torch.Generator().manual_seed(process_group.rank())
+    for _ in range(3):
+        image = torch.randn(1, 3, 64, 64, generator=generator)
+        label = torch.randint(0, 9, (1, 64, 64), generator=generator)
+        loss = loss_of_output(*placed(image), label)[0]
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    return {key: p.double().sum() for key, p in network.named_parameters()}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["hrnet_w18_small", "mobilenetv3_small_050"])
+def test_two_processes_train(name: str) -> None:
+    first, second = run_processes(2, three_steps, name)
+    assert first == second
+    assert all(np.isfinite(value) for value in first.values())
