@@ -184,9 +184,7 @@ def any_backbone(config: Config) -> nn.Module:
     train = config.TRAIN
     if train.backbone.startswith("timm/"):
         return timm_backbone(config)
-    backbone = build_backbone(train, in_channels=config.DATA.in_channels)
-    backbone.activation_checkpointing = train.activation_checkpointing
-    return backbone
+    return build_backbone(train, in_channels=config.DATA.in_channels)
 
 
 def build_backbone(train: TrainSection, *, in_channels: int = 3) -> nn.Module:
@@ -203,6 +201,7 @@ def build_backbone(train: TrainSection, *, in_channels: int = 3) -> nn.Module:
         "strip_pooling": strip_pooling_of(train),
         "attention": train.attention,
         "norm_layer": norm_layer_of(train),
+        "activation_checkpointing": train.activation_checkpointing,
     }
     known: dict[str, Callable[..., nn.Module]] = {}
     for depth in DEPTHS:

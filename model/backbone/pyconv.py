@@ -82,6 +82,7 @@ class PyConvResNet(ResNet):
         strip_pooling: Sequence[str | Sequence[int]] = ("none", "none", "none", "none"),
         attention: str = "none",
         norm_layer: NormLayer = nn.BatchNorm2d,
+        activation_checkpointing: bool = False,
     ) -> None:
         if high_groups and depth < 50:
             raise ValueError(f"PyConvHGResNet has depths 50, 101 and 152, not {depth}")
@@ -96,6 +97,7 @@ class PyConvResNet(ResNet):
             strip_pooling=strip_pooling,
             attention=attention,
             norm_layer=norm_layer,
+            activation_checkpointing=activation_checkpointing,
         )
 
     def build_stem(self, in_channels: int, stem: str, width: int) -> nn.Sequential:

@@ -150,8 +150,6 @@ def cifar_stem(in_channels: int, channels: int, norm_layer: NormLayer) -> nn.Seq
 class ResNet(nn.Module):
     """(N, in_channels, H, W) -> the four stage features, at strides 4, 8 and `output_stride`.
 
-    With `activation_checkpointing` set, training keeps the features between blocks alone.
-
     Args:
         depth: 18, 34, 50, 101 or 152.
         in_channels: of the image.
@@ -168,6 +166,7 @@ class ResNet(nn.Module):
             scaled with it at 16 and 32; None leaves the stage at one dilation.
         strip_pooling: for each stage the blocks that carry a strip pooling module.
         attention: the module behind the last norm of every block, before the addition.
+        activation_checkpointing: keep only the features between blocks in training.
     Raises:
         ValueError: a depth, stem, output stride, attention or choice of blocks that does not exist.
     """
@@ -186,6 +185,7 @@ class ResNet(nn.Module):
         strip_pooling: Sequence[BlockChoice] = ("none", "none", "none", "none"),
         attention: str = "none",
         norm_layer: NormLayer = nn.BatchNorm2d,
+        activation_checkpointing: bool = False,
     ) -> None:
         super().__init__()
         if depth not in DEPTHS:
@@ -196,7 +196,7 @@ class ResNet(nn.Module):
             raise ValueError(f"stem must be 'deep', 'classic' or 'cifar', not {stem!r}")
         if stem == "cifar" and output_stride != 8:
             raise ValueError(f"the stem 'cifar' has output_stride 8, not {output_stride}")
-        self.activation_checkpointing = False
+        self.activation_checkpointing = activation_checkpointing
         self.block = BasicBlock if depth < 50 else Bottleneck
         self.norm_layer = norm_layer
         self.average_down = average_down

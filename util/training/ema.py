@@ -8,6 +8,7 @@ from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
+from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 
 class EMA:
@@ -31,7 +32,8 @@ class EMA:
         """Take in the weights after step `step`, counted from 1."""
         keep = min(self.decay, (1 + step) / (10 + step))
         averages = [self.tensors[key] for key in self.floats]
-        torch._foreach_lerp_(averages, [self.live[key] for key in self.floats], 1 - keep)
+        update = get_ema_multi_avg_fn(keep)
+        update(averages, [self.live[key] for key in self.floats], None)
         for key in self.others:
             self.tensors[key].copy_(self.live[key])
 
