@@ -214,6 +214,9 @@ class TrainSection(NetworkOptions):
         "fp32", "arithmetic of the network; `auto` is bf16 where the hardware has it, else fp32"
     )
     channels_last: Annotated[bool, Flag()] = option(True, "memory layout; faster on most GPUs")
+    deterministic: Annotated[bool, Flag()] = option(
+        False, "only deterministic algorithms on GPUs: equal runs bit for bit, but slower"
+    )
     tensorboard: Annotated[bool, Flag()] = option(True, "write curves for TensorBoard")
     sample_predictions: Annotated[int, Whole(0)] = option(4, "predictions shown per validation")
 

@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 
+import cv2
 import numpy as np
 import torch
 from torch import Tensor
@@ -81,7 +82,7 @@ class TrainingLoader:
             num_workers=self.workers,
             collate_fn=collate,
             pin_memory=self.pin_memory,
-            worker_init_fn=leave_to_parent,
+            worker_init_fn=start_worker,
         )
         for batch in loader:
             if isinstance(batch, DataError):
@@ -132,6 +133,12 @@ def collate(samples: Sequence[Sample | DataError]) -> Batch | DataError:
     return Batch(image, label, [sample.name for sample in samples], problems)
 
 
+def start_worker(index: int) -> None:
+    """Prepare a loader's worker process, of which there is one per CPU."""
+    leave_to_parent(index)
+    cv2.setNumThreads(0)
+
+
 def untouched(item: object) -> object:
     """Collation for items that travel one by one, as they are."""
     return item
@@ -160,7 +167,7 @@ def evaluation_samples(
         sampler=indices,
         num_workers=workers,
         collate_fn=untouched,
-        worker_init_fn=leave_to_parent,
+        worker_init_fn=start_worker,
     )
     for sample in loader:
         if isinstance(sample, DataError):
@@ -197,7 +204,7 @@ def class_pixels(
         batch_size=None,
         num_workers=workers,
         collate_fn=untouched,
-        worker_init_fn=leave_to_parent,
+        worker_init_fn=start_worker,
     )
     for counts in loader:
         if isinstance(counts, DataError):

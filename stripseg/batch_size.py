@@ -90,7 +90,6 @@ def trial_step(
 ) -> Step:
     """images -> nothing: one training step on random data, by a copy of the network."""
     train = config.TRAIN
-    torch.backends.cudnn.benchmark = device.type == "cuda"  # as in training
     network = deepcopy(segmenter).to(device).train()
     if train.channels_last:
         network.to(memory_format=torch.channels_last)

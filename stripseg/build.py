@@ -16,7 +16,7 @@ from .util.inference.sliding_window import (
     SlidingWindow,
     usual_batch_size,
 )
-from .util.precision import choose_precision
+from .util.precision import choose_precision, set_numerics
 from .util.training.losses import SegmentationLoss
 from .util.training.optimizer import build_optimizer
 
@@ -78,6 +78,7 @@ def build_engine(
 
 def load_network(config: Config, device: torch.device) -> nn.Module:
     """The network with the weights of `TEST.model_path`, strictly loaded, ready to predict."""
+    set_numerics(deterministic=config.TRAIN.deterministic)
     path = config.TEST.model_path
     content = read_checkpoint(path)
     network = build_network(config)

@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from urllib.parse import urlparse
 
+import cv2
 import torch
 
 from .config.errors import DeviceError, StripsegError
@@ -26,6 +27,9 @@ def run_command(main: Callable[[Sequence[str]], int | None]) -> None:
     A process of several leaves at once: one that fails would wait for the others, which torchrun
     ends, and threads of gloo may outlive the group and abort an ordinary exit.
     """
+    cv2.setNumThreads(
+        0
+    )  # loader workers are the parallelism; OpenCV's own threads compete with them
     try:
         code = main(sys.argv[1:]) or 0
         process_group.stop()

@@ -28,7 +28,7 @@ from .util.checkpoint import CheckpointFolder, link_or_copy, read_checkpoint
 from .util.distributed import process_group
 from .util.files import atomic_write
 from .util.logger import run_logger
-from .util.precision import choose_precision
+from .util.precision import choose_precision, set_numerics
 from .util.training.losses import SegmentationLoss, balanced_class_weights
 from .util.training.parallelize import check_batch_norm, place_network
 from .util.training.run_log import RunLog
@@ -61,6 +61,7 @@ def build_trainer(config: Config, device: torch.device) -> Trainer:
     """Everything a run needs, resumed where its folder says; same on every process."""
     folder = Path(config.TRAIN.save_path)
     log = start_log(config, folder)
+    set_numerics(deterministic=config.TRAIN.deterministic)
     dtype = choose_precision(config.TRAIN.precision, device, key="TRAIN.precision")
     checkpoints = CheckpointFolder(folder, keep=config.TRAIN.keep_last, complain=log.error)
     images = training_data(config)

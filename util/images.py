@@ -13,8 +13,6 @@ from ..config.errors import DataError
 from .files import atomic_write
 from .png import with_stored_data
 
-cv2.setNumThreads(0)  # loader workers are the parallelism; OpenCV's own threads fight them
-
 LARGEST_IMAGE = 2**32  # bytes, decoded
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp")
 TIFF_MARKS = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")  # classic and big, of either byte order

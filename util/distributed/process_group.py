@@ -132,7 +132,14 @@ def start(device: torch.device, *, backend: str = "auto", timeout_minutes: float
     # after a restart torchrun's store may still have the addresses of the processes before
     _store = dist.PrefixStore(f"start{os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)}", _store)
     _store.set_timeout(timeout)
-    dist.init_process_group(backend, store=_store, rank=number, world_size=count, timeout=timeout)
+    dist.init_process_group(
+        backend,
+        store=_store,
+        rank=number,
+        world_size=count,
+        timeout=timeout,
+        device_id=device if device.type == "cuda" else None,  # else NCCL guesses at a barrier
+    )
     _control = dist.group.WORLD if backend == "gloo" else dist.new_group(None, timeout, "gloo")
 
 

@@ -166,7 +166,7 @@ def global_kth_smallest(values: Tensor, valid: Tensor, k: int) -> Tensor:
         gathered = [torch.empty_like(smallest) for _ in range(process_group.world_size())]
         dist.all_gather(gathered, smallest)
         smallest = torch.cat(gathered)
-    kth = torch.kthvalue(smallest, k).values
+    kth = torch.topk(smallest, k, largest=False, sorted=False).values.amax()
     return torch.where(total > k, kth, infinity)
 
 

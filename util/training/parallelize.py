@@ -1,7 +1,9 @@
-"""A network onto its device and among its processes."""
+"""A network on its device, compiled, and as one of several processes."""
 
 import inspect
+import logging
 import warnings
+from collections.abc import Sequence
 from copy import deepcopy
 
 import torch
@@ -11,7 +13,7 @@ from torch.nn.parallel import DistributedDataParallel
 from ...config.errors import TrainingError
 from ...config.schema import Config
 from ..distributed import process_group, sync_batch_norm
-from .compilation import compile_or_eager
+from ..precision import autocast
 
 
 def check_batch_norm(config: Config, segmenter: nn.Module) -> None:
@@ -70,8 +72,6 @@ def place_network(
     segmenter.to(device)
     if train.channels_last:
         segmenter.to(memory_format=torch.channels_last)
-    if device.type == "cuda":
-        torch.backends.cudnn.benchmark = True
     synchronized = train.sync_bn and train.norm == "batch"
     if synchronized and process_group.world_size() > 1:
         with warnings.catch_warnings():
@@ -79,17 +79,23 @@ def place_network(
                 warnings.simplefilter("ignore")
             sync_batch_norm.convert(segmenter, device=device, use_apex=config.Distributed.use_apex)
     network = segmenter
-    if train.compile:
-        images = -(-train.batch_size // process_group.world_size() // train.accumulation_steps)
+    processes = process_group.world_size()
+    if train.compile and synchronized and processes > 1:
+        # docs/scale.md: PyTorch breaks the graph there, twice per layer and step
+        logging.getLogger("stripseg").warning(
+            f"warning: TRAIN.compile: not with batch norm that {processes} processes share, where "
+            "the compiled graph would break at every layer; going on without. To compile, set "
+            "TRAIN.norm group or TRAIN.sync_bn False"
+        )
+    elif train.compile:
+        images = -(-train.batch_size // processes // train.accumulation_steps)
         network = compile_or_eager(
             segmenter,
             (images, config.DATA.in_channels, train.train_h, train.train_w),
             dtype=dtype,
             channels_last=train.channels_last,
         )
-        if process_group.any_process(network is segmenter):
-            network = segmenter
-    if process_group.world_size() == 1:
+    if processes == 1:
         return network
     # newer releases of PyTorch renamed the switch for synchronizing buffers in every forward pass
     known = inspect.signature(DistributedDataParallel).parameters
@@ -100,3 +106,52 @@ def place_network(
         gradient_as_bucket_view=True,
         **{switch: not synchronized},
     )
+
+
+def compile_or_eager(
+    network: nn.Module, shape: Sequence[int], *, dtype: torch.dtype, channels_last: bool
+) -> nn.Module:
+    """Return the compiled network, or `network` itself if any process cannot compile it.
+
+    Compilation happens when a network is first used, so one forward and backward pass on random
+    data of `shape` (N, C, H, W) is made here, without collectives; running statistics, random
+    numbers and gradients are restored. The result shares the tensors of `network`, whose
+    `state_dict` keys stay as they are. Every process must call it, and all return the same kind.
+
+    Raises:
+        torch.OutOfMemoryError: the pass does not fit the device of some process.
+    """
+    log = logging.getLogger("stripseg")
+    device = next(network.parameters()).device
+    buffers = list(network.buffers())
+    before = [buffer.clone() for buffer in buffers]
+    was_training = network.training
+    full: torch.OutOfMemoryError | None = None
+    with torch.random.fork_rng([device] if device.type == "cuda" else []):
+        try:
+            compiled = torch.compile(network)
+            image = torch.randn(*shape, device=device)
+            if channels_last:
+                image = image.contiguous(memory_format=torch.channels_last)
+            compiled.train()
+            with autocast(device, dtype):
+                outputs = [out for out in compiled(image) if out is not None]
+            sum(out.float().mean() for out in outputs).backward()
+        except torch.OutOfMemoryError as error:  # the other processes must hear of it
+            full, compiled = error, network
+        except Exception as error:  # the compiler's own errors have no common ancestor
+            reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+            log.warning(f"warning: TRAIN.compile: not possible here ({reason}); going on without")
+            compiled = network
+        finally:
+            network.zero_grad(set_to_none=True)
+            network.train(was_training)
+            with torch.no_grad():
+                for buffer, old in zip(buffers, before, strict=True):
+                    buffer.copy_(old)
+    if process_group.any_process(full is not None):
+        raise full or torch.OutOfMemoryError("another process ran out of memory while compiling")
+    if process_group.any_process(compiled is network):
+        return network
+    log.info("the network is compiled (TRAIN.compile)")
+    return compiled

@@ -1,0 +1,57 @@
+"""What `fp32` means, and what a deterministic run may use."""
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+
+from stripseg.build import load_engine
+from stripseg.config.load import load_config
+from stripseg.training_run import build_trainer
+from stripseg.util.precision import set_numerics
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture(autouse=True)
+def restored() -> Iterator[None]:
+    yield
+    set_numerics()
+
+
+def chosen() -> dict[str, bool]:
+    return {
+        "tf32": torch.backends.cuda.matmul.allow_tf32 or torch.backends.cudnn.allow_tf32,
+        "tries algorithms": torch.backends.cudnn.benchmark,
+        "deterministic": torch.are_deterministic_algorithms_enabled(),
+    }
+
+
+def disturb() -> None:
+    """Settings of an earlier program in this process."""
+    torch.backends.cuda.matmul.allow_tf32 = True
+    torch.backends.cudnn.allow_tf32 = True
+    torch.backends.cudnn.benchmark = False
+    torch.use_deterministic_algorithms(True)
+
+
+def test_training_and_testing_set_the_numerics(small_config: Path) -> None:
+    expected = {"tf32": False, "tries algorithms": True, "deterministic": False}
+    config = load_config(small_config)
+    disturb()
+    build_trainer(config, CPU).fit(until=3)
+    assert chosen() == expected
+    disturb()
+    load_engine(config, CPU)
+    assert chosen() == expected
+
+
+def test_a_deterministic_run(small_config: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("CUBLAS_WORKSPACE_CONFIG", raising=False)
+    words = ["TRAIN.deterministic", "True", "TRAIN.loss", "ohem"]
+    build_trainer(load_config(small_config, words), CPU).fit(until=2)
+    assert chosen() == {"tf32": False, "tries algorithms": False, "deterministic": True}
+
+    assert os.environ["CUBLAS_WORKSPACE_CONFIG"] == ":4096:8"
