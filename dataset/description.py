@@ -72,7 +72,7 @@ class Split(_Described):
 
 
 class Submission(_Described):
-    """What a benchmark's server wants: see submission.py."""
+    """What a benchmark's server accepts: see results.py."""
 
     values: Literal["train", "raw"]
     file: str

@@ -11,9 +11,10 @@ from ..config.errors import ConfigError, DataError
 from ..util.images import read_label
 from .description import FORBIDDEN, DatasetDescription, raw_to_train_table
 from .lists import Pair
-from .matlab import read_matlab_label
 
+IGNORE_LABEL = 255  # of pixels without a class, wherever a config does not say another
 FILES_EXAMINED = 32
+MATLAB_VARIABLES = ("S", "LabelMap", "GTcls")  # of LMO, PASCAL Context, SBD
 
 
 @dataclass(frozen=True)
@@ -36,7 +37,7 @@ class LabelEncoding:
         if stored.dtype != np.uint8 and (stored.min() < 0 or stored.max() >= len(self.table)):
             self._refuse(path, np.unique(stored[(stored < 0) | (stored >= len(self.table))]))
         if stored.dtype == np.uint8:
-            train_id = cv2.LUT(stored, self.table[:256])  # faster than indexing by a picture
+            train_id = cv2.LUT(stored, self.table[:256])  # faster than indexing by an image
         else:
             train_id = self.table[stored]
         if train_id.min() == FORBIDDEN:
@@ -60,13 +61,42 @@ def read_stored(path: Path) -> np.ndarray:
     return read_matlab_label(path) if path.suffix == ".mat" else read_label(path)
 
 
+def read_matlab_label(path: Path) -> np.ndarray:
+    """(H, W) integers of the label variable of a .mat file (version 5 to 7.2).
+
+    Raises:
+        DataError: scipy is not installed, or the file is missing, damaged or holds no label.
+    """
+    try:
+        from scipy.io import loadmat
+    except ImportError as error:
+        raise DataError(
+            f"{path}: reading .mat files needs scipy, which is not installed: pip install scipy"
+        ) from error
+    if not path.is_file():
+        raise DataError(f"{path}: label file does not exist; check DATA.data_root and the list")
+    try:
+        content = loadmat(path, variable_names=MATLAB_VARIABLES)
+    except Exception as error:  # scipy raises whatever it likes on damaged bytes
+        raise DataError(f"{path}: cannot be decoded as a .mat file ({error})") from error
+    name = next((name for name in MATLAB_VARIABLES if name in content), None)
+    if name is None:
+        raise DataError(f"{path}: holds none of the variables {', '.join(MATLAB_VARIABLES)}")
+    label = content[name]
+    if label.dtype.names:  # SBD's struct
+        label = label["Segmentation"][0, 0]
+    if label.ndim != 2 or label.dtype.kind not in "iu":
+        raise DataError(f"{path}: {name} is not a map of integers but {label.dtype} {label.shape}")
+    return label
+
+
 def choose_encoding(
     pairs: Sequence[Pair],
     description: DatasetDescription | None,
     *,
     declared: str = "auto",
     classes: int,
-    ignore_label: int = 255,
+    ignore_label: int = IGNORE_LABEL,
 ) -> LabelEncoding:
     """The encoding of these label files, declared (`DATA.labels`) or recognised from them.
 
@@ -105,7 +135,7 @@ def raw_encoding(
     if classes != description.classes:
         raise ConfigError(
             f"DATA.classes is {classes}, and {description.name}'s official labels map to "
-            f"{description.classes} classes; mend DATA.classes, or set DATA.labels to train_id"
+            f"{description.classes} classes; correct DATA.classes, or set DATA.labels to train_id"
         )
     table = raw_to_train_table(description)
     table = np.where(table == description.ignore, ignore_label, table).astype(np.int16)

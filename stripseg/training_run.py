@@ -24,9 +24,9 @@ from .dataset.preparation.check import refuse_bad_data
 from .dataset.segmentation import TrainingSet
 from .model.build import build_network
 from .model.weights import load_weights
-from .util.checkpoint import CheckpointFolder, link_or_copy, read_checkpoint
+from .util.checkpoint import CheckpointFolder, read_checkpoint
 from .util.distributed import process_group
-from .util.files import atomic_write
+from .util.files import atomic_write, link_or_copy
 from .util.logger import run_logger
 from .util.precision import choose_precision, set_numerics
 from .util.training.losses import SegmentationLoss, balanced_class_weights

@@ -10,7 +10,7 @@ from PIL import Image
 from stripseg.dataset.description import describe
 from stripseg.dataset.labels import choose_encoding
 from stripseg.dataset.lists import Pair
-from stripseg.dataset.submission import stored_values
+from stripseg.dataset.results import stored_values
 from stripseg.util.metrics import ConfusionMatrix
 
 official = pytest.importorskip("cityscapesscripts.evaluation.evalPixelLevelSemanticLabeling")

@@ -12,8 +12,8 @@ from stripseg.config.errors import ConfigError, DataError
 from stripseg.config.load import check_files, load_config
 from stripseg.dataset.build import build_evaluation_set, build_pairs, official_splits
 from stripseg.dataset.description import available, describe
+from stripseg.dataset.labels import read_matlab_label
 from stripseg.dataset.layout import expression, official_pairs
-from stripseg.dataset.matlab import read_matlab_label
 from stripseg.tool import prepare
 
 RAW = np.arange(12, dtype=np.uint8).reshape(3, 4)
@@ -202,7 +202,7 @@ def test_sbds_struct_is_read(tmp_path: Path) -> None:
         (b"", "cannot be decoded as a .mat file"),
         (b"MATLAB 5.0 MAT-file" + bytes(200), "cannot be decoded as a .mat file|holds none of"),
         ({"X": RAW}, "holds none of the variables S, LabelMap, GTcls"),
-        ({"S": RAW * 0.5}, "S is no map of integers, but float64"),
+        ({"S": RAW * 0.5}, "S is not a map of integers but float64"),
     ],
 )
 def test_damaged_matlab_files_are_named(content, message: str, tmp_path: Path) -> None:

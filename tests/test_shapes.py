@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 
 from stripseg.dataset.description import describe, read_colors, read_names
-from stripseg.dataset.generated.shapes import IGNORE, Shape, render_scene, write_shapes
+from stripseg.dataset.generated.shapes import Shape, render_scene, write_shapes
+from stripseg.dataset.labels import IGNORE_LABEL
 
 CLASSES = len(Shape)
 
@@ -43,7 +44,7 @@ def test_any_size(height: int, width: int):
     assert image.shape == (height, width, 3)
     assert label.shape == (height, width)
     assert image.dtype == label.dtype == np.uint8
-    assert set(np.unique(label)) <= {*range(CLASSES), IGNORE}
+    assert set(np.unique(label)) <= {*range(CLASSES), IGNORE_LABEL}
 
 
 def test_scene_depends_on_its_arguments_alone():
@@ -72,7 +73,7 @@ def test_every_class_has_a_fair_share(scenes):
     _, labels = scenes
     shares = np.bincount(labels.ravel(), minlength=256) / labels.size
     assert shares[:CLASSES].min() > 0.02
-    assert 0.005 < shares[IGNORE] < 0.1
+    assert 0.005 < shares[IGNORE_LABEL] < 0.1
     presence = [(labels == shape).any(axis=(1, 2)).mean() for shape in Shape]
     assert min(presence) > 0.6
 
@@ -90,7 +91,7 @@ def test_strips_are_long_and_boxes_are_short(scenes):
 
 
 def mean_iou(prediction: np.ndarray, label: np.ndarray) -> float:
-    seen = label != IGNORE
+    seen = label != IGNORE_LABEL
     pairs = label[seen].astype(np.int64) * CLASSES + prediction[seen]
     confusion = np.bincount(pairs, minlength=CLASSES**2).reshape(CLASSES, CLASSES)
     union = confusion.sum(axis=0) + confusion.sum(axis=1) - confusion.diagonal()

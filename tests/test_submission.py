@@ -14,7 +14,7 @@ from PIL import Image
 from stripseg.config.errors import DataError
 from stripseg.config.load import load_config
 from stripseg.dataset.description import available, describe, raw_to_train_table
-from stripseg.dataset.submission import SubmissionWriter, stored_values
+from stripseg.dataset.results import SubmissionWriter, stored_values
 from stripseg.model.build import build_segmenter
 from stripseg.tool import test as tool_test
 

@@ -35,7 +35,7 @@ def main(argv: Sequence[str]) -> int | None:
     found = examine_all(config, options.workers)
     crop = (config.TRAIN.train_h, config.TRAIN.train_w)
     findings = doctor.diagnose(found, names, crop=crop)
-    print(class_table(found, names))
+    print(class_shares(found, names))
     print(size_line(found, crop))
     for finding in findings:
         print(f"{finding.severity}: {finding.message}")
@@ -64,10 +64,10 @@ def examine_all(config: Config, workers: int) -> list[doctor.Examination]:
     return found
 
 
-def class_table(found: Sequence[doctor.Examination], names: Sequence[str]) -> str:
+def class_shares(found: Sequence[doctor.Examination], names: Sequence[str]) -> str:
     """Shares and files of every class in every split, and the weights that would balance them."""
     splits = list(dict.fromkeys(item.split for item in found))
-    pixels = {split: doctor.class_pixels(found, split) for split in splits}
+    pixels = {split: doctor.split_pixels(found, split) for split in splits}
     weights = balanced_class_weights(torch.from_numpy(pixels["train"][: len(names)]))
     head = f"{'class':24}" + "".join(f"{split:>10}{'files':>7}" for split in splits)
     lines = [head + f"{'weight':>9}"]
@@ -100,7 +100,7 @@ def write_json(
     names: Sequence[str],
 ) -> None:
     splits = list(dict.fromkeys(item.split for item in found))
-    pixels = {split: doctor.class_pixels(found, split) for split in splits}
+    pixels = {split: doctor.split_pixels(found, split) for split in splits}
     weights = balanced_class_weights(torch.from_numpy(pixels["train"][: len(names)]))
     content = {
         "findings": [vars(finding) for finding in findings],

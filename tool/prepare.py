@@ -31,6 +31,7 @@ from stripseg.dataset.preparation import match as inspection
 from stripseg.dataset.preparation.convert import convert
 from stripseg.dataset.preparation.sbd import train_aug_ids, write_train_aug
 from stripseg.tool import archives, pack
+from stripseg.util.files import write_lines
 from stripseg.util.logger import progress
 
 INCOMPLETE = 1
@@ -109,7 +110,7 @@ def prepare_official(options: argparse.Namespace) -> int | None:
             "\t".join(str(p.relative_to(base)) for p in (pair.image, pair.label) if p is not None)
             for pair in pairs
         ]
-        custom.write_text(folder / f"{split}.txt", lines)
+        write_lines(folder / f"{split}.txt", lines)
         written += 1
         expected = description.splits.get(split, len(pairs))
         whole = len(pairs) == expected
@@ -147,7 +148,7 @@ def write_copy(
         f"{image.as_posix()}\t{label.as_posix()}"
         for image, label in progress(copies, total=len(pairs), unit="pair", what=split)
     ]
-    custom.write_text(options.convert / f"{split}.txt", lines)
+    write_lines(options.convert / f"{split}.txt", lines)
     print(f"{split}: copied as train ids -> {options.convert / f'{split}.txt'}")
 
 
@@ -168,16 +169,16 @@ def prepare_custom(options: argparse.Namespace) -> None:
     found = [item for item in items if item.problem is None]
     report_broken([item.problem for item in items if item.problem], alone, unused, options)
     table = custom.read_table(options.colors) if options.colors else None
-    encoding = custom.choose_encoding(found, table)
+    numbering = custom.number_classes(found, table)
     training, validation = custom.split(found, options.validation, options.seed)
     folder = Path("dataset") / options.name
     root = Path(os.path.commonpath([options.images.resolve(), options.labels.resolve()]))
     parts = {"train": training, "val": validation}
-    custom.write_lists(folder, parts, encoding, root=root)
+    custom.write_lists(folder, parts, numbering, root=root)
     config = Path("config") / options.name / f"{options.name}_spnet18.yaml"
-    content = custom.settings(options.name, folder, root, training, encoding)
+    content = custom.settings(options.name, folder, root, training, numbering)
     custom.write_config(config, content)
-    print(summary(found, encoding))
+    print(class_summary(found, numbering))
     print(f"{len(training)} pairs to train on, {len(validation)} to validate: {folder}/")
     print(f"config: {config}\nnow: sh tool/train.sh {options.name} spnet18")
 
@@ -204,16 +205,16 @@ def report_broken(
         )
 
 
-def summary(found: Sequence[inspection.Inspection], encoding: custom.Encoding) -> str:
+def class_summary(found: Sequence[inspection.Inspection], numbering: custom.ClassNumbering) -> str:
     """The classes with their share of the pixels, and the sizes of the images."""
-    pixels = encoding.pixels(found)
+    pixels = numbering.pixels(found)
     images = np.zeros(256, np.int64)
     for item in found:
-        images[np.unique(encoding.translate(item.values))] += 1
+        images[np.unique(numbering.translate(item.values))] += 1
     lines = [f"{'class':24}{'share':>9}{'images':>9}"]
     lines += [
         f"{name:24}{pixels[index] / max(pixels.sum(), 1):9.2%}{images[index]:9}"
-        for index, name in enumerate(encoding.names)
+        for index, name in enumerate(numbering.names)
     ]
     heights, widths = np.array([item.size for item in found]).T
     lines.append(

@@ -23,9 +23,8 @@ from stripseg.dataset.build import (
 )
 from stripseg.dataset.classification.build import build_evaluation_images, class_names
 from stripseg.dataset.loader import evaluation_samples, shares
-from stripseg.dataset.predictions import PredictionFiles
+from stripseg.dataset.results import PredictionFiles, SubmissionWriter
 from stripseg.dataset.segmentation import EvaluationSet, Sample
-from stripseg.dataset.submission import SubmissionWriter
 from stripseg.util.distributed import process_group
 from stripseg.util.files import atomic_write
 from stripseg.util.inference.classification import classification_table
@@ -60,8 +59,8 @@ def main(argv: Sequence[str]) -> int | None:
         return classify(config, device, log, folder)
     classes = build_classes(config)
     dataset = chosen_images(config)
-    files = PredictionFiles(folder, [pair.name for pair in dataset.pairs], classes.colors)
-    files.submission = submission_of(config, folder)
+    names = [pair.name for pair in dataset.pairs]
+    files = PredictionFiles(folder, names, classes.colors, submission_of(config, folder))
     log.info(f"{len(dataset)} images of {config.TEST.test_list} ({config.TEST.split})")
     if config.TEST.has_prediction:
         scores = score_saved(config, dataset, files)
@@ -72,7 +71,7 @@ def main(argv: Sequence[str]) -> int | None:
         log.info(f"predictions: {files.gray} and {files.color}")
     process_group.barrier()
     if files.submission is not None and process_group.is_main():
-        archive = files.submission.pack([pair.name for pair in dataset.pairs])
+        archive = files.submission.pack(names)
         log.info(f"for {config.dataset}'s server: {archive}")
     if config.TEST.split != "test" and process_group.is_main():
         log.info("\n" + class_table(scores, classes.names))

@@ -2,7 +2,6 @@
 
 import os
 import re
-import shutil
 import socket
 import time
 import warnings
@@ -18,7 +17,7 @@ import torch
 from torch import Tensor
 
 from ..config.errors import CheckpointError, TrainingError
-from .files import atomic_write
+from .files import atomic_write, link_or_copy
 
 try:
     import fcntl
@@ -252,17 +251,6 @@ class CheckpointFolder:
                 "away, or set TRAIN.resume to 'none', to train from scratch"
             )
         return None
-
-
-def link_or_copy(source: Path, target: Path) -> None:
-    """Give `source` a second name; a copy where the file system has no hard links."""
-    temporary = target.with_name(f".{target.name}.tmp")
-    temporary.unlink(missing_ok=True)
-    try:
-        os.link(source, temporary)
-    except OSError:
-        shutil.copyfile(source, temporary)
-    os.replace(temporary, target)
 
 
 def check_training_state(content: Mapping[str, Any], steps_per_epoch: int, *, origin: str) -> None:

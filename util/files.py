@@ -1,7 +1,8 @@
 """Files that appear whole or not at all, whenever the process is stopped."""
 
 import os
-from collections.abc import Iterator
+import shutil
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
@@ -37,3 +38,23 @@ def write_text(path: str | Path, text: str) -> None:
     """A text file that appears whole or not at all."""
     with atomic_write(path) as file:
         file.write(text.encode())
+
+
+def write_lines(path: str | Path, lines: Iterable[str]) -> None:
+    """A text file of these lines, which appears whole or not at all."""
+    write_text(path, "".join(f"{line}\n" for line in lines))
+
+
+def link_or_copy(source: Path, target: Path) -> None:
+    """Give `source` a second name; a copy where the file system has no hard links.
+
+    `target` appears whole or not at all, and its folder is made.
+    """
+    target.parent.mkdir(parents=True, exist_ok=True)
+    temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
+    temporary.unlink(missing_ok=True)
+    try:
+        os.link(source.resolve(), temporary)
+    except OSError:
+        shutil.copy2(source, temporary)
+    os.replace(temporary, target)

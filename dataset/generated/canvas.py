@@ -6,7 +6,8 @@ from collections.abc import Iterator
 import cv2
 import numpy as np
 
-IGNORE = 255
+from ..labels import IGNORE_LABEL
+
 UNITS = 160.0  # the shorter side of any image, in the length unit of all drawing
 Point = tuple[float, float]
 
@@ -24,7 +25,7 @@ class Canvas:
         rows, columns = np.mgrid[:height, :width].astype(np.float32)
         self.y, self.x = (rows + 0.5) * self.pixel, (columns + 0.5) * self.pixel
         self.image = np.zeros((height, width, 3), np.float32)
-        self.label = np.full((height, width), IGNORE, np.uint8)
+        self.label = np.full((height, width), IGNORE_LABEL, np.uint8)
         self._palette = _distinct_colours(rng)
 
     def along(self, centre: Point, angle: float) -> tuple[np.ndarray, np.ndarray]:

@@ -6,7 +6,6 @@ is downloaded, and a scene is a pure function of seed, index and size.
 """
 
 import math
-from collections.abc import Iterable
 from enum import IntEnum
 from pathlib import Path
 from typing import NamedTuple
@@ -14,9 +13,10 @@ from typing import NamedTuple
 import cv2
 import numpy as np
 
-from ...util.files import atomic_write
+from ...util.files import atomic_write, write_lines
 from ..description import describe
-from .canvas import IGNORE, UNITS, Canvas, Point
+from ..labels import IGNORE_LABEL
+from .canvas import UNITS, Canvas, Point
 
 
 class Shape(IntEnum):
@@ -167,7 +167,7 @@ def _paint_ego(canvas: Canvas) -> None:
         corner = (canvas.width * float(rng.integers(2)), canvas.height + 4)
         x, y = canvas.along(corner, 0)
         distance = np.hypot(x / rng.uniform(1.2, 2.2), y) - rng.uniform(22, 34)
-        canvas.paint(distance, IGNORE, canvas.surface())
+        canvas.paint(distance, IGNORE_LABEL, canvas.surface())
 
 
 def _light(canvas: Canvas) -> None:
@@ -185,7 +185,7 @@ def _unlabel_patches(canvas: Canvas) -> None:
     rng = canvas.rng
     for _ in range(3):
         centre = (rng.uniform(0, canvas.width), rng.uniform(0, canvas.height))
-        canvas.label[canvas.distance_from(centre) < rng.uniform(4, 9)] = IGNORE
+        canvas.label[canvas.distance_from(centre) < rng.uniform(4, 9)] = IGNORE_LABEL
 
 
 def write_shapes(
@@ -199,22 +199,22 @@ def write_shapes(
 ) -> None:
     """Write images, labels, lists, names and colours below `root`.
 
-    Each file appears whole or not at all and the lists come last, so an interrupted run is mended
-    by running again. Train and val draw from streams that no two seeds share.
+    Each file appears whole or not at all and the lists come last, so an interrupted run is
+    completed by running again. Train and val draw from streams that no two seeds share.
     """
     root = Path(root)
     for split in ("train", "val"):  # while files change, no list may vouch for them
         (root / f"{split}.txt").unlink(missing_ok=True)
     description = describe("shapes")
     colors = [f"{red} {green} {blue}" for red, green, blue in description.colors]
-    _write(root / "names.txt", _lines(description.names))
-    _write(root / "colors.txt", _lines(colors))
+    write_lines(root / "names.txt", description.names)
+    write_lines(root / "colors.txt", colors)
     for stream, (split, count) in enumerate((("train", train), ("val", val))):
         pairs = []
         for index in range(1, count + 1):
             scene = render_scene(2 * seed + stream, index, height=height, width=width)
             pairs.append(_write_pair(root, split, f"shapes_{split}_{index:04}", *scene))
-        _write(root / f"{split}.txt", _lines(pairs))
+        write_lines(root / f"{split}.txt", pairs)
 
 
 def _write_pair(root: Path, split: str, stem: str, image: np.ndarray, label: np.ndarray) -> str:
@@ -225,10 +225,6 @@ def _write_pair(root: Path, split: str, stem: str, image: np.ndarray, label: np.
     _write(root / names[0], cv2.imencode(".jpg", image[..., ::-1], options)[1].tobytes())
     _write(root / names[1], cv2.imencode(".png", label)[1].tobytes())
     return " ".join(names)
-
-
-def _lines(entries: Iterable[str]) -> bytes:
-    return "".join(f"{entry}\n" for entry in entries).encode()
 
 
 def _write(path: Path, content: bytes) -> None:

@@ -190,7 +190,7 @@ def alike(items: Sequence[Examination]) -> Iterator[tuple[Examination, Examinati
 
 def absent_classes(found: Sequence[Examination], names: Sequence[str]) -> Iterator[Finding]:
     for split in dict.fromkeys(item.split for item in found):
-        pixels = class_pixels(found, split)[: len(names)]
+        pixels = split_pixels(found, split)[: len(names)]
         absent = [name for name, count in zip(names, pixels, strict=True) if count == 0]
         if absent:
             shown = ", ".join(absent[:8]) + (f" and {len(absent) - 8} more" if absent[8:] else "")
@@ -210,6 +210,6 @@ def small_images(found: Sequence[Examination], crop: tuple[int, int]) -> Iterato
         )
 
 
-def class_pixels(found: Iterable[Examination], split: str) -> np.ndarray:
+def split_pixels(found: Iterable[Examination], split: str) -> np.ndarray:
     """(256,) pixels of each train id in a split."""
     return sum((i.pixels for i in found if i.split == split), np.zeros(256, np.int64))

@@ -1,12 +1,11 @@
 """A plain copy of a dataset: labels as 8-bit PNGs of train ids, images, lists of pairs."""
 
-import os
-import shutil
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from functools import partial
 from pathlib import Path
 
+from ...util.files import link_or_copy
 from ...util.images import write_png
 from ..labels import LabelEncoding
 from ..lists import Pair
@@ -52,16 +51,5 @@ def convert_pair(
 
 
 def is_older(target: Path, source: Path) -> bool:
-    """Is `target` missing, or older than `source`?"""
+    """Return whether `target` is missing or older than `source`."""
     return not target.is_file() or target.stat().st_mtime < source.stat().st_mtime
-
-
-def link_or_copy(source: Path, target: Path) -> None:
-    """The file under a second name where the file system can, else a copy; never half of one."""
-    target.parent.mkdir(parents=True, exist_ok=True)
-    temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
-    try:
-        os.link(source.resolve(), temporary)
-    except OSError:
-        shutil.copy2(source, temporary)
-    os.replace(temporary, target)

@@ -11,12 +11,12 @@ import yaml
 from PIL import Image
 
 from ...config.errors import DataError
-from ...util.files import atomic_write
+from ...util.files import write_lines, write_text
 from ...util.images import write_png
 from ..description import default_colors
+from ..labels import IGNORE_LABEL
 from .match import Inspection, read_any_label
 
-IGNORED = 255
 ORIENTATION = 0x0112  # of EXIF
 QUARTER_TURNS = {
     5: Image.Transpose.TRANSPOSE,
@@ -28,7 +28,7 @@ Colour = tuple[int, int, int]
 
 
 @dataclass(frozen=True)
-class Encoding:
+class ClassNumbering:
     """Stored label values -> class ids: `ids[i]` for `stored[i]`.
 
     `coloured` values are 0xRRGGBB; `plain` files hold ids already and need no rewriting.
@@ -52,9 +52,9 @@ class Encoding:
         return total[: len(self.names)]
 
 
-def choose_encoding(
+def number_classes(
     found: Sequence[Inspection], table: Sequence[tuple[Colour, str]] | None = None
-) -> Encoding:
+) -> ClassNumbering:
     """What the values of all labels mean.
 
     Indices stay as they are, 255 is ignored; sparse ones are numbered in their order; a mask of 0
@@ -71,26 +71,28 @@ def choose_encoding(
             "labels must all be of one kind"
         )
     if "colour" in kinds or table is not None:
-        return colour_encoding(found, table)
+        return number_colours(found, table)
     stored = np.unique(np.concatenate([item.values for item in found]))
-    classes = stored[stored != IGNORED]
-    if set(stored.tolist()) == {0, IGNORED}:  # a mask
-        return Encoding(stored, np.array([0, 1]), class_names(2), default_colors(2))
+    classes = stored[stored != IGNORE_LABEL]
+    if set(stored.tolist()) == {0, IGNORE_LABEL}:  # a mask
+        return ClassNumbering(stored, np.array([0, 1]), class_names(2), default_colors(2))
     if len(classes) == 0:
         raise DataError("every label is entirely ignored (255)")
-    if classes.min() >= 0 and classes.max() < min(IGNORED, 8 * len(classes)):
+    if classes.min() >= 0 and classes.max() < min(IGNORE_LABEL, 8 * len(classes)):
         count = int(classes.max()) + 1
         plain = kinds == {"index"}
-        return Encoding(stored, stored, class_names(count), default_colors(count), plain=plain)
+        return ClassNumbering(
+            stored, stored, class_names(count), default_colors(count), plain=plain
+        )
     too_many(found, classes)
-    ids = np.where(stored == IGNORED, IGNORED, np.searchsorted(classes, stored))
+    ids = np.where(stored == IGNORE_LABEL, IGNORE_LABEL, np.searchsorted(classes, stored))
     names = [f"value {value}" for value in classes]
-    return Encoding(stored, ids, names, default_colors(len(names)))
+    return ClassNumbering(stored, ids, names, default_colors(len(names)))
 
 
-def colour_encoding(
+def number_colours(
     found: Sequence[Inspection], table: Sequence[tuple[Colour, str]] | None
-) -> Encoding:
+) -> ClassNumbering:
     for item in found:
         item.values = as_colours(item.values, item.kind)
         item.kind = "colour"
@@ -99,7 +101,7 @@ def colour_encoding(
     if table is None:
         colors = [unpacked(value) for value in stored]
         names = [f"colour {r} {g} {b}" for r, g, b in colors]
-        return Encoding(stored, np.arange(len(stored)), names, colors, coloured=True)
+        return ClassNumbering(stored, np.arange(len(stored)), names, colors, coloured=True)
     known = {r << 16 | g << 8 | b: index for index, ((r, g, b), _) in enumerate(table)}
     strange = [unpacked(value) for value in stored if int(value) not in known]
     if strange:
@@ -109,7 +111,7 @@ def colour_encoding(
         )
     ids = np.array([known[int(value)] for value in stored])
     names, colors = [name for _, name in table], [color for color, _ in table]
-    return Encoding(stored, ids, names, colors, coloured=True)
+    return ClassNumbering(stored, ids, names, colors, coloured=True)
 
 
 def as_colours(values: np.ndarray, kind: str) -> np.ndarray:
@@ -177,30 +179,25 @@ def split(
     return training or list(found), validation
 
 
-def write_label(item: Inspection, encoding: Encoding, folder: Path) -> Path:
+def write_label(item: Inspection, numbering: ClassNumbering, folder: Path) -> Path:
     """The label as an 8-bit PNG of class ids, turned like its image; an existing one is kept."""
     path = (folder / item.name).with_suffix(".png")
     if path.is_file() and path.stat().st_mtime >= item.label.stat().st_mtime:
         return path
     label, kind = read_any_label(item.label)
-    ids = encoding.translate(as_colours(label, kind) if encoding.coloured else label)
+    ids = numbering.translate(as_colours(label, kind) if numbering.coloured else label)
     if item.turned:
         with Image.open(item.image) as photo:
             turn = QUARTER_TURNS[photo.getexif()[ORIENTATION]]
         ids = np.array(Image.fromarray(ids).transpose(turn))
-    write_png(path, ids, encoding.colors)
+    write_png(path, ids, numbering.colors)
     return path
-
-
-def write_text(path: Path, lines: Sequence[str]) -> None:
-    with atomic_write(path) as file:
-        file.write(("\n".join(lines) + "\n").encode())
 
 
 def write_lists(
     folder: Path,
     parts: dict[str, Sequence[Inspection]],
-    encoding: Encoding,
+    numbering: ClassNumbering,
     *,
     root: Path,
 ) -> None:
@@ -209,12 +206,12 @@ def write_lists(
         lines = []
         for item in items:
             label = item.label
-            if not encoding.plain or item.turned:
-                label = write_label(item, encoding, folder / "labels")
+            if not numbering.plain or item.turned:
+                label = write_label(item, numbering, folder / "labels")
             lines.append(f"{relative(item.image, root)}\t{relative(label, root)}")
-        write_text(folder / f"{name}.txt", lines)
-    write_text(folder / "names.txt", encoding.names)
-    write_text(folder / "colors.txt", [" ".join(map(str, color)) for color in encoding.colors])
+        write_lines(folder / f"{name}.txt", lines)
+    write_lines(folder / "names.txt", numbering.names)
+    write_lines(folder / "colors.txt", [" ".join(map(str, color)) for color in numbering.colors])
 
 
 def relative(path: Path, root: Path) -> str:
@@ -223,14 +220,14 @@ def relative(path: Path, root: Path) -> str:
 
 
 def settings(
-    name: str, folder: Path, root: Path, training: Sequence[Inspection], encoding: Encoding
+    name: str, folder: Path, root: Path, training: Sequence[Inspection], numbering: ClassNumbering
 ) -> dict:
     """A config for the data: crop, scales, batch size and length of training from their sizes."""
     heights, widths = np.array([item.size for item in training]).T
     sides = [max(64, min(384, int(np.median(side)) // 8 * 8)) for side in (heights, widths)]
     batch = max(2, min(16 if sides[0] * sides[1] <= 256 * 256 else 8, len(training)))
     large = np.median(np.minimum(heights, widths)) > 1.5 * max(sides)
-    pixels = encoding.pixels(training)
+    pixels = numbering.pixels(training)
     present = pixels[pixels > 0]
     channels = training[0].channels if training[0].channels > 4 else 3
     data = {
@@ -238,10 +235,10 @@ def settings(
         "data_root": str(root),
         "train_list": str(folder / "train.txt"),
         "val_list": str(folder / "val.txt"),
-        "classes": len(encoding.names),
+        "classes": len(numbering.names),
         "labels": "train_id",
     }
-    if not encoding.plain or any(item.turned for item in training):
+    if not numbering.plain or any(item.turned for item in training):
         data["outside_root"] = True  # rewritten labels lie beside the lists
     if channels != 3:
         mean, square = np.mean([item.sums for item in training], axis=0)
@@ -278,5 +275,4 @@ def write_config(path: Path, content: dict) -> None:
     text += yaml.safe_dump(content, sort_keys=False, allow_unicode=True)
     if path.is_file() and path.read_text(encoding="utf-8") != text:
         shutil.copyfile(path, path.with_name(path.name + ".bak"))
-    with atomic_write(path) as file:
-        file.write(text.encode())
+    write_text(path, text)

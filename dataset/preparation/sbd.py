@@ -5,11 +5,11 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from ...config.errors import DataError
-from ...util.files import atomic_write
+from ...util.files import write_lines
 from ...util.images import read_label, write_png
 from ..description import describe
+from ..labels import read_matlab_label
 from ..layout import read_ids
-from ..matlab import read_matlab_label
 
 SETS = Path("ImageSets/Segmentation")
 
@@ -38,11 +38,13 @@ def write_train_aug(voc: Path, sbd: Path) -> Iterator[str]:
     for name in ids:
         target = voc / "SegmentationClassAug" / f"{name}.png"
         if not target.is_file():
-            own, theirs = voc / "SegmentationClass" / f"{name}.png", sbd / "cls" / f"{name}.mat"
-            if not (own.is_file() or theirs.is_file()):
-                raise DataError(f"{name}: neither {own} nor {theirs} exists")
-            label = read_label(own) if own.is_file() else read_matlab_label(theirs)
+            voc_label, sbd_label = (
+                voc / "SegmentationClass" / f"{name}.png",
+                sbd / "cls" / f"{name}.mat",
+            )
+            if not (voc_label.is_file() or sbd_label.is_file()):
+                raise DataError(f"{name}: neither {voc_label} nor {sbd_label} exists")
+            label = read_label(voc_label) if voc_label.is_file() else read_matlab_label(sbd_label)
             write_png(target, label.astype("uint8"), colors)
         yield name
-    with atomic_write(voc / SETS / "train_aug.txt") as file:
-        file.write(("\n".join(ids) + "\n").encode())
+    write_lines(voc / SETS / "train_aug.txt", ids)

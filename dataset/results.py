@@ -1,24 +1,25 @@
-"""What the benchmarks' servers want of a test split: encoding, file names, archive.
+"""The results of a test as files: predictions, and the archive for a benchmark's server.
 
-The catalog describes it (`submission`): the values to store, the path inside the archive, whether
-the PNG has the classes' palette, and a size that every prediction must have.
+The catalog describes what a server accepts (`submission`): the values to store, the path inside the
+archive, whether the PNG has the classes' palette, and the size that every prediction must have.
 """
 
 import os
 import tarfile
 import zipfile
+from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
 
 import numpy as np
 
 from ..config.errors import DataError
 from ..util.files import atomic_write
-from ..util.images import write_png
+from ..util.images import colorize, read_label, write_png
 from .description import DatasetDescription
 
 
 def stored_values(description: DatasetDescription) -> np.ndarray:
-    """(K,) uint8: what the server wants for each class."""
+    """(K,) uint8: the value that the server expects for each class."""
     classes = np.arange(description.classes, dtype=np.uint8)
     raw = description.raw_labels
     if description.submission.values == "train" or raw is None:
@@ -52,7 +53,7 @@ class SubmissionWriter:
         """Write the (H, W) classes of one image.
 
         Raises:
-            DataError: the server wants another size.
+            DataError: the server expects another size.
         """
         size = prediction.shape[1], prediction.shape[0]
         if self.wanted.size is not None and size != self.wanted.size:
@@ -78,3 +79,39 @@ class SubmissionWriter:
                     for name in files:
                         packed.write(self.folder / name, arcname=name)
         return archive
+
+
+class PredictionFiles:
+    """The predictions of a test: `gray/` (class indices) and `color/` below the result folder, and
+    with a `submission` the files for a benchmark's server.
+
+    Files are named like the images. Where two images of different folders share a name, the
+    folders are kept.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        names: Sequence[str],
+        colors: np.ndarray,
+        submission: SubmissionWriter | None = None,
+    ) -> None:
+        self.gray, self.color = folder / "gray", folder / "color"
+        self.colors = colors
+        self.submission = submission
+        stems = [PurePosixPath(name.replace(os.sep, "/")).with_suffix("") for name in names]
+        flat = len({stem.name for stem in stems}) == len(stems)
+        self.relative = {
+            name: f"{stem.name if flat else str(stem).lstrip('/')}.png"
+            for name, stem in zip(names, stems, strict=True)
+        }
+
+    def save(self, name: str, prediction: np.ndarray) -> None:
+        """Write the (H, W) uint8 prediction of an image."""
+        write_png(self.gray / self.relative[name], prediction)
+        write_png(self.color / self.relative[name], colorize(prediction, self.colors))
+        if self.submission is not None:
+            self.submission.save(name, prediction)
+
+    def read(self, name: str) -> np.ndarray:
+        return read_label(self.gray / self.relative[name])

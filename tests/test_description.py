@@ -5,7 +5,7 @@ import pytest
 from pydantic import ValidationError
 
 from stripseg.config.errors import ConfigError, DataError
-from stripseg.dataset import description as catalogue
+from stripseg.dataset import description as catalog
 from stripseg.dataset.description import (
     DatasetDescription,
     available,
@@ -47,7 +47,7 @@ def test_every_file_of_the_catalog_is_valid():
 def test_evidence_is_conclusive(name: str):
     """A value counted as evidence for one encoding must be impossible in the other."""
     description = describe(name)
-    raw = set(np.flatnonzero(raw_to_train_table(description) != catalogue.FORBIDDEN))
+    raw = set(np.flatnonzero(raw_to_train_table(description) != catalog.FORBIDDEN))
     train = {*range(description.classes), description.ignore}
     assert set(description.evidence.raw_values) == raw - train
     assert set(description.evidence.train_values) == train - raw
@@ -120,7 +120,7 @@ def test_inconsistent_descriptions_are_refused(change: dict, message: str):
 )
 def test_a_bad_catalog_file_is_named(tmp_path, monkeypatch, text: str, message: str):
     (tmp_path / "tiny.yaml").write_text(text)
-    monkeypatch.setattr(catalogue, "CATALOG", tmp_path)
+    monkeypatch.setattr(catalog, "CATALOG", tmp_path)
     with pytest.raises(ConfigError, match=message):
         describe("tiny")
 
