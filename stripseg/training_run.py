@@ -1,4 +1,4 @@
-"""A training run from a config: its data, network, trainer, and where it goes on from."""
+"""Build a training run from a config: plan it, build its parts, restore its trainer."""
 
 import logging
 import time
@@ -38,8 +38,13 @@ from .validation import validator
 
 @dataclass(frozen=True)
 class Plan:
-    """What is known before anything is built: the config, with a number for the batch size, and
-    the checkpoint that the run goes on from, with its path."""
+    """What is settled before anything is built.
+
+    Args:
+        config: with a number for `TRAIN.batch_size`.
+        checkpoint: content of the one to resume from, or None.
+        origin: its path.
+    """
 
     config: Config
     checkpoint: dict[str, Any] | None
@@ -48,7 +53,7 @@ class Plan:
 
 @dataclass(frozen=True)
 class Parts:
-    """What is trained, on which batches, towards which loss."""
+    """Network, optimizer, loss and batches of a run."""
 
     segmenter: nn.Module
     network: nn.Module  # the same, compiled and one of several processes where these are wanted
@@ -58,7 +63,7 @@ class Parts:
 
 
 def build_trainer(config: Config, device: torch.device) -> Trainer:
-    """Everything a run needs, resumed where its folder says; same on every process."""
+    """Return the trainer of a run, restored from the checkpoint in its folder if there is one."""
     folder = Path(config.TRAIN.save_path)
     log = start_log(config, folder)
     set_numerics(deterministic=config.TRAIN.deterministic)
@@ -108,7 +113,7 @@ def plan_run(
     dtype: torch.dtype,
     log: logging.Logger,
 ) -> Plan:
-    """Where the run goes on from, and its batch size; `images` are in the training list."""
+    """Find the checkpoint to resume from and the batch size; `images`: length of the list."""
     resumed = find_resume(config, checkpoints, log)
     if config.TRAIN.batch_size == "auto":
         with torch.random.fork_rng(devices=[]):
@@ -135,7 +140,7 @@ def build_parts(
     dtype: torch.dtype,
     log: logging.Logger,
 ) -> Parts:
-    """Network, with its first weights or the checkpoint's, optimizer, loss and batches."""
+    """Build the network, with initial weights or the checkpoint's, optimizer, loss and loader."""
     config = plan.config
     loader = build_training_loader(
         config,
@@ -163,10 +168,10 @@ def build_parts(
 
 
 def training_data(config: Config) -> TrainingSet | TrainingImages:
-    """What `DATA` and `TRAIN` describe; some of it is read, to find bad data before a run starts.
+    """Build the training images; a few are read, to find bad data before a run starts.
 
     Raises:
-        DataError: it is not there or cannot be used.
+        DataError: they do not exist or cannot be used.
     """
     if config.classifies:
         return build_training_images(config)
@@ -217,10 +222,10 @@ def find_resume(
 
 
 def restore_weights(config: Config, segmenter: nn.Module, content: dict, *, origin: str) -> None:
-    """The weights of a checkpoint of this very network.
+    """Load the weights of a checkpoint of exactly this network.
 
     Raises:
-        CheckpointError: it is one of another network.
+        CheckpointError: it belongs to another network.
     """
     try:
         check_same_network(content, config, origin=origin)
@@ -273,7 +278,7 @@ def weights_of_classes(
 
 
 def class_counts(dataset: TrainingSet | TrainingImages, workers: int) -> Tensor:
-    """(K,) pixels, or images, of each class."""
+    """Return the (K,) pixels, or images, of each class."""
     if isinstance(dataset, TrainingImages):
         return class_images(dataset.images)
     workers = process_group.share_of_workers(workers)

@@ -1,4 +1,4 @@
-"""From pixel values to what the network sees."""
+"""Normalisation of images before they enter the network."""
 
 from collections.abc import Sequence
 
@@ -7,10 +7,10 @@ from torch import Tensor
 
 
 class Normalization:
-    """(N, C, H, W) pixels of 0..255 -> float32 with `mean` taken off and divided by `std`.
+    """(N, C, H, W) pixels of 0..255 -> float32, minus `mean`, divided by `std`.
 
     Args:
-        mean, std: one value for each channel, in pixel units.
+        mean, std: one value per channel, in pixel units.
         device: where the images will be.
     """
 

@@ -1,4 +1,4 @@
-"""Averages of the weights over the steps, which often predict better than the weights themselves.
+"""Exponential moving average of the weights, which often predicts better than the weights.
 
 Polyak and Juditsky, 1992; as a moving average in Szegedy et al., CVPR 2016, Sec. 8.
 """

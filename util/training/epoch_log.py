@@ -1,8 +1,8 @@
-"""`epochs.jsonl` in a run's folder: the figures of every epoch, one JSON object a line.
+"""`epochs.jsonl` in a run's folder: the figures of every epoch, one JSON object per line.
 
     {"epoch": 1, "train": {"loss": 2.1, "mIoU": 0.02, ...}, "val": {"mIoU": 0.03, ...}}
 
-An epoch without validation has no "val". An epoch that a resumed run does again is there once.
+An epoch without validation has no "val". An epoch that a resumed run repeats stands there once.
 """
 
 import json
@@ -17,7 +17,7 @@ Figures = dict[str, dict[str, float]]  # {"train": {"loss": 2.1}, "val": {"mIoU"
 
 
 def read_epochs(folder: Path) -> dict[int, Figures]:
-    """{epoch: its figures} in ascending order; lines that are no epoch are passed over."""
+    """Return {epoch: figures} in ascending order; other lines are skipped."""
     try:
         lines = (folder / NAME).read_text(encoding="utf-8", errors="replace").splitlines()
     except FileNotFoundError:
@@ -26,7 +26,7 @@ def read_epochs(folder: Path) -> dict[int, Figures]:
 
 
 def record_of(line: str) -> dict[str, Any] | None:
-    """What a line says, None where it is damaged."""
+    """Return the object of a line, or None where it is damaged."""
     try:
         record = json.loads(line)
     except ValueError:
@@ -39,15 +39,15 @@ def record_of(line: str) -> dict[str, Any] | None:
 def write_epoch(
     folder: Path, epoch: int, figures: Figures, *, complain: Callable[[str], None]
 ) -> None:
-    """Add an epoch; what an earlier attempt wrote of it and later ones goes.
+    """Add an epoch; entries of it and of later epochs from an earlier attempt are dropped.
 
-    A file that cannot be written is complained of; the run goes on, as it does with checkpoints.
+    A file that cannot be written is reported to `complain`, and the run goes on.
     """
     path = folder / NAME
     try:
-        known = {number: old for number, old in read_epochs(folder).items() if number < epoch}
+        known = {index: old for index, old in read_epochs(folder).items() if index < epoch}
         with atomic_write(path, durable=True) as file:
-            for number, entry in {**known, epoch: figures}.items():
-                file.write(json.dumps({"epoch": number, **entry}).encode() + b"\n")
+            for index, entry in {**known, epoch: figures}.items():
+                file.write(json.dumps({"epoch": index, **entry}).encode() + b"\n")
     except OSError as error:
         complain(f"{path}: the figures of epoch {epoch} could not be written ({error})")

@@ -1,4 +1,4 @@
-"""Mixup and CutMix: pairs of images become one, and so do their labels."""
+"""Mixup and CutMix: each image is mixed with another one, and so are their labels."""
 
 from typing import NamedTuple
 
@@ -8,9 +8,9 @@ from torch import Tensor
 
 
 class Mixture(NamedTuple):
-    """`image` (N, C, H, W); each counts `share` as its own class and the rest as its `partner`'s.
+    """`image` (N, C, H, W); `partner` (N,), the labels of the images mixed in.
 
-    `partner` (N,) are the other images' labels.
+    An image counts `share` as its own label and 1 - `share` as its partner's.
     """
 
     image: Tensor
@@ -21,16 +21,16 @@ class Mixture(NamedTuple):
 def mix(
     image: Tensor, label: Tensor, *, mixup: float, cutmix: float, generator: np.random.Generator
 ) -> Mixture:
-    """Mix each image with that at the other end of the batch.
+    """Mix each image with the one at the other end of the batch.
 
     Mixup (Zhang et al., ICLR 2018, eq. 1): share * x + (1 - share) * x', as float32. CutMix (Yun et
-    al., ICCV 2019, eq. 1): a rectangle of x' in x, of the share of the area that is left. The share
-    is drawn from Beta(a, a).
+    al., ICCV 2019, eq. 1): a rectangle of x' is pasted into x and takes 1 - share of the area. The
+    share is drawn from Beta(a, a).
 
     Args:
         image: (N, C, H, W) uint8.
         label: (N,).
-        mixup, cutmix: their a; 0 leaves one out. With both, a coin decides for the batch.
+        mixup, cutmix: their a; 0 switches one off. With both, one is drawn for each batch.
     """
     use_cutmix = cutmix > 0 and (mixup == 0 or generator.random() < 0.5)
     strength = cutmix if use_cutmix else mixup
@@ -49,6 +49,6 @@ def mix(
 
 
 def edges(centre: int, length: float, limit: int) -> tuple[int, int]:
-    """First pixel, and the one after the last, of a stretch that is cut off at the border."""
+    """Return the first pixel of a stretch and the one after its last, cut off at the border."""
     half = int(length) // 2
     return max(int(centre) - half, 0), min(int(centre) + half, limit)

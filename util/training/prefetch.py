@@ -54,8 +54,8 @@ class Prefetcher:
     copy on a stream of its own goes on beside that. It needs batches in pinned memory.
 
     Args:
-        timer: is told how long each batch was waited for.
-        note: (step, phase) of this process, for the watchdog.
+        timer: measures how long each batch is waited for.
+        note: called with (step, phase) of this process, for the watchdog.
     """
 
     def __init__(
@@ -76,7 +76,7 @@ class Prefetcher:
     def prepared(
         self, loaded: Iterator[LoadedBatch], *, first_step: int
     ) -> Iterator[PreparedBatch]:
-        """The batches from step `first_step`, counted from 0, on."""
+        """Yield the batches from step `first_step` on, counted from 0."""
         step = first_step
         while True:
             self.note(step + 1, READING)
@@ -90,7 +90,7 @@ class Prefetcher:
             step += 1
 
     def prepare(self, batch: LoadedBatch, step: int) -> PreparedBatch:
-        """A batch on the device; mixup and CutMix are a function of (seed, step, process)."""
+        """Move, mix and normalise a batch; mixing is a function of (seed, step, process)."""
         image, label = self._move(batch.image, batch.label)
         partner, share = None, 1.0
         if self.train.mixup or self.train.cutmix:

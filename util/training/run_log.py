@@ -1,4 +1,4 @@
-"""What a run prints and draws: lines of the log, TensorBoard's curves, epochs.jsonl."""
+"""Log lines, TensorBoard curves and epochs.jsonl of a training run."""
 
 import time
 from collections.abc import Callable, Sequence
@@ -18,10 +18,10 @@ from .step import StepFigures
 
 
 class RunLog:
-    """Counts the figures of the steps, on the device, and tells them when that is due.
+    """Sums the figures of the steps on the device and reports them when that is due.
 
     Args:
-        log: for lines of text.
+        log: logger of the run.
         folder: of `epochs.jsonl`.
         board: a TensorBoard writer (`add_scalar`), or None.
         ignore_label: label that counts nowhere.
@@ -54,11 +54,11 @@ class RunLog:
         self.loss_sums = torch.zeros(2, 4, device=device)
         self.unread: list[tuple[int, Sequence[str], Tensor]] = []  # step, images, skipped
         self.skipped_in_a_row = 0
-        self.told_at = clock()
+        self.reported_at = clock()
 
     @torch.no_grad()
     def add(self, batch: PreparedBatch, figures: StepFigures) -> None:
-        """Count a step; nothing waits for the device."""
+        """Count a step, without waiting for the device."""
         for problem in batch.problems:
             self.log.error(f"left out: {problem}")
         self.unread.append((batch.step + 1, batch.names, figures.skipped))
@@ -70,14 +70,14 @@ class RunLog:
             self.confusion.update(figures.prediction, kept)
 
     def report(self, step: int, lr: float) -> None:
-        """One line, and the curves, of the steps since the last one; names those skipped."""
+        """Log the means since the last report, draw them, and name the steps that were skipped."""
         sums = process_group.all_reduce_sum(self.loss_sums[0].clone())
         total, main, second = (sums[:3] / sums[3]).tolist()  # NaN: all were skipped
         self.loss_sums[0].zero_()
         now = self.clock()
-        seconds = (now - self.told_at) / max(len(self.unread), 1)
-        self.told_at = now
-        self._tell_skipped()
+        seconds = (now - self.reported_at) / max(len(self.unread), 1)
+        self.reported_at = now
+        self._report_skipped()
         remaining = duration(seconds * (self.epochs * self.steps_per_epoch - step))
         epoch, position = divmod(step - 1, self.steps_per_epoch)
         self.log.info(
@@ -88,8 +88,8 @@ class RunLog:
         curves = {"loss": total, "main": main, "auxiliary": second, "lr": lr}
         self._draw("train_step", curves, step)
 
-    def _tell_skipped(self) -> None:
-        """Name the steps skipped since the last line."""
+    def _report_skipped(self) -> None:
+        """Log the steps skipped since the last report, with their images."""
         if not self.unread:
             return
         verdicts = torch.stack([skipped for _, _, skipped in self.unread]).tolist()
@@ -103,7 +103,7 @@ class RunLog:
         self.unread.clear()
 
     def training_figures(self, step: int) -> dict[str, float]:
-        """Tell the training figures of the epoch that ends with `step`; counting starts again."""
+        """Log and return the figures of the epoch that ends with `step`; the sums start again."""
         self.confusion.reduce()
         scores = self.confusion.scores()
         self.confusion.counts.zero_()
@@ -112,25 +112,25 @@ class RunLog:
         figures = scores.figures()
         if self.classifies:
             figures = {"top1": scores.pixel_accuracy, "mAcc": scores.mean_accuracy}
-        self.tell("train", figures, step)
+        self.report_epoch("train", figures, step)
         return {"loss": float(sums[0] / sums[3]), **figures}
 
-    def tell(self, split: str, figures: dict[str, float], step: int) -> None:
-        """A line and curves of an epoch's figures."""
+    def report_epoch(self, split: str, figures: dict[str, float], step: int) -> None:
+        """Log and draw the figures of an epoch."""
         line = "/".join(f"{value:.4f}" for value in figures.values())
         epoch = step // self.steps_per_epoch
         self.log.info(f"epoch {epoch} {split} {'/'.join(figures)} {line}")
         self._draw(split, figures, step)
 
     def write_epoch(self, step: int, figures: dict[str, dict[str, float]]) -> None:
-        """{"train": {...}, "val": {...}} into epochs.jsonl."""
+        """Add {"train": {...}, "val": {...}} to epochs.jsonl."""
         if process_group.is_main():
             epoch = step // self.steps_per_epoch
             write_epoch(self.folder, epoch, figures, complain=self.log.error)
 
     def restart_clock(self) -> None:
-        """The time until now is not that of a step."""
-        self.told_at = self.clock()
+        """Leave the time until now, such as that of a validation, out of the time per step."""
+        self.reported_at = self.clock()
 
     def _draw(self, group: str, figures: dict[str, float], step: int) -> None:
         if self.board is not None:
@@ -138,24 +138,24 @@ class RunLog:
                 self.board.add_scalar(f"{group}/{name}", value, step)
 
     def state_dict(self) -> dict[str, Tensor]:
-        """What is counted so far, over all processes; every process must call it."""
+        """Sums so far over all processes; every process must call it."""
         return {
             "confusion": process_group.all_reduce_sum(self.confusion.counts.clone()),
             "loss_sums": process_group.all_reduce_sum(self.loss_sums.clone()),
         }
 
     def load_state_dict(self, content: dict[str, Tensor]) -> None:
-        """Go on counting; what is a sum over processes lives on in one of them."""
+        """Continue with saved sums: over all processes, so the main one has them."""
         self.confusion.counts.copy_(content["confusion"] * process_group.is_main())
         self.loss_sums.copy_(content["loss_sums"] * process_group.is_main())
 
     def close(self) -> None:
-        """Write what the curves' writer still holds."""
+        """Flush and close the TensorBoard writer."""
         if self.board is not None:
             self.board.close()
 
 
 def duration(seconds: float) -> str:
-    """Like 01:02:03, or 2 d 01:02:03."""
+    """Format seconds as 01:02:03 or 2 d 01:02:03."""
     days, seconds = divmod(int(seconds), 24 * 3600)
     return f"{days} d " * bool(days) + time.strftime("%H:%M:%S", time.gmtime(seconds))

@@ -19,7 +19,7 @@ SMALL = 1024  # elements of a collective of batch norm, where only the delay cou
 
 
 class Shares(NamedTuple):
-    """Shares of a step's time, which add up to 1."""
+    """Shares of the time of a step; they add up to 1."""
 
     input: float
     computing: float
@@ -58,7 +58,7 @@ class StepTimer:
         self.events: list[tuple[torch.cuda.Event, torch.cuda.Event]] = []
 
     def batch_came(self, asked: float) -> None:
-        """A batch that was asked for at the time `asked` is here: a step begins."""
+        """Record the arrival of a batch requested at time `asked`: a step begins."""
         self.begun += 1
         if self.begun == WARM_UP + 1:
             self.since = asked
@@ -67,7 +67,7 @@ class StepTimer:
 
     @contextmanager
     def computing(self) -> Iterator[None]:
-        """Around forward pass, backward pass and optimizer of a step."""
+        """Time forward pass, backward pass and optimizer of a step."""
         counted = self.active and self.begun > WARM_UP
         if counted and self.device.type == "cuda":
             counted = self.begun % SAMPLE_EVERY == 0 and len(self.events) < SAMPLES
@@ -86,9 +86,9 @@ class StepTimer:
             self.samples += 1
 
     def conclude(self, network: nn.Module) -> str | None:
-        """The line for the log about the steps so far; None where there were too few.
+        """Return the line for the log about the steps so far, or None after too few of them.
 
-        Every process must call it after the same step. Nothing is timed any more afterwards.
+        Every process must call it after the same step. It ends the measurement.
         """
         self.active = False
         steps = self.begun - WARM_UP
@@ -172,7 +172,7 @@ def wait_for(device: torch.device) -> None:
 
 
 def bottleneck(shares: Shares, device: torch.device, dtype: torch.dtype, *, processes: int) -> str:
-    """The line of the log: where the time goes, and what would help."""
+    """Return the line of the log: where the time goes, and what would help."""
     figures = [
         f"{shares.input:.0%} waiting for images",
         f"{shares.computing:.0%} forward and backward",
@@ -185,7 +185,7 @@ def bottleneck(shares: Shares, device: torch.device, dtype: torch.dtype, *, proc
 
 
 def advice(largest: str, device: torch.device, dtype: torch.dtype) -> str:
-    """What would help a run whose `largest` share of the time is this one."""
+    """Return what would help a run that spends the largest share of its time so."""
     if largest == "input":
         return (
             "Bound by input: more TRAIN.workers would help, as long as there are CPUs for them, or "

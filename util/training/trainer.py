@@ -43,12 +43,12 @@ class ValidationScores(Protocol):
     def figures(self) -> dict[str, float]: ...
 
 
-# the step after which it runs, and a function that the name of each image is given to
+# (step, note) -> scores; `note` is called with the name of each image
 Validate = Callable[[int, Callable[[str], None]], ValidationScores]
 
 
 class Trainer:
-    """Trains `network` and keeps its checkpoints; `fit` is the whole story.
+    """The training loop (`fit`) with its state (`state_dict`) and checkpoints.
 
     Args:
         network: the segmenter or classifier, wrapped for several processes where there are several.
@@ -152,7 +152,7 @@ class Trainer:
             self.run_log.add(batch, figures)
             if self.step % train.print_freq == 0 or self.step == end:
                 self.run_log.report(self.step, lr)
-                self._refuse_to_diverge()
+                self._stop_if_diverged()
             if self.step % per_epoch == 0:
                 self._finish_epoch()
             elif self._save_is_due():
@@ -171,7 +171,7 @@ class Trainer:
             with nullcontext() if self.ema is None else self.ema.applied():
                 scores = self.validate(self.step, self._note_image)
             figures["val"] = scores.figures()
-            self.run_log.tell("val", figures["val"], self.step)
+            self.run_log.report_epoch("val", figures["val"], self.step)
             improved = scores.score > self.best_score
             self.best_score = max(self.best_score, scores.score)
         # before the checkpoint: a resumed run does not come here again
@@ -184,14 +184,14 @@ class Trainer:
         self.run_log.restart_clock()
 
     def _note_image(self, name: str) -> None:
-        """Tell the watchdog which image the validation has come to."""
+        """Record for the watchdog which image is being validated."""
         self.watchdog.note(self.step, EVALUATING, name)
 
-    def _refuse_to_diverge(self) -> None:
-        """Stop where too many steps in a row were skipped.
+    def _stop_if_diverged(self) -> None:
+        """Save and stop if more than `TRAIN.skipped_steps` steps in a row were skipped.
 
         Raises:
-            TrainingError: there were; the state is saved.
+            TrainingError: they were.
         """
         count = self.run_log.skipped_in_a_row
         if count > self.train.skipped_steps:
@@ -204,7 +204,7 @@ class Trainer:
             )
 
     def _stop_if_asked(self) -> None:
-        """Save and stop where a signal has come to any process.
+        """Save and stop if any process has received a signal.
 
         Raises:
             Stopped: one has.
@@ -260,7 +260,7 @@ class Trainer:
         }
 
     def load_state_dict(self, content: dict[str, Any], *, origin: str) -> None:
-        """Go on from what `state_dict` gave; the network has its `state_dict` already.
+        """Restore what `state_dict` returned; its `state_dict` is in the network already.
 
         Raises:
             CheckpointError: the content is of another program, or of another length of epoch.
