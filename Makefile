@@ -17,7 +17,7 @@ test: $(VENV)/.installed-test
 	$(RUN) -m pytest $(OPTIONS)
 
 benchmark: $(VENV)/.installed
-	$(RUN) -m benchmark --json exp/benchmark.json $(OPTIONS)
+	. tool/environment.sh && $(RUN) -m benchmark --json exp/benchmark.json $(OPTIONS)
 
 lint: $(VENV)/.installed-test
 	$(RUN) -m ruff check .

@@ -12,8 +12,8 @@ import torch
 class Apart:
     """A job made in another process, where every call does it and waits for its end.
 
-    Ours runs as the tools run it, with settings of the whole process (`keep_freed_memory`) that
-    would help the baseline as well. It has the process to itself that its users give it: plain.
+    Both sides read the same environment, the allocator's settings included, and neither finds
+    memory that the other has left behind.
 
     Args:
         make: returns (job, result): what to time, and what to tell of it afterwards. It is called

@@ -65,20 +65,19 @@ def wait(device: str) -> None:
         torch.cuda.synchronize()
 
 
-def table(rows: Sequence[Row]) -> str:
-    """Markdown, as in docs/performance.md."""
-    lines = [
-        "| job | ours | baseline | ratio | wanted | results |",
-        "| --- | --- | --- | --- | --- | --- |",
-    ]
-    for row in rows:
-        wanted = "" if row.wanted is None else f"{row.wanted:g}"
-        short = "" if row.reached else " (short)"
-        lines.append(
-            f"| {row.job} | {row.ours:.3g} {row.unit} | {row.baseline:.3g} | "
-            f"{row.ratio:.2f}{short} | {wanted} | {row.agreement} |"
-        )
-    return "\n".join(lines)
+HEADER = """\
+| job | ours | baseline | ratio | wanted | results |
+| --- | --- | --- | --- | --- | --- |"""
+
+
+def line(row: Row) -> str:
+    """A line of the Markdown table, as in docs/performance.md."""
+    wanted = "" if row.wanted is None else f"{row.wanted:g}"
+    short = "" if row.reached else " (short)"
+    return (
+        f"| {row.job} | {row.ours:.3g} {row.unit} | {row.baseline:.3g} | "
+        f"{row.ratio:.2f}{short} | {wanted} | {row.agreement} |"
+    )
 
 
 def write_json(path: Path, rows: Sequence[Row], machine: dict) -> None:

@@ -1,4 +1,4 @@
-"""The one place where a config becomes a network."""
+"""Networks from a config."""
 
 from collections.abc import Callable, Sequence
 from copy import deepcopy
@@ -126,7 +126,7 @@ def freeze_unused(network: nn.Module, shape: Sequence[int]) -> None:
     """Freeze the parameters that no output of `network` in training depends on.
 
     A backbone may have branches that lead to none of the features in use, as HRNet does.
-    `DistributedDataParallel` would wait for their gradients for ever. They stay in the state_dict.
+    `DistributedDataParallel` would wait for their gradients. They stay in the state_dict.
 
     Args:
         shape: (C, H, W) of an image; it is tried out without data (meta tensors).
@@ -144,10 +144,10 @@ def freeze_unused(network: nn.Module, shape: Sequence[int]) -> None:
 
 
 def check_arch(config: Config) -> None:
-    """Is there a head for `TRAIN.arch`?
+    """Check that `TRAIN.arch` has a head.
 
     Raises:
-        ConfigError: there is none.
+        ConfigError: it does not.
     """
     arch, known = config.TRAIN.arch, (*HEADS, CLASSIFIER)
     if arch not in known:
@@ -159,7 +159,7 @@ def check_arch(config: Config) -> None:
 
 
 def check_segments(config: Config) -> None:
-    """Is it a segmentation network?
+    """Check that the config describes a segmentation network.
 
     Raises:
         ConfigError: it classifies whole images.
@@ -176,7 +176,7 @@ def norm_layer_of(train: TrainSection) -> NormLayer:
 
 
 def any_backbone(config: Config) -> nn.Module:
-    """`TRAIN.backbone`, ours or timm's.
+    """`TRAIN.backbone`, from this package or timm.
 
     Raises:
         ValueError: a backbone that is not known, or an option that it does not have.
@@ -214,8 +214,8 @@ def build_backbone(train: TrainSection, *, in_channels: int = 3) -> nn.Module:
         known[f"pyconvhgresnet{depth}"] = partial(PyConvResNet, depth, high_groups=True)
     if train.backbone not in known:
         raise ValueError(
-            f"backbone {train.backbone!r} is not known; there are resnet50, resnet50s, resnet50d, "
-            "pyconvresnet50, pyconvhgresnet50 and those of other depths (18, 34, 101, 152), and "
+            f"backbone {train.backbone!r} is not known; available: resnet50, resnet50s, resnet50d, "
+            "pyconvresnet50, pyconvhgresnet50, the same at other depths (18, 34, 101, 152), and "
             "timm/NAME for those of timm"
         )
     if train.stem == "cifar" and train.backbone not in (f"resnet{depth}" for depth in DEPTHS):
@@ -224,7 +224,7 @@ def build_backbone(train: TrainSection, *, in_channels: int = 3) -> nn.Module:
 
 
 def timm_backbone(config: Config) -> nn.Module:
-    """A timm network as it is: without strip pooling modules, multi-grid, or norms of ours."""
+    """A timm network as it is: without strip pooling modules, multi-grid or other norms."""
     train, test = config.TRAIN, config.TEST
     if train.attention != "none":
         raise ValueError(f"backbone {train.backbone} takes no attention; leave TRAIN.attention out")

@@ -1,4 +1,4 @@
-"""How every author names the tensors of a network, as tables: their keys <-> ours.
+"""Tables of how each author names the tensors of a network: their keys <-> ours.
 
 A family is recognised by the keys of a file, never by its name. To know another author's files,
 add a `Family` here.

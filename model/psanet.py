@@ -27,7 +27,7 @@ def collect_attention(mask: Tensor, mask_height: int, mask_width: int) -> Tensor
 
 
 def relative_index(length: int, mask_length: int, device: torch.device) -> tuple[Tensor, Tensor]:
-    """(index into a mask centred on the target, is it inside?), each (length sources, targets)."""
+    """Index into a mask centred on the target and whether it is inside: (sources, targets) each."""
     position = torch.arange(length, device=device)
     index = position[:, None] - position[None, :] + (mask_length - 1) // 2
     inside = (index >= 0) & (index < mask_length)

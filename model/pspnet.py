@@ -19,7 +19,7 @@ class PyramidPoolingModule(nn.Module):
         pooling: "average" or "max".
         reduction: a 1x1 convolution takes each grid to C / number of grids channels.
     Raises:
-        ValueError: another word for `pooling`.
+        ValueError: `pooling` is something else.
     """
 
     def __init__(

@@ -55,7 +55,7 @@ class Segmenter(nn.Module):
         return SegmenterOutput(logits, auxiliary)
 
     def coarse_logits(self, image: Tensor) -> Tensor:
-        """(N, K, h, w) logits before the last resizing to the image, for whoever does it himself.
+        """Logits at the network's output stride, (N, K, h, w), without the final upsampling.
 
         With `zoom_factor` 2 or 4 these are the logits that training sees.
         """

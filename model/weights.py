@@ -1,7 +1,7 @@
-"""Weights of any author into our networks: recognised by content, translated, loaded strictly.
+"""Load weights of any author: recognised by content, translated, loaded strictly.
 
-The tables of names are in families.py. Whatever should match and does not is an error that names
-the tensors.
+The tables of names are in families.py. A tensor that should match and does not is an error that
+names it.
 """
 
 import re
@@ -33,11 +33,11 @@ class LoadReport:
     def __str__(self) -> str:
         text = f"{self.family}: {self.matched} tensors loaded"
         if self.adapted:
-            text += f"; adapted from RGB to DATA.in_channels: {summary(self.adapted)}"
+            text += f"; adapted from RGB to DATA.in_channels: {first_few(self.adapted)}"
         if self.new:
-            text += f"; left new: {summary(self.new)}"
+            text += f"; left new: {first_few(self.new)}"
         if self.unused:
-            text += f"; not used: {summary(self.unused)}"
+            text += f"; not used: {first_few(self.unused)}"
         return text
 
 
@@ -119,8 +119,8 @@ def translate(
         family = TIMM
     if family is None:
         raise CheckpointError(
-            f"{origin}: its tensors ({summary(list(state))}) belong to no network family known "
-            f"here: {', '.join(f.name for f in FAMILIES)}"
+            f"{origin}: unrecognized checkpoint format (its tensors are {first_few(list(state))}); "
+            f"known formats: {', '.join(f.name for f in FAMILIES)}"
         )
     unused = [key for key in state if family.unused and re.fullmatch(family.unused, key)]
     ours = {family.ours(key): value for key, value in state.items() if key not in unused}
@@ -143,7 +143,7 @@ def unwrap(content: Mapping, *, origin: str) -> dict[str, Tensor]:
 def check_stem(
     family: Family, state: Mapping[str, Tensor], target: Mapping[str, Tensor], origin: str
 ) -> None:
-    """A stem of the other kind is the commonest mismatch: say so, and which switch mends it."""
+    """A stem of the other kind is the commonest mismatch: say so, and which option fixes it."""
     first, third = "backbone.stem.0.weight", "backbone.stem.6.weight"
     if family.whole or first not in state or first not in target:
         return
@@ -157,7 +157,7 @@ def check_stem(
 
 
 def may_stay_new(key: str, family: Family, state: Mapping[str, Tensor], *, exact: bool) -> bool:
-    """What a file need not bring: whole parts that it has nothing of, never a part of them."""
+    """Return whether a file may lack `key`: whole parts of a network may be absent, not pieces."""
     if key.startswith(AUXILIARY):
         return is_spare(key, state)
     if exact:
@@ -217,9 +217,9 @@ def differences(
         more = f" and {len(wrong_shape) - 3} more" if len(wrong_shape) > 3 else ""
         parts.append("; ".join(shown) + more)
     if missing:
-        parts.append(f"missing in the file: {summary(missing)}")
+        parts.append(f"missing in the file: {first_few(missing)}")
     if extra:
-        parts.append(f"not in the network: {summary(extra)}")
+        parts.append(f"not in the network: {first_few(extra)}")
     only_classifier = wrong_shape and all(is_classifier(key) for key in wrong_shape)
     cause = (
         "another class count: check DATA.classes"
@@ -229,7 +229,7 @@ def differences(
     return f"{origin} ({family.name}) does not fit the network, {cause}. " + ". ".join(parts)
 
 
-def summary(keys: list[str], limit: int = 3) -> str:
+def first_few(keys: list[str], limit: int = 3) -> str:
     """The first few keys and how many more there are."""
     more = f" and {len(keys) - limit} more" if len(keys) > limit else ""
     return ", ".join(keys[:limit]) + more

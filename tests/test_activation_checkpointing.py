@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from yamls import complaint
 
 from stripseg.config.load import load_config
-from stripseg.model.backbone.activation_checkpointing import run_blocks
 from stripseg.model.backbone.pyconv import PyConvResNet
+from stripseg.model.backbone.resnet import run_blocks
 from stripseg.model.build import build_segmenter
 from stripseg.model.fcn import FCNHead
 from stripseg.model.segmenter import Segmenter

@@ -14,7 +14,7 @@ from torch import Tensor
 from stripseg import command_line
 from stripseg.config.errors import CheckpointError
 from stripseg.model.families import FAMILIES, TIMM, Family, authors_keys
-from stripseg.model.weights import summary, translate
+from stripseg.model.weights import first_few, translate
 from stripseg.util.checkpoint import read_checkpoint, write_weights
 
 TARGETS = (*(f for f in FAMILIES if not f.name.startswith("stripseg ")), TIMM)
@@ -51,7 +51,7 @@ def main(argv: Sequence[str]) -> int | None:
     write_weights(options.output, content, tensors)
     print(f"{options.output}: {len(tensors)} tensors, {source.name} -> {target.name}")
     if unused:
-        print(f"left out, no network here has them: {summary(unused)}")
+        print(f"left out, no network here has them: {first_few(unused)}")
     return None
 
 

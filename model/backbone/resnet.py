@@ -5,14 +5,16 @@ strip pooling modules sit where SPNet (CVPR 2020, Sec. 3.1) puts them, attention
 the last norm of every block, where their authors have them.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import partial
 
+import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from ..layers import NormLayer
 from ..strip_pooling import StripPoolingModule
-from .activation_checkpointing import run_blocks
 from .attention import build_attention
 
 DEPTHS = {
@@ -288,6 +290,43 @@ class ResNet(nn.Module):
         return stage1, stage2, stage3, stage4
 
 
+def run_blocks(blocks: nn.Sequential, x: Tensor, *, recompute: bool) -> Tensor:
+    """Return `blocks(x)`; with `recompute` training keeps only the features between two blocks.
+
+    Those inside are computed again in the backward pass (Chen et al., "Training Deep Nets with
+    Sublinear Memory Cost", arXiv 1604.06174). Outputs, gradients and running statistics are those
+    of plain `blocks(x)`; dropout draws the same numbers both times.
+    """
+    if not (recompute and blocks.training and torch.is_grad_enabled()):
+        return blocks(x)
+    for block in blocks:
+        x = checkpoint(
+            block, x, use_reentrant=False, context_fn=lambda block=block: contexts(block)
+        )
+    return x
+
+
+def contexts(block: nn.Module) -> tuple[AbstractContextManager, AbstractContextManager]:
+    """What surrounds the forward pass and its repetition."""
+    return nullcontext(), statistics_kept(block)
+
+
+@contextmanager
+def statistics_kept(block: nn.Module) -> Iterator[None]:
+    """Running statistics that change inside are copies, which are thrown away.
+
+    Batch norm without any would keep fewer tensors than in the first pass, which PyTorch refuses.
+    """
+    buffers = [(m, name, b) for m in block.modules() for name, b in m.named_buffers(recurse=False)]
+    for module, name, buffer in buffers:
+        setattr(module, name, buffer.clone())
+    try:
+        yield
+    finally:
+        for module, name, buffer in buffers:
+            setattr(module, name, buffer)
+
+
 def conv3x3(in_channels: int, out_channels: int, *, stride: int = 1, dilation: int = 1):
     return nn.Conv2d(
         in_channels, out_channels, 3, stride, padding=dilation, dilation=dilation, bias=False
@@ -322,7 +361,7 @@ def stage_dilations(
             result[stage][0] = (before, dilation)
     if multi_grid is not None:
         if len(multi_grid) < blocks[3]:
-            raise ValueError(f"multi_grid needs {blocks[3]} dilations, one a block: {multi_grid}")
+            raise ValueError(f"multi_grid needs {blocks[3]} dilations, one per block: {multi_grid}")
         scaled = [max(1, value * last // 4) for value in multi_grid[: blocks[3]]]
         result[3] = [(dilation, dilation) for dilation in scaled]
     return result
