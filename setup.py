@@ -35,12 +35,14 @@ setup(
     install_requires=Path("requirements.txt").read_text(encoding="utf-8").split("\n"),
     extras_require={
         "digits": ["scikit-learn>=1.3"],
+        "fast-png": ["isal>=1.6"],  # see util/png.py
         "matlab": ["scipy>=1.11"],
         "sweep": ["matplotlib>=3.7", "optuna>=4"],
         "timm": ["timm>=1.0.12"],
         "test": [
             "cityscapesscripts>=2.2",
             "hypothesis>=6",
+            'isal>=1.6; platform_machine in "x86_64 AMD64 aarch64 arm64"',
             "matplotlib>=3.7",
             "optuna>=4",
             "pytest>=7",

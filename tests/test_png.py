@@ -12,7 +12,9 @@ from stripseg.config.errors import DataError
 from stripseg.util import png
 from stripseg.util.images import read_image, read_label
 
-pytestmark = pytest.mark.skipif(png.isal_zlib is None, reason="no isal for this processor")
+pytestmark = pytest.mark.skipif(
+    png.isal_zlib is None, reason="the extra fast-png (isal) is not installed"
+)
 
 
 @pytest.fixture(autouse=True)
@@ -119,3 +121,13 @@ def test_damage_is_seen_as_before(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
         with monkeypatch.context() as patch:
             patch.setattr(png, "isal_zlib", None)
             assert outcome(path) == ours
+
+
+def test_without_isal_opencv_reads_the_file_as_it_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    content, path = encoded(PICTURES["grey"]), tmp_path / "picture.png"
+    path.write_bytes(content)
+    monkeypatch.setattr(png, "isal_zlib", None)
+    assert png.with_stored_data(content) is content
+    np.testing.assert_array_equal(read_label(path), PICTURES["grey"])

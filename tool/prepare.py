@@ -1,12 +1,12 @@
-"""Prepare data.
+"""Prepare data: `python tool/prepare.py COMMAND ...`; each command has its own --help.
 
 prepare.py shapes ROOT      writes the built-in dataset below ROOT
 prepare.py shapes10 ROOT    writes the built-in set for classification below ROOT
 prepare.py digits ROOT      writes scikit-learn's handwritten digits below ROOT
-prepare.py cifar10 ROOT     looks through CIFAR's archives in ROOT; --download fetches them
-prepare.py DATASET ROOT     lists of an official download in ROOT, its counts checked
+prepare.py cifar10 ROOT     checks CIFAR's archives in ROOT; --download fetches them
+prepare.py DATASET ROOT     writes the lists of an official download in ROOT and checks its counts
 prepare.py custom --images DIR --labels DIR --name NAME
-                            lists, classes and a config for data of your own
+                            lists, classes and a config for your own data
 prepare.py pack DATASET EXPERIMENT --out DIR
                             a packed copy of a config's lists, for faster training
 """
@@ -14,88 +14,167 @@ prepare.py pack DATASET EXPERIMENT --out DIR
 import argparse
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
 
 from stripseg import command_line
 from stripseg.config.errors import DataError
+from stripseg.config.load import check_files
+from stripseg.config.schema import Config
+from stripseg.dataset.build import build_pairs, label_encoding, official_splits
+from stripseg.dataset.classification.cifar import (
+    FOLDERS,
+    PUBLISHED,
+    download_archive,
+    find_archive,
+    read_cifar,
+)
+from stripseg.dataset.classification.digits import write_digits
 from stripseg.dataset.description import DatasetDescription, available, describe
 from stripseg.dataset.generated.shapes import write_shapes
+from stripseg.dataset.generated.shapes10 import write_shapes10
 from stripseg.dataset.labels import choose_encoding
 from stripseg.dataset.layout import official_pairs, official_root
 from stripseg.dataset.lists import Pair
+from stripseg.dataset.packed.writer import pack
 from stripseg.dataset.preparation import custom
 from stripseg.dataset.preparation import match as inspection
 from stripseg.dataset.preparation.convert import convert
 from stripseg.dataset.preparation.sbd import train_aug_ids, write_train_aug
-from stripseg.tool import archives, pack
 from stripseg.util.files import write_lines
 from stripseg.util.logger import progress
 
 INCOMPLETE = 1
+WORKERS = min(8, os.cpu_count() or 1)
+Prepare = Callable[[argparse.Namespace], int | None]
 
 
 def main(argv: Sequence[str]) -> int | None:
     """Write a dataset, or what a training run needs to know of one."""
-    if argv and argv[0] == "pack":
-        return pack.main(argv[1:])
-    if argv and argv[0] in archives.NAMES:
-        return archives.main(argv)
+    if argv and argv[0] == "pack":  # names its config as all commands that read one
+        return prepare_pack(argv[1:])
+    options = parse(argv)
+    return options.prepare(options)
+
+
+def parse(argv: Sequence[str]) -> argparse.Namespace:
+    """The options of a command; `prepare` is the function that carries it out."""
     parser = argparse.ArgumentParser(
         prog="prepare.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    official = [name for name in available() if describe(name).layout]
-    parser.add_argument("dataset", choices=["custom", "shapes", *archives.NAMES, *official])
-    parser.add_argument("root", nargs="?", type=Path, help="folder of the data")
-    parser.add_argument("--lists", type=Path, help="folder for an official download's lists")
-    parser.add_argument("--convert", type=Path, help="also write a plain copy below this folder")
-    parser.add_argument("--sbd", type=Path, help="voc2012: SBD's benchmark_RELEASE/dataset")
-    parser.add_argument("--images", type=Path, help="custom: folder of images")
-    parser.add_argument("--labels", type=Path, help="custom: folder of labels")
-    parser.add_argument("--name", help="custom: what to call the dataset")
-    parser.add_argument("--colors", type=Path, help="custom: table of `R G B name` lines")
-    parser.add_argument("--validation", type=float, default=0.15, help="custom: share")
-    parser.add_argument("--seed", type=int, default=0, help="custom: of the split")
-    parser.add_argument(
-        "--leave-out-broken", action="store_true", help="custom: go on without broken pairs"
+    commands = parser.add_subparsers(dest="dataset", metavar="COMMAND", required=True)
+
+    def command(
+        name: str, prepare: Prepare, text: str, *, root: bool = True
+    ) -> argparse.ArgumentParser:
+        added = commands.add_parser(name, help=text, description=text)
+        added.set_defaults(prepare=prepare)
+        if root:
+            added.add_argument("root", type=Path, metavar="ROOT", help="folder of the data")
+        return added
+
+    command("shapes", prepare_shapes, "write the built-in dataset")
+    shapes10 = command("shapes10", prepare_shapes10, "write the built-in set for classification")
+    shapes10.add_argument("--train", type=int, default=5000, help="training images")
+    shapes10.add_argument("--val", type=int, default=1000, help="validation images")
+    shapes10.add_argument("--seed", type=int, default=0, help="another seed draws another set")
+    command("digits", prepare_digits, "write scikit-learn's handwritten digits")
+    for name in FOLDERS:
+        cifar = command(name, prepare_cifar, f"check {name}'s archive, unpacked in ROOT")
+        cifar.add_argument("--download", action="store_true", help="fetch the archive first")
+    for name in (name for name in available() if name != "shapes" and describe(name).layout):
+        official = command(name, prepare_official, f"lists of {name}'s official download in ROOT")
+        official.add_argument("--lists", type=Path, help="folder of the lists")
+        official.add_argument("--convert", type=Path, help="also write a plain copy to this folder")
+        if name == "voc2012":
+            official.add_argument("--sbd", type=Path, help="SBD's benchmark_RELEASE/dataset")
+        add_workers(official)
+    own = command(
+        "custom", prepare_custom, "lists, classes and a config for your own data", root=False
     )
-    workers = min(8, os.cpu_count() or 1)
-    parser.add_argument("--workers", type=int, default=workers, help="processes")
+    own.add_argument("--images", type=Path, required=True, help="folder of images")
+    own.add_argument("--labels", type=Path, required=True, help="folder of labels")
+    own.add_argument("--name", required=True, help="name of the dataset")
+    own.add_argument("--colors", type=Path, help="table of `R G B name` lines")
+    own.add_argument("--validation", type=float, default=0.15, help="share of validation images")
+    own.add_argument("--seed", type=int, default=0, help="of the split")
+    own.add_argument(
+        "--leave-out-broken", action="store_true", help="continue without broken pairs"
+    )
+    add_workers(own)
+    commands.add_parser("pack", help="a packed copy of a config's lists", add_help=False)
     options = parser.parse_args(argv)
     if options.dataset == "custom":
-        if not (options.images and options.labels and options.name):
-            parser.error("custom needs --images, --labels and --name")
         if not re.fullmatch(r"[a-z0-9_][a-z0-9_.-]*", options.name) or options.name in available():
-            parser.error(
-                f"--name {options.name}: a name of small letters, digits, '_', '-' and '.', and of "
-                "none of the datasets that are known"
+            own.error(
+                f"--name {options.name}: expected small letters, digits, '_', '-' and '.', and not "
+                "the name of a known dataset"
             )
         if not 0 <= options.validation < 1:
-            parser.error(f"--validation {options.validation}: a share from 0 to below 1")
-        return prepare_custom(options)
-    if options.root is None:
-        parser.error(f"name the folder of {options.dataset}")
-    if options.dataset == "shapes":
-        write_shapes(options.root)
-        print(f"{options.root}: images/, labels/, train.txt, val.txt, names.txt, colors.txt")
-        return None
-    if options.sbd:
-        if options.dataset != "voc2012":
-            parser.error("--sbd goes with voc2012")
-        voc = official_root(describe("voc2012"), options.root)
-        count = len(train_aug_ids(voc, options.sbd))
-        for _ in progress(
-            write_train_aug(voc, options.sbd), total=count, unit="label", what="train_aug"
-        ):
-            pass
-    return prepare_official(options)
+            own.error(f"--validation {options.validation}: expected a share from 0 to below 1")
+    if options.dataset == "shapes10" and min(options.train, options.val) < 5:
+        shapes10.error("--train and --val must be at least 5: there are five training files")
+    return options
+
+
+def add_workers(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--workers", type=int, default=WORKERS, help="processes")
+
+
+def prepare_shapes(options: argparse.Namespace) -> None:
+    """Write the built-in dataset."""
+    write_shapes(options.root)
+    print(f"{options.root}: images/, labels/, train.txt, val.txt, names.txt, colors.txt")
+
+
+def prepare_shapes10(options: argparse.Namespace) -> None:
+    """Write the built-in set for classification."""
+    folder = write_shapes10(options.root, train=options.train, val=options.val, seed=options.seed)
+    print(f"{folder}: {options.train} training and {options.val} validation images")
+    print(f"now: sh tool/train.sh shapes10 resnet18 DATA.data_root {options.root}")
+
+
+def prepare_digits(options: argparse.Namespace) -> None:
+    """Write scikit-learn's handwritten digits."""
+    print(f"{write_digits(options.root)}: handwritten digits")
+    print(f"now: sh tool/train.sh digits resnet18 DATA.data_root {options.root}")
+
+
+def prepare_cifar(options: argparse.Namespace) -> int | None:
+    """Read all of an official archive and print what is in it; 1 if it is incomplete.
+
+    Raises:
+        DataError: it is not there, or a file is missing or damaged.
+    """
+    name, root = options.dataset, options.root
+    if options.download:
+        download_archive(name, root)
+    classes = 10 if name == "cifar10" else 100
+    found = find_archive(root, classes)
+    if found is None or found[0] != name:
+        raise DataError(
+            f"{root}: holds no {FOLDERS[name]}; unpack {name}'s archive for Python there, or let "
+            "--download fetch it"
+        )
+    incomplete = False
+    for split, expected in PUBLISHED.items():
+        images = read_cifar(root, split, classes=classes)
+        whole = len(images) == expected
+        incomplete |= not whole
+        verdict = "as published" if whole else f"NOT WHOLE, published are {expected}"
+        used = len(np.unique(images.labels))
+        print(f"{split}: {len(images)} images of {used} classes ({verdict})")
+    print(f"DATA.data_root: {root}")
+    return INCOMPLETE if incomplete else None
 
 
 def prepare_official(options: argparse.Namespace) -> int | None:
-    """A list of pairs for every split that is there, and a plain copy; 1 if one is not whole."""
+    """A list of pairs for every split that is there, and a plain copy; 1 if one is incomplete."""
     name, root = options.dataset, options.root
+    if name == "voc2012" and options.sbd:
+        write_sbd_labels(root, options.sbd)
     description = describe(name)
     base = official_root(description, root)
     folder = options.lists or Path("dataset") / name / "list"
@@ -123,6 +202,14 @@ def prepare_official(options: argparse.Namespace) -> int | None:
         raise DataError(f"{root}: holds no split of {name}; name the folder of the download")
     print(f"DATA.data_root for these lists: {base}")
     return INCOMPLETE if incomplete else None
+
+
+def write_sbd_labels(root: Path, sbd: Path) -> None:
+    """PASCAL VOC's train_aug: its list and its labels."""
+    voc = official_root(describe("voc2012"), root)
+    count = len(train_aug_ids(voc, sbd))
+    for _ in progress(write_train_aug(voc, sbd), total=count, unit="label", what="train_aug"):
+        pass
 
 
 def write_copy(
@@ -189,7 +276,7 @@ def report_broken(
     unused: Sequence[Path],
     options: argparse.Namespace,
 ) -> None:
-    """Say what cannot be used; stop there unless the user has allowed to leave it out.
+    """Print what cannot be used; stop unless --leave-out-broken is given.
 
     Raises:
         DataError: something cannot be used.
@@ -200,7 +287,7 @@ def report_broken(
         print(f"broken: {line}")
     if lines and not options.leave_out_broken:
         raise DataError(
-            f"{len(lines)} broken pair(s), listed above; mend them, or leave them out with "
+            f"{len(lines)} broken pair(s), listed above; correct them, or leave them out with "
             "--leave-out-broken"
         )
 
@@ -222,6 +309,42 @@ def class_summary(found: Sequence[inspection.Inspection], numbering: custom.Clas
         f"pixels (width x height); ignored: {images[255]} files have some"
     )
     return "\n".join(lines)
+
+
+def prepare_pack(argv: Sequence[str]) -> None:
+    """Write the packed copies and print how to train from them."""
+    parser = command_line.argument_parser(
+        "prepare.py pack", "Pack a config's training and validation lists for faster training."
+    )
+    parser.add_argument("--out", type=Path, help="folder of the copy; DATA.packed if left out")
+    add_workers(parser)
+    options, config = command_line.parse_config(parser, argv)
+    folder = options.out or (config.DATA.packed and Path(config.DATA.packed))
+    if not folder:
+        parser.error("name the folder of the copy with --out, or set DATA.packed")
+    check_files(config, "train", official_splits=official_splits(config))
+    pack_list(config, config.DATA.train_list, folder, "train", workers=options.workers)
+    if config.DATA.val_list and config.TRAIN.evaluate:
+        pack_list(config, config.DATA.val_list, folder, "val", workers=options.workers)
+    print(f"to train from it: DATA.packed {folder}")
+
+
+def pack_list(config: Config, list_path: str, folder: Path, part: str, *, workers: int) -> None:
+    """Write one list's copy, with a bar."""
+    pairs = build_pairs(config, list_path, split=part)
+    written = pack(
+        pairs,
+        label_encoding(config, pairs),
+        folder,
+        part,
+        channels=config.DATA.in_channels,
+        workers=workers,
+        keep_bad=part == "train" and config.TRAIN.bad_data == "skip",
+    )
+    for _ in progress(written, total=len(pairs), unit="pair", what=part):
+        pass
+    gigabytes = sum(file.stat().st_size for file in folder.glob(f"{part}-*.pixels")) / 1e9
+    print(f"{part}: {len(pairs)} pairs, {gigabytes:.2f} GB -> {folder / part}.json")
 
 
 if __name__ == "__main__":

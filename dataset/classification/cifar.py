@@ -183,6 +183,24 @@ def _entry(path: Path, content: Mapping[str, Any], key: str, kind: type) -> Any:
     return value
 
 
+def download_archive(name: str, root: Path) -> None:
+    """Fetch and unpack an archive with torchvision, which checks its MD5.
+
+    Raises:
+        DataError: torchvision is not installed, or the download failed.
+    """
+    try:
+        from torchvision import datasets
+    except ImportError as error:
+        raise DataError("--download needs torchvision: pip install torchvision") from error
+    root.mkdir(parents=True, exist_ok=True)
+    fetch = datasets.CIFAR10 if name == "cifar10" else datasets.CIFAR100
+    try:
+        fetch(str(root), download=True)
+    except (OSError, RuntimeError) as error:
+        raise DataError(f"{root}: the download of {name} failed: {error}") from error
+
+
 def write_cifar10(
     root: Path, splits: Mapping[str, tuple[np.ndarray, np.ndarray]], names: Sequence[str]
 ) -> Path:
