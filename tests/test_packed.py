@@ -284,7 +284,7 @@ def test_a_full_disk_is_told_before_the_work(pairs, tmp_path: Path, monkeypatch)
 @pytest.mark.parametrize("workers", [1, 2])
 def test_a_bad_pair_stops_the_packing_or_stays_bad(pairs, tmp_path: Path, workers: int) -> None:
     pairs[1].image.write_bytes(pairs[1].image.read_bytes()[:60])
-    with pytest.raises(DataError, match=r"image 1\.png: image file is truncated.*; mend it or"):
+    with pytest.raises(DataError, match=r"image 1\.png: image file is truncated.*; fix it or"):
         write_packed(pairs, tmp_path / "packed", workers=workers)
     write_packed(pairs, tmp_path / "packed", workers=workers, keep_bad=True)
     packed = open_packed(pairs, tmp_path / "packed")

@@ -4,7 +4,7 @@ A crop then costs the pages of its own rows instead of two decoded files. A fold
 list ("train", "val"), `LIST.json`, the index, and `LIST-DIGEST.pixels`, which the index names: for
 each pair the (H, W, C) uint8 image and the (H, W) uint8 train ids. Both appear whole or not at all;
 while they are written there are `.partial` and `.journal` files, from which a stopped packing goes
-on. `packing.py` writes all this.
+on. `writer.py` writes all this.
 """
 
 import hashlib
@@ -64,7 +64,7 @@ class PackedPairs:
     Args:
         folder: what `tool/prepare.py pack` has written.
         part: "train" or "val".
-        command: the command that would mend the folder.
+        command: the command that would make the copy again.
     Raises:
         DataError: there is no such copy, it is damaged, of other labels, channels or files than
             these, or a source has changed since.
@@ -113,7 +113,7 @@ class PackedPairs:
         return len(self.entries)
 
     def __getstate__(self) -> dict[str, Any]:
-        """Without the mapping: a process that is started anew maps the file itself."""
+        """Without the mapping: a newly started process maps the file itself."""
         return self.__dict__ | {"_pixels": None}
 
     def read(self, index: int) -> tuple[np.ndarray, np.ndarray]:

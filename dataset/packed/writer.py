@@ -1,4 +1,4 @@
-"""Writing the packed copy that `packed.py` reads: whole or not at all, by several processes."""
+"""Writing the packed copy that `reader.py` reads: whole or not at all, by several processes."""
 
 import hashlib
 import json
@@ -6,7 +6,7 @@ import os
 import shutil
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -83,37 +83,159 @@ def pack(
         DataError: a pair cannot be used, the disk has no room, or another process packs there.
     """
     plan = make_plan(pairs, encoding, folder, part, channels)
-    folder.mkdir(parents=True, exist_ok=True)
-    with ExitStack() as stack:
+    try:
+        with PackWriter(plan) as writer:
+            if writer.is_whole():
+                yield from (None for _ in pairs)
+                return
+            with closing(writer.write(pairs, encoding, workers)) as entries:
+                for entry in entries:
+                    if entry.problem and not keep_bad:
+                        raise DataError(
+                            f"{entry.problem}; fix it or remove it from the list (TRAIN.bad_data skip "
+                            "packs the training list without it)"
+                        )
+                    yield
+            writer.commit()
+    except OSError as error:
+        raise DataError(f"{folder}: cannot be written ({error.strerror})") from error
+
+
+class PackWriter:
+    """Writes one plan's copy: lock the folder, write the pairs, commit the whole.
+
+    >>> with PackWriter(plan) as writer:  # doctest: +SKIP
+    ...     for entry in writer.write(pairs, encoding, workers=2):
+    ...         print(entry.name)
+    ...     writer.commit()
+
+    Without `commit` the finished pairs stay in the `.partial` file, with their `.journal`, and the
+    next writer of the same plan continues from there.
+
+    Raises:
+        DataError: another process is packing in the folder (on entering).
+    """
+
+    def __init__(self, plan: Plan) -> None:
+        self.plan = plan
+        self.partial = plan.pixels.with_suffix(".partial")
+        self.journal = plan.pixels.with_suffix(".journal")
+        self.finished: dict[int, Entry] = {}
+        self._lock = ExitStack()
+
+    def __enter__(self) -> "PackWriter":
+        folder = self.plan.folder
+        folder.mkdir(parents=True, exist_ok=True)
         try:
-            stack.enter_context(folder_lock(folder))
+            self._lock.enter_context(folder_lock(folder))
         except TrainingError as error:
             raise DataError(f"{folder}: another process is packing there; wait for it") from error
-        if is_whole(plan):
-            yield from (None for _ in pairs)
-            return
-        unfinished, journal = (plan.pixels.with_suffix(s) for s in (".partial", ".journal"))
-        for path in folder.glob(f"{part}-*"):
-            if path.suffix in (".partial", ".journal") and path not in (unfinished, journal):
-                path.unlink()
-        done = read_journal(plan, journal) if unfinished.is_file() else {}
-        refuse_full_disk(plan, unfinished)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._lock.close()
+
+    def is_whole(self) -> bool:
+        """Return whether the committed copy is complete and of this plan."""
+        plan = self.plan
         try:
-            with open(unfinished, "ab") as file:
-                file.truncate(plan.bytes)
-            for index, entry in write_pairs(
-                plan, pairs, encoding, unfinished, journal, done, workers
-            ):
-                if entry.problem and not keep_bad:
-                    raise DataError(
-                        f"{entry.problem}; mend it or take it off the list (TRAIN.bad_data skip "
-                        "packs the training list without it)"
-                    )
-                done[index] = entry
-                yield
-            publish(plan, [done[index] for index in range(len(pairs))], unfinished, journal)
-        except OSError as error:
-            raise DataError(f"{folder}: cannot be written ({error.strerror})") from error
+            file = json.loads(plan.index.read_text(encoding="utf-8"))["file"]
+            return file == plan.pixels.name and plan.pixels.stat().st_size == plan.bytes
+        except (OSError, ValueError, KeyError, TypeError):
+            return False
+
+    def write(
+        self, pairs: Sequence[Pair], encoding: LabelEncoding, workers: int
+    ) -> Iterator[Entry]:
+        """Decode and write every pair; yields each finished entry, those of a stopped run first.
+
+        Each process writes to the pairs' own places in the file.
+
+        Raises:
+            DataError: the disk is too small for what is still to be written.
+        """
+        plan = self.plan
+        for path in plan.folder.glob(f"{plan.part}-*"):  # of another, unfinished plan
+            if path.suffix in (".partial", ".journal") and path not in (self.partial, self.journal):
+                path.unlink()
+        self.finished = read_journal(plan, self.journal) if self.partial.is_file() else {}
+        refuse_full_disk(plan, self.partial)
+        with open(self.partial, "ab") as file:
+            file.truncate(plan.bytes)
+        yield from list(self.finished.values())
+        left = [index for index in range(len(pairs)) if index not in self.finished]
+        work = _Work(
+            [plan.entries[i] for i in left],
+            [pairs[i] for i in left],
+            partial(
+                pack_pair,
+                encoding=encoding,
+                channels=int(plan.header["channels"]),
+                file=self.partial,
+            ),
+        )
+        # its processes, unlike those of a pool, end by themselves when this one is killed
+        decoded = DataLoader(
+            work,
+            batch_size=None,
+            num_workers=workers if workers > 1 else 0,
+            collate_fn=untouched,
+            worker_init_fn=leave_to_parent,
+        )
+        with Journal(self.journal, self.partial) as journal:
+            for index, entry in zip(left, decoded, strict=True):
+                if isinstance(entry, OSError):
+                    raise entry
+                if not entry.problem:
+                    journal.add(index, entry)
+                self.finished[index] = entry
+                yield entry
+
+    def commit(self) -> None:
+        """Put the copy in its place: the pixels, then the index that names them, then tidy up."""
+        plan = self.plan
+        os.replace(self.partial, plan.pixels)
+        content = {
+            "header": plan.header,
+            "file": plan.pixels.name,
+            "bytes": plan.bytes,
+            "entries": [as_row(self.finished[index]) for index in range(len(plan.entries))],
+        }
+        with atomic_write(plan.index, durable=True) as file:
+            file.write(json.dumps(content).encode())
+        self.journal.unlink(missing_ok=True)
+        for path in plan.folder.glob(f"{plan.part}-*.pixels"):
+            if path != plan.pixels:
+                path.unlink()
+
+
+class Journal:
+    """Which pairs are finished: lines are written after their pixels have reached the disk."""
+
+    def __init__(self, path: Path, pixels: Path) -> None:
+        self.path, self.pixels = path, pixels
+        self._lines: list[str] = []
+        self._files = ExitStack()
+
+    def __enter__(self) -> "Journal":
+        self._log = self._files.enter_context(open(self.path, "a", encoding="utf-8"))
+        self._data = self._files.enter_context(open(self.pixels, "rb+"))
+        self._files.callback(self.flush)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._files.close()
+
+    def add(self, index: int, entry: Entry) -> None:
+        self._lines.append(json.dumps([index, entry.height, entry.width]) + "\n")
+        if len(self._lines) == FLUSHED_TOGETHER:
+            self.flush()
+
+    def flush(self) -> None:
+        os.fsync(self._data.fileno())  # of what all processes have written
+        self._log.writelines(self._lines)
+        self._log.flush()
+        self._lines.clear()
 
 
 def make_plan(
@@ -140,17 +262,8 @@ def claimed_pixels(pair: Pair) -> int:
         return 0
 
 
-def is_whole(plan: Plan) -> bool:
-    """Is the copy there, complete and of this plan?"""
-    try:
-        file = json.loads(plan.index.read_text(encoding="utf-8"))["file"]
-        return file == plan.pixels.name and plan.pixels.stat().st_size == plan.bytes
-    except (OSError, ValueError, KeyError, TypeError):
-        return False
-
-
 def refuse_full_disk(plan: Plan, unfinished: Path) -> None:
-    """Complain before the work instead of in the middle of it.
+    """Refuse before the work instead of in the middle of it.
 
     Raises:
         DataError: the disk has less room than what is still to be written.
@@ -162,55 +275,6 @@ def refuse_full_disk(plan: Plan, unfinished: Path) -> None:
             f"{plan.folder}: the packed {plan.part} list takes {needed / 1e9:.2f} GB, and its disk "
             f"has {free / 1e9:.2f} GB left; make room, or name a folder on another disk with --out"
         )
-
-
-def write_pairs(
-    plan: Plan,
-    pairs: Sequence[Pair],
-    encoding: LabelEncoding,
-    unfinished: Path,
-    journal: Path,
-    done: dict[int, Entry],
-    workers: int,
-) -> Iterator[tuple[int, Entry]]:
-    """(position, finished entry) of every pair; each process writes to the pairs' own places."""
-    yield from list(done.items())
-    left = [index for index in range(len(pairs)) if index not in done]
-    work = _Work(
-        [plan.entries[i] for i in left],
-        [pairs[i] for i in left],
-        partial(
-            pack_pair, encoding=encoding, channels=int(plan.header["channels"]), file=unfinished
-        ),
-    )
-    # its processes, unlike those of a pool, end by themselves when this one is killed
-    finished = DataLoader(
-        work,
-        batch_size=None,
-        num_workers=workers if workers > 1 else 0,
-        collate_fn=untouched,
-        worker_init_fn=leave_to_parent,
-    )
-    lines: list[str] = []
-    with ExitStack() as stack:
-        log = stack.enter_context(open(journal, "a", encoding="utf-8"))
-        data = stack.enter_context(open(unfinished, "rb+"))
-
-        def flush() -> None:
-            os.fsync(data.fileno())  # of what all processes have written
-            log.writelines(lines)
-            log.flush()
-            lines.clear()
-
-        stack.callback(flush)
-        for index, entry in zip(left, finished, strict=True):
-            if isinstance(entry, OSError):
-                raise entry
-            if not entry.problem:
-                lines.append(json.dumps([index, entry.height, entry.width]) + "\n")
-            if len(lines) == FLUSHED_TOGETHER:
-                flush()
-            yield index, entry
 
 
 class _Work(Dataset):
@@ -243,7 +307,7 @@ def pack_pair(
         if sample.label.size != entry.pixels:
             raise DataError(
                 f"{pair.image}: its header claims {entry.pixels} pixels, and it has "
-                f"{sample.label.size}; store it anew"
+                f"{sample.label.size}; store it again"
             )
     except DataError as error:
         return replace(entry, problem=str(error))
@@ -267,20 +331,3 @@ def read_journal(plan: Plan, journal: Path) -> dict[int, Entry]:
         if height * width == entry.pixels:
             done[index] = replace(entry, height=height, width=width)
     return done
-
-
-def publish(plan: Plan, entries: Sequence[Entry], unfinished: Path, journal: Path) -> None:
-    """Put the copy in its place: the pixels, then the index that names them, then tidy up."""
-    os.replace(unfinished, plan.pixels)
-    content = {
-        "header": plan.header,
-        "file": plan.pixels.name,
-        "bytes": plan.bytes,
-        "entries": [as_row(entry) for entry in entries],
-    }
-    with atomic_write(plan.index, durable=True) as file:
-        file.write(json.dumps(content).encode())
-    journal.unlink(missing_ok=True)
-    for path in plan.folder.glob(f"{plan.part}-*.pixels"):
-        if path != plan.pixels:
-            path.unlink()

@@ -224,11 +224,15 @@ def settings(
 ) -> dict:
     """A config for the data: crop, scales, batch size and length of training from their sizes."""
     heights, widths = np.array([item.size for item in training]).T
+    # crop: the median image, in steps of the output stride 8, within what a GPU or CPU trains well
     sides = [max(64, min(384, int(np.median(side)) // 8 * 8)) for side in (heights, widths)]
+    # batch norm needs two images; small crops leave memory for twice as many
     batch = max(2, min(16 if sides[0] * sides[1] <= 256 * 256 else 8, len(training)))
+    # images much larger than the crop are scaled as in the literature, small ones less
     large = np.median(np.minimum(heights, widths)) > 1.5 * max(sides)
     pixels = numbering.pixels(training)
     present = pixels[pixels > 0]
+    # files of up to four channels (grey, RGB, RGBA) are read as RGB, others as their bands
     channels = training[0].channels if training[0].channels > 4 else 3
     data = {
         "dataset": name,
@@ -252,12 +256,15 @@ def settings(
         "train_w": sides[1],
         "scale_min": 0.5 if large else 0.75,
         "scale_max": 2.0 if large else 1.5,
+        # a class with 50 times fewer pixels than another is hardly learned unweighted
         "class_weights": "auto" if present.max() > 50 * present.min() else "none",
+        # AdamW with one rate for backbone and head: sound on small data, from scratch as well
         "optimizer": "adamw",
         "base_lr": 0.001,
         "head_lr_factor": 1,
         "weight_decay": 0.01,
         "batch_size": batch,
+        # about 4000 steps, but each image at least 20 and at most 400 times
         "epochs": int(np.clip(4000 * batch // len(training), 20, 400)),
         "evaluate_freq": 10,
         "precision": "auto",
