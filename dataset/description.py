@@ -164,27 +164,27 @@ def raw_to_train_table(description: DatasetDescription) -> np.ndarray:
 
 
 def read_names(path: Path) -> list[str]:
-    """Class names, one a line in index order. Blank lines and CRLF are tolerated."""
+    """Class names, one per line in index order. Blank lines and CRLF are tolerated."""
     names = [line for _, line in _filled_lines(Path(path))]
     if not names:
-        raise DataError(f"{path}: no class names; expected one a line")
+        raise DataError(f"{path}: no class names; expected one per line")
     return names
 
 
 def read_colors(path: Path) -> list[Colour]:
-    """Class colours, one "R G B" a line in index order. Blank lines and CRLF are tolerated."""
+    """Class colours, one "R G B" per line in index order. Blank lines and CRLF are tolerated."""
     colors = [
         _parse_colour(line, f"{path}, line {number}") for number, line in _filled_lines(Path(path))
     ]
     if not colors:
-        raise DataError(f'{path}: no colours; expected one "R G B" a line')
+        raise DataError(f'{path}: no colours; expected one "R G B" per line')
     return colors
 
 
 def _parse_colour(line: str, where: str) -> Colour:
     parts = line.split()
     if len(parts) != 3 or not all(part.isascii() and part.isdigit() for part in parts):
-        raise DataError(f'{where}: {line!r} is no colour; expected "R G B", as in "128 64 0"')
+        raise DataError(f'{where}: {line!r} is not a colour; expected "R G B", as in "128 64 0"')
     red, green, blue = (int(part) for part in parts)
     if max(red, green, blue) > 255:
         raise DataError(f"{where}: {line!r} holds a value above 255")

@@ -1,4 +1,4 @@
-"""List files: one image, or one image and its label, a line."""
+"""List files: one image, or one image and its label, per line."""
 
 import json
 import os
@@ -37,7 +37,7 @@ def read_list(
     while lines and not lines[-1].strip():
         lines.pop()
     if not lines:
-        raise DataError(f"{path}: the list is empty; expected one 'image label' pair a line")
+        raise DataError(f"{path}: the list is empty; expected one 'image label' pair per line")
     parse = parse_json if path.suffix == ".odgt" else parse_line
     pairs = [
         parse(line, root, split=split, where=f"{path}, line {number}")
@@ -102,7 +102,7 @@ def parse_json(line: str, root: Path, *, split: str, where: str) -> Pair:
 
 
 def is_below(path: Path, root: Path) -> bool:
-    """Does the path, as it is written, stay below `root`? Links below `root` are the owner's."""
+    """Return whether the path, as written, stays below `root`; links are not followed."""
     whole, folder = os.path.abspath(path), os.path.abspath(root)
     return os.path.commonpath([whole, folder]) == folder
 

@@ -23,7 +23,8 @@ PUBLISHED = {"train": 50_000, "val": 10_000}  # images, of both
 
 
 class _Array:
-    """Stands for a numpy array; nothing of numpy runs on what the file says."""
+    """Takes the place of a numpy array while unpickling: keeps bytes and shape, calls no numpy code
+    that the file names."""
 
     values: np.ndarray | None = None
 
@@ -38,7 +39,7 @@ class _Array:
 
 
 class _Kind:
-    """Stands for a numpy dtype."""
+    """Takes the place of a numpy dtype while unpickling: keeps its name."""
 
     def __init__(self, name: str | bytes, *_: object) -> None:
         self.name = name.decode("ascii") if isinstance(name, bytes) else name
@@ -47,7 +48,7 @@ class _Kind:
         """Byte order and the like: bytes have none."""
 
 
-KNOWN = {
+KNOWN = {  # all that a CIFAR pickle may name, and what takes its place
     ("numpy.core.multiarray", "_reconstruct"): _Array,
     ("numpy._core.multiarray", "_reconstruct"): _Array,
     ("numpy", "ndarray"): _Array,
@@ -56,6 +57,8 @@ KNOWN = {
 
 
 class _Reader(pickle.Unpickler):
+    """Knows the names in `KNOWN` and refuses every other, so that no code of a file is run."""
+
     def find_class(self, module: str, name: str) -> Any:
         if (module, name) not in KNOWN:
             raise pickle.UnpicklingError(

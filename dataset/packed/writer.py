@@ -92,8 +92,8 @@ def pack(
                 for entry in entries:
                     if entry.problem and not keep_bad:
                         raise DataError(
-                            f"{entry.problem}; fix it or remove it from the list (TRAIN.bad_data skip "
-                            "packs the training list without it)"
+                            f"{entry.problem}; fix it or remove it from the list "
+                            "(TRAIN.bad_data skip packs the training list without it)"
                         )
                     yield
             writer.commit()
