@@ -15,7 +15,7 @@ from torch.nn import functional as F
 
 from stripseg.util.inference import sliding_window as inference
 from stripseg.util.inference.resampling import resampling
-from stripseg.util.inference.score_map import ScoreMap, scaled_size, window_starts
+from stripseg.util.inference.score_map import _ScaleSums, scaled_size, window_starts
 from stripseg.util.inference.sliding_window import InferenceSettings, SlidingWindow
 
 CLASSES = 4
@@ -163,13 +163,14 @@ def test_strips_of_an_image_are_the_image(size, monkeypatch) -> None:
 def test_strips_keep_only_the_rows_they_need(monkeypatch) -> None:
     monkeypatch.setattr(inference, "STRIP", 8)
     kept = []
-    extend = ScoreMap._extend
+    prepare = _ScaleSums.prepare
 
-    def watched(self, end: int) -> None:
-        extend(self, end)
+    def watched(self, first: int, last: int) -> list[int]:
+        due = prepare(self, first, last)
         kept.append(len(self.sums))
+        return due
 
-    monkeypatch.setattr(ScoreMap, "_extend", watched)
+    monkeypatch.setattr(_ScaleSums, "prepare", watched)
     options = {"crop": (32, 32), "base_size": 0, "scales": (1.0,)}
     engine(Network(), score_bytes=1, **options).predict(photo(640, 40))
     assert len(kept) > 20
@@ -190,7 +191,7 @@ def test_images_predicted_together_are_predicted_alone() -> None:
     tester = engine(Counting(8), crop=(32, 32), scales=(0.5, 1.0), batch_size=8)
     alone = [tester.predict(image) for image in images]
     before = len(passes)
-    together = tester.predict_together(images)
+    together = tester.predict_group(images)
     for one, other in zip(alone, together, strict=True):
         assert torch.equal(one, other)
     assert len(passes) - before < before
@@ -218,7 +219,7 @@ def test_too_little_memory_means_smaller_steps_and_the_same_scores() -> None:
     image, said = photo(70, 90), []
     expected_scores = engine(Network(8), crop=(32, 32)).probabilities(image)
     tester = engine(Hungry(2, failures=1), crop=(32, 32), batch_size=16)
-    tester.complain = said.append
+    tester.warn = said.append
     torch.testing.assert_close(tester.probabilities(image), expected_scores, rtol=0, atol=1e-6)
     assert [line.partition("goes on with ")[2] for line in said] == [
         "4 windows in a forward pass",

@@ -31,7 +31,7 @@ class Watched:
 
 @pytest.fixture
 def engine(monkeypatch) -> Watched:
-    watched, predict = Watched(), SlidingWindow.predict_together
+    watched, predict = Watched(), SlidingWindow.predict_group
 
     def counted(self, images):
         watched.calls += 1
@@ -39,7 +39,7 @@ def engine(monkeypatch) -> Watched:
             raise KeyboardInterrupt
         return predict(self, images)
 
-    monkeypatch.setattr(SlidingWindow, "predict_together", counted)
+    monkeypatch.setattr(SlidingWindow, "predict_group", counted)
     return watched
 
 

@@ -50,7 +50,7 @@ class Evaluator:
 
     def _evaluate(self, group: Sequence[EvaluationSample]) -> Callable[[], None]:
         """Set the device to work on a group; what is returned delivers its predictions."""
-        predictions = self.engine.predict_together([sample.image for sample in group])
+        predictions = self.engine.predict_group([sample.image for sample in group])
         for sample, prediction in zip(group, predictions, strict=True):
             if sample.label is not None:
                 label = torch.from_numpy(sample.label).to(self.confusion.counts.device)

@@ -22,15 +22,19 @@ class Resampling:
             position = index * ((source - 1) / max(target - 1, 1))
         else:
             position = ((index + 0.5) * (source / target) - 0.5).clamp(0, source - 1)
-        self.low = position.floor().long().clamp(max=source - 1)
-        self.high = (self.low + 1).clamp(max=source - 1)
-        self.share = (position - self.low).float()  # of the pixel `high`
+        low = position.floor().long().clamp(max=source - 1)
+        high = (low + 1).clamp(max=source - 1)
+        self.low: list[int] = low.tolist()
+        self.high: list[int] = high.tolist()
+        share = (position - low).float()  # of the pixel `high`
+        self._pairs = torch.stack([low, high], dim=1)
+        self._weights = torch.stack([1 - share, share], dim=1)
         self._matrices: dict[tuple[int, int, torch.device], Tensor] = {}
         self._bags: dict[torch.device, tuple[Tensor, Tensor]] = {}
 
     def span(self, first: int, end: int) -> slice:
         """The source pixels that target pixels first .. end - 1 are mixed from."""
-        return slice(int(self.low[first]), int(self.high[end - 1]) + 1)
+        return slice(self.low[first], self.high[end - 1] + 1)
 
     def matrix(self, first: int, end: int, device: torch.device) -> Tensor:
         """(end - first, m): the shares of the m source pixels of `span` in those target pixels."""
@@ -38,8 +42,8 @@ class Resampling:
         if key not in self._matrices:
             span, index = self.span(first, end), torch.arange(end - first)
             matrix = torch.zeros(end - first, span.stop - span.start)
-            matrix[index, self.low[first:end] - span.start] += 1 - self.share[first:end]
-            matrix[index, self.high[first:end] - span.start] += self.share[first:end]
+            for source, weight in zip((self._pairs - span.start).T, self._weights.T, strict=True):
+                matrix[index, source[first:end]] += weight[first:end]
             self._matrices[key] = matrix.to(device)
         return self._matrices[key]
 
@@ -64,9 +68,7 @@ class Resampling:
     def bags(self, device: torch.device) -> tuple[Tensor, Tensor]:
         """(target, 2) each: the two source pixels of a target pixel, and their shares in it."""
         if device not in self._bags:
-            pairs = torch.stack([self.low, self.high], dim=1)
-            shares = torch.stack([1 - self.share, self.share], dim=1)
-            self._bags[device] = pairs.to(device), shares.to(device)
+            self._bags[device] = self._pairs.to(device), self._weights.to(device)
         return self._bags[device]
 
 

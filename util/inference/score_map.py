@@ -1,9 +1,7 @@
-"""The scores of one image at one scale: summed from windows, averaged, resized to the image.
+"""The scores of one image: summed from windows, averaged, resized to the image.
 
 Memory is laid out (rows, columns, classes), so that everything a pixel needs lies together: on two
-CPU cores this is several times faster than class planes. Rows come into being when their first
-window is due and are forgotten when the image has used them, so that an image of any height needs
-only a strip of them.
+CPU cores this is several times faster than class planes.
 """
 
 import math
@@ -19,23 +17,30 @@ from .resampling import resampling
 
 @dataclass(frozen=True)
 class Window:
-    """Where a window lies in the padded image of its score map: first row and first column."""
+    """A window of the padded image at one scale.
 
-    scores: "ScoreMap"
+    Args:
+        pixels: (C, *crop), what the network sees.
+        scale: index of the scale.
+        row, column: the window's first pixel in the padded image.
+    """
+
+    pixels: Tensor
+    scale: int
     row: int
     column: int
 
-    def pixels(self, crop: Sequence[int]) -> Tensor:
-        """(C, *crop)."""
-        rows = slice(self.row, self.row + crop[0])
-        return self.scores.image[:, rows, self.column : self.column + crop[1]]
-
 
 class ScoreMap:
-    """Sums of window scores for one scaled image.
+    """The class scores of one image, averaged over windows and scales.
+
+    Ask for `windows`, `add` the scores of each, then read `rows`. An image whose scores do not fit
+    in memory is done strip by strip, from top to bottom: each call of `windows` allocates the sums
+    that its rows need and evicts those of the rows above them.
 
     Args:
-        image: (C, h, w), scaled and normalised.
+        images: the image at each scale, (C, h, w), normalised.
+        size: (H, W) of the image itself.
         crop: (height, width) of the windows; a smaller image is padded evenly with zeros, the mean.
         classes: K.
         stride_rate: step between windows as a share of the window.
@@ -45,7 +50,8 @@ class ScoreMap:
 
     def __init__(
         self,
-        image: Tensor,
+        images: Sequence[Tensor],
+        size: tuple[int, int],
         crop: tuple[int, int],
         classes: int,
         *,
@@ -53,75 +59,117 @@ class ScoreMap:
         weight: float,
         device: torch.device,
     ) -> None:
-        self.size = image.shape[-2:]
-        pad_height, pad_width = (max(c - s, 0) for c, s in zip(crop, self.size, strict=True))
+        self.size = size
+        self.nbytes = 0  # of the scores of the whole image
+        self._scales = []
+        for image in images:
+            scale = _ScaleSums(image, size, crop, classes, stride_rate, weight, device)
+            self._scales.append(scale)
+            self.nbytes += 4 * classes * scale.image.shape[1] * scale.image.shape[2]
+
+    def windows(self, first: int, last: int) -> list[Window]:
+        """The windows not returned before that rows first .. last - 1 of the image need.
+
+        Rows before `first` cannot be read any more.
+        """
+        return [
+            Window(scale.pixels(row, column), index, row, column)
+            for index, scale in enumerate(self._scales)
+            for row in scale.prepare(first, last)
+            for column in scale.columns
+        ]
+
+    def add(self, window: Window, scores: Tensor, *, first: int = 0) -> None:
+        """Add the (n, w, K) scores of a window's rows from its row `first` on."""
+        self._scales[window.scale].add(window.row + first, window.column, scores)
+
+    def rows(self, first: int, last: int) -> Tensor:
+        """(last - first, W, K): the scores of rows first .. last - 1 of the image."""
+        total = self._scales[0].resized(first, last)
+        for scale in self._scales[1:]:
+            total += scale.resized(first, last)
+        return total
+
+
+class _ScaleSums:
+    """Sums of window scores at one scale, for a range of rows; see `ScoreMap`."""
+
+    def __init__(
+        self,
+        image: Tensor,
+        target: tuple[int, int],
+        crop: tuple[int, int],
+        classes: int,
+        stride_rate: float,
+        weight: float,
+        device: torch.device,
+    ) -> None:
+        height, width = image.shape[-2:]
+        pad_height, pad_width = max(crop[0] - height, 0), max(crop[1] - width, 0)
         self.top, self.left = pad_height // 2, pad_width // 2
         self.image = F.pad(
             image, (self.left, pad_width - self.left, self.top, pad_height - self.top)
         )
+        self.width = width
         self.crop = crop
         self.classes = classes
         self.device = device
-        self.rows = window_starts(self.image.shape[1], crop[0], stride_rate)
+        self.row_mixing = resampling(height, target[0], aligned=False)
+        self.column_mixing = resampling(width, target[1], aligned=False)
+        self.window_rows = window_starts(self.image.shape[1], crop[0], stride_rate)
         self.columns = window_starts(self.image.shape[2], crop[1], stride_rate)
-        self.row_weights = weight / visits(self.image.shape[1], self.rows, crop[0]).to(device)
-        across = 1 / visits(self.image.shape[2], self.columns, crop[1]).to(device)
-        self.column_weights = across[self.left : self.left + self.size[1]]
-        self.queued = 0  # rows of windows handed out
-        self.first = 0  # row of the padded image that `sums` begins with
+        visits_down = visits(self.image.shape[1], self.window_rows, crop[0])
+        visits_across = visits(self.image.shape[2], self.columns, crop[1])
+        self.row_weights = weight / visits_down.to(device)
+        across = 1 / visits_across.to(device)
+        self.column_weights = across[self.left : self.left + width]
+        self.returned = 0  # rows of windows that `prepare` has returned
+        self.start = 0  # row of the padded image that `sums` begins with
         self.sums = torch.empty(0, self.image.shape[2], classes, device=device)
 
-    def bytes(self) -> int:
-        """Memory of all rows together."""
-        return 4 * self.classes * self.image.shape[1] * self.image.shape[2]
+    def pixels(self, row: int, column: int) -> Tensor:
+        return self.image[:, row : row + self.crop[0], column : column + self.crop[1]]
 
-    def windows_until(self, last: int) -> list[Window]:
-        """The windows not handed out yet that cover rows of the scaled image up to `last`."""
-        before = self.queued
-        while self.queued < len(self.rows) and self.rows[self.queued] <= last + self.top:
-            self.queued += 1
-        due = self.rows[before : self.queued]
-        if due:
-            self._extend(due[-1] + self.crop[0])
-        return [Window(self, row, column) for row in due for column in self.columns]
+    def prepare(self, first: int, last: int) -> list[int]:
+        """First rows of the windows that rows first .. last - 1 of the target still need."""
+        needed = self.row_mixing.span(first, last)
+        before = self.returned
+        while (
+            self.returned < len(self.window_rows)
+            and self.window_rows[self.returned] < needed.stop + self.top
+        ):
+            self.returned += 1
+        due = self.window_rows[before : self.returned]
+        end = self.start + len(self.sums)
+        self._keep(min(needed.start + self.top, end), due[-1] + self.crop[0] if due else end)
+        return due
 
-    def _extend(self, end: int) -> None:
-        """Have sums for all rows before `end`."""
-        kept, shape = len(self.sums), (end - self.first, *self.sums.shape[1:])
-        longer = torch.zeros(shape, device=self.device)
-        longer[:kept] = self.sums
-        self.sums = longer
+    def _keep(self, start: int, end: int) -> None:
+        """Have sums for the rows start .. end - 1 of the padded image, and for no others."""
+        kept = self.sums[start - self.start :]
+        if len(kept) != len(self.sums) or end - start != len(kept):
+            self.sums = torch.zeros(end - start, *kept.shape[1:], device=self.device)
+            self.sums[: len(kept)] = kept
+            self.start = start
 
     def add(self, row: int, column: int, scores: Tensor) -> None:
         """Add (n, w, K) scores to the rows from `row` on, in the padded image."""
-        first = row - self.first
+        first = row - self.start
         self.sums[first : first + scores.shape[0], column : column + scores.shape[1]] += scores
 
-    def source_rows(self, first: int, end: int, height: int) -> slice:
-        """The rows of the scaled image that rows first .. end - 1 of `height` are mixed from."""
-        return resampling(self.size[0], height, aligned=False).span(first, end)
-
-    def resized(self, first: int, end: int, size: Sequence[int]) -> Tensor:
-        """(end - first, W, K): the averages, resized to `size` (H, W), of the rows asked for.
+    def resized(self, first: int, last: int) -> Tensor:
+        """(last - first, W, K): the averages, resized to the target, of the rows asked for.
 
         Bilinear between pixel centres without smoothing, as OpenCV's.
         """
-        span = self.source_rows(first, end, size[0])
+        span = self.row_mixing.span(first, last)
         start, stop = span.start + self.top, span.stop + self.top
-        rows = self.sums[start - self.first : stop - self.first]
-        rows = rows[:, self.left : self.left + self.size[1]]
-        mixing = resampling(self.size[0], size[0], aligned=False).matrix(first, end, self.device)
+        rows = self.sums[start - self.start : stop - self.start]
+        rows = rows[:, self.left : self.left + self.width]
+        mixing = self.row_mixing.matrix(first, last, self.device)
         mixed = mixing * self.row_weights[start:stop] @ rows.reshape(len(rows), -1)
-        mixed = mixed.view(end - first, self.size[1], self.classes)
-        columns = resampling(self.size[1], size[1], aligned=False)
-        return columns.mix_columns(mixed, self.column_weights)
-
-    def forget(self, row: int) -> None:
-        """Give back the memory of the rows of the scaled image before `row`."""
-        first = min(row + self.top, self.first + len(self.sums))
-        if first > self.first:
-            self.sums = self.sums[first - self.first :].clone()
-            self.first = first
+        mixed = mixed.view(last - first, self.width, self.classes)
+        return self.column_mixing.mix_columns(mixed, self.column_weights)
 
 
 def scaled_size(size: Sequence[int], scale: float, base_size: int) -> tuple[int, int]:

@@ -1,8 +1,8 @@
 """Sliding-window inference at several scales: the one engine of test, validation and demo."""
 
+import logging
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
@@ -15,8 +15,8 @@ from ..precision import autocast
 from .resampling import half_pixel_resize, resampling
 from .score_map import ScoreMap, Window, scaled_size
 
-CHUNK = 2**21, 2**28  # bytes of scores at a time: on the CPU they stay in cache; elsewhere
-STRIP = 64  # rows of the image finished at a time where its scores do not fit in memory at once
+CHUNK = 2**21, 2**28  # bytes of scores computed at a time: on the CPU, to stay in cache; elsewhere
+STRIP = 64  # image rows per strip, where the scores of the whole image do not fit in memory
 
 
 @dataclass(frozen=True)
@@ -31,7 +31,7 @@ class InferenceSettings:
         flip: average with the mirrored windows.
         mean, std: of each channel, in 0..255 units.
         batch_size: windows in one forward pass (a mirrored window counts as one).
-        stride_rate: step between windows as a share of the window.
+        stride_rate: step between windows as a fraction of the window.
         score_bytes: memory that score maps may take before images are done strip by strip; None
             is a quarter of what is free.
     """
@@ -61,9 +61,9 @@ class SlidingWindow:
     windows are averaged, cut back, resized to the image and averaged over the scales. This is the
     procedure of the semseg family; scores are averaged, not logits.
 
-    The windows of all scales, and of all images given at once, share forward passes. Where memory
-    does not suffice the engine falls back by itself: fewer windows in a pass, then strips of the
-    image, then scores on the host; `complain` hears of it once.
+    The windows of all scales, and of all images of a group, share forward passes. Where memory
+    does not suffice the engine falls back by itself: fewer windows per pass, then strips of the
+    image, then scores on the host; it keeps to that, and `warn` is called once for each step.
 
     The network may be any module that maps (N,C,h,w) to logits (N,K,h',w') or to a tuple that
     begins with them; smaller logits are resized to the window before the softmax. One that has
@@ -78,7 +78,7 @@ class SlidingWindow:
         device: torch.device | str = "cpu",
         dtype: torch.dtype = torch.float32,
         channels_last: bool = True,
-        complain: Callable[[str], None] = lambda _: None,
+        warn: Callable[[str], None] = logging.getLogger("stripseg").warning,
     ) -> None:
         self.network = network
         self.logits = getattr(network, "coarse_logits", network)
@@ -87,37 +87,30 @@ class SlidingWindow:
         self.dtype = dtype
         self.memory_format = torch.channels_last if channels_last else torch.contiguous_format
         self.normalize = Normalization(settings.mean, settings.std, self.device)
-        self.complain = complain
-        self.windows_at_once = max(1, settings.batch_size // (1 + settings.flip))
+        self.warn = warn
+        self.windows_per_pass = max(1, settings.batch_size // (1 + settings.flip))
         self.in_strips = False
         self.scores_on = self.device
         self.budget = settings.score_bytes or free_memory(self.device) // 4
 
     def predict(self, image: np.ndarray) -> Tensor:
         """(H, W, C) uint8 -> (H, W) int64 class indices."""
-        return self.predict_together([image])[0]
+        return self.predict_group([image])[0]
 
-    def predict_together(self, images: Sequence[np.ndarray]) -> list[Tensor]:
+    def predict_group(self, images: Sequence[np.ndarray]) -> list[Tensor]:
         """Predict several images, whose windows share forward passes."""
-        return self._within_memory(
-            lambda: [
-                torch.cat([scores.argmax(dim=2) for scores in parts])
-                for parts in self._finished(images)
-            ]
-        )
+        return self._within_memory(images, lambda scores: scores.argmax(dim=2))
 
     def probabilities(self, image: np.ndarray) -> Tensor:
         """(H, W, C) uint8 -> (K, H, W) float32, summing to 1 over K."""
-
-        def whole() -> Tensor:
-            parts = next(iter(self._finished([image])))
-            return torch.cat(list(parts)).permute(2, 0, 1).contiguous()
-
-        return self._within_memory(whole)
+        (scores,) = self._within_memory([image], lambda scores: scores)
+        return scores.permute(2, 0, 1).contiguous()
 
     @torch.inference_mode()
-    def _within_memory(self, work: Callable[[], Any]) -> Any:
-        """`work()`, done again with less memory as long as there is not enough.
+    def _within_memory(
+        self, images: Sequence[np.ndarray], read: Callable[[Tensor], Tensor]
+    ) -> list[Tensor]:
+        """`_run`, repeated with less memory as long as there is not enough.
 
         Raises:
             RuntimeError: the network is in training mode; its batch norm would see the images.
@@ -126,7 +119,7 @@ class SlidingWindow:
             raise RuntimeError("call network.eval() before inference")
         while True:
             try:
-                return work()
+                return self._run(images, read)
             except (RuntimeError, MemoryError) as error:
                 if not is_out_of_memory(error):
                     raise
@@ -135,13 +128,13 @@ class SlidingWindow:
                     raise
             if self.device.type == "cuda":
                 torch.cuda.empty_cache()
-            self.complain(f"out of memory on {self.device}: goes on with {remedy}")
+            self.warn(f"out of memory on {self.device}: goes on with {remedy}")
 
     def _fall_back(self) -> str | None:
         """Take the next step to less memory and name it; None if there is none left."""
-        if self.windows_at_once > 1:
-            self.windows_at_once //= 2
-            return f"{self.windows_at_once} windows in a forward pass"
+        if self.windows_per_pass > 1:
+            self.windows_per_pass //= 2
+            return f"{self.windows_per_pass} windows in a forward pass"
         if not self.in_strips:
             self.in_strips = True
             return "images strip by strip"
@@ -150,94 +143,100 @@ class SlidingWindow:
             return "scores in the host's memory"
         return None
 
-    def _finished(self, images: Sequence[np.ndarray]) -> Iterator[Iterator[Tensor]]:
-        """For each image its scores (n, W, K), from the first row to the last."""
-        maps = [self._score_maps(image) for image in images]
-        needs = [sum(scores.bytes() for scores in of_image) for of_image in maps]
-        if not self.in_strips and sum(needs) <= self.budget:
-            self._run(
-                [w for of_image in maps for m in of_image for w in m.windows_until(m.size[0])]
-            )
-        for index, image in enumerate(images):
-            of_image, maps[index] = maps[index], []  # its memory is free when it is done
-            strips = self.in_strips or needs[index] > self.budget
-            yield self._rows(of_image, image.shape[:2], STRIP if strips else image.shape[0])
+    def _run(
+        self, images: Sequence[np.ndarray], read: Callable[[Tensor], Tensor]
+    ) -> list[Tensor]:
+        """For each image the results of `read` on its scores (n, W, K), joined over the rows."""
+        maps = [self._score_map(image) for image in images]
+        if self.in_strips or sum(scores.nbytes for scores in maps) > self.budget:
+            return [self._run_alone(maps.pop(0), read) for _ in images]
+        self._add_windows([(m, window) for m in maps for window in m.windows(0, m.size[0])])
+        return [torch.cat(self._read(maps.pop(0), read)) for _ in images]
 
-    def _score_maps(self, image: np.ndarray) -> list[ScoreMap]:
-        settings = self.settings
+    def _run_alone(self, scores: ScoreMap, read: Callable[[Tensor], Tensor]) -> Tensor:
+        """One image without the others of its group; in strips if its scores do not fit."""
+        height = scores.size[0]
+        strip = STRIP if self.in_strips or scores.nbytes > self.budget else height
+        parts = []
+        for first in range(0, height, strip):
+            last = min(first + strip, height)
+            self._add_windows([(scores, window) for window in scores.windows(first, last)])
+            parts += self._read(scores, read, first, last)
+        return torch.cat(parts)
+
+    def _score_map(self, image: np.ndarray) -> ScoreMap:
+        """The empty score map of an image, which is resized to every scale."""
+        settings, size = self.settings, image.shape[:2]
         pixels = torch.from_numpy(np.ascontiguousarray(image)).to(self.device)
         pixels = pixels.permute(2, 0, 1).unsqueeze(0).float()  # (1, C, H, W)
-        maps = []
-        for scale in settings.scales:
-            size = scaled_size(image.shape[:2], scale, settings.base_size)
-            maps.append(
-                ScoreMap(
-                    self.normalize(half_pixel_resize(pixels, size))[0],
-                    settings.crop,
-                    settings.classes,
-                    stride_rate=settings.stride_rate,
-                    weight=1 / (len(settings.scales) * (1 + settings.flip)),
-                    device=self.scores_on,
-                )
-            )
-        return maps
+        sizes = [scaled_size(size, scale, settings.base_size) for scale in settings.scales]
+        return ScoreMap(
+            [self.normalize(half_pixel_resize(pixels, scaled))[0] for scaled in sizes],
+            size,
+            settings.crop,
+            settings.classes,
+            stride_rate=settings.stride_rate,
+            weight=1 / (len(settings.scales) * (1 + settings.flip)),
+            device=self.scores_on,
+        )
 
-    def _rows(self, maps: list[ScoreMap], size: Sequence[int], strip: int) -> Iterator[Tensor]:
-        """Finish an image of `size`: compute the windows that are due, mix the scales."""
-        rows = self._lines(self.scores_on, size[1])
-        for start in range(0, size[0], strip):
-            stop = min(start + strip, size[0])
-            due = [m.windows_until(m.source_rows(start, stop, size[0]).stop - 1) for m in maps]
-            self._run([window for of_map in due for window in of_map])
-            for first in range(start, stop, rows):
-                end = min(first + rows, stop)
-                total = maps[0].resized(first, end, size)
-                for scores in maps[1:]:
-                    total += scores.resized(first, end, size)
-                yield total
-            if stop < size[0]:
-                for scores in maps:
-                    scores.forget(scores.source_rows(stop, stop + 1, size[0]).start)
+    def _add_windows(self, windows: Sequence[tuple[ScoreMap, Window]]) -> None:
+        """Run the network on windows of any maps, a batch at a time, and add their scores."""
+        for start in range(0, len(windows), self.windows_per_pass):
+            batch = windows[start : start + self.windows_per_pass]
+            logits = self._logits(torch.stack([window.pixels for _, window in batch]))
+            for index, (scores, window) in enumerate(batch):
+                self._add(scores, window, logits[index :: len(batch)].to(self.scores_on))
 
-    def _run(self, windows: Sequence[Window]) -> None:
-        """The network on windows of any maps, a batch at a time."""
-        for start in range(0, len(windows), self.windows_at_once):
-            chunk = windows[start : start + self.windows_at_once]
-            pixels = torch.stack([window.pixels(self.settings.crop) for window in chunk])
-            if self.settings.flip:
-                pixels = torch.cat([pixels, pixels.flip(-1)])
-            with autocast(self.device, self.dtype):
-                output = self.logits(pixels.contiguous(memory_format=self.memory_format))
-            logits = (output if isinstance(output, Tensor) else output[0]).float()
-            if self.settings.flip:
-                logits = torch.cat([logits[: len(chunk)], logits[len(chunk) :].flip(-1)])
-            for index, window in enumerate(chunk):
-                self._add(window, logits[index :: len(chunk)].to(self.scores_on))
+    def _logits(self, pixels: Tensor) -> Tensor:
+        """(n, C, h, w) -> (n or 2n, K, h', w'); the second half is of the mirrored windows."""
+        count = len(pixels)
+        if self.settings.flip:
+            pixels = torch.cat([pixels, pixels.flip(-1)])
+        with autocast(self.device, self.dtype):
+            output = self.logits(pixels.contiguous(memory_format=self.memory_format))
+        logits = (output if isinstance(output, Tensor) else output[0]).float()
+        if self.settings.flip:
+            logits = torch.cat([logits[:count], logits[count:].flip(-1)])
+        return logits
 
-    def _add(self, window: Window, logits: Tensor) -> None:
+    def _add(self, scores: ScoreMap, window: Window, logits: Tensor) -> None:
         """Resize the logits (1 or 2, K, h', w') of a window to it, and add their softmax."""
         (height, width), (low_height, low_width) = self.settings.crop, logits.shape[-2:]
         logits = logits.contiguous(memory_format=torch.channels_last)
         if low_width != width:
             size = (low_height, width)
             logits = F.interpolate(logits, size=size, mode="bilinear", align_corners=True)
-        lines = logits.permute(0, 2, 3, 1).flatten(2)  # (1 or 2, h', width K)
+        rows = logits.permute(0, 2, 3, 1).flatten(2)  # (1 or 2, h', width K)
         mixing = resampling(low_height, height, aligned=True)
-        rows = self._lines(logits.device, 2 * width)
-        for first in range(0, height, rows):
-            end = min(first + rows, height)
+        for first, last in self._chunks(0, height, 2 * width, logits.device):
             if low_height == height:
-                mixed = lines[:, first:end]
+                mixed = rows[:, first:last]
             else:
-                matrix = mixing.matrix(first, end, lines.device)
-                mixed = matrix @ lines[:, mixing.span(first, end)]
-            scores = mixed.reshape(len(lines), end - first, width, -1).softmax(dim=3)
-            total = scores[0]
-            for mirrored in scores[1:]:
+                matrix = mixing.matrix(first, last, rows.device)
+                mixed = matrix @ rows[:, mixing.span(first, last)]
+            softmax = mixed.reshape(len(rows), last - first, width, -1).softmax(dim=3)
+            total = softmax[0]
+            for mirrored in softmax[1:]:
                 total += mirrored
-            window.scores.add(window.row + first, window.column, total)
+            scores.add(window, total, first=first)
 
-    def _lines(self, device: torch.device, width: int) -> int:
-        """How many lines of this width are computed at a time."""
-        chunk = CHUNK[device.type != "cpu"]
-        return max(1, chunk // (4 * self.settings.classes * width))
+    def _read(
+        self,
+        scores: ScoreMap,
+        read: Callable[[Tensor], Tensor],
+        first: int = 0,
+        last: int | None = None,
+    ) -> list[Tensor]:
+        """`read` on the rows first .. last - 1 (by default all), a few at a time."""
+        last = scores.size[0] if last is None else last
+        chunks = self._chunks(first, last, scores.size[1], self.scores_on)
+        return [read(scores.rows(*chunk)) for chunk in chunks]
+
+    def _chunks(
+        self, first: int, last: int, width: int, device: torch.device
+    ) -> Iterator[tuple[int, int]]:
+        """Split rows first .. last - 1 of `width` pixels into ranges that suit the device."""
+        count = max(1, CHUNK[device.type != "cpu"] // (4 * self.settings.classes * width))
+        for start in range(first, last, count):
+            yield start, min(start + count, last)
