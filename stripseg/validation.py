@@ -82,15 +82,18 @@ class SegmentationValidator:
         confusion = ConfusionMatrix(
             self.config.DATA.classes, ignore_label=train.ignore_label, device=self.device
         )
-        evaluator = Evaluator(self.engine, confusion, on_predictions=partial(self._draw, step))
+        evaluator = Evaluator(
+            self.engine, confusion, on_predictions=partial(self._draw, step), wanted=self._drawn
+        )
         evaluator.run(noted(samples, note))
         return evaluator.scores()
+
+    def _drawn(self, sample: Sample) -> bool:
+        return self.board is not None and sample.index < self.config.TRAIN.sample_predictions
 
     def _draw(self, step: int, group: Sequence[Sample], predictions: Sequence[np.ndarray]) -> None:
         """Image, truth and prediction side by side, of the first images of the list."""
         for sample, prediction in zip(group, predictions, strict=True):
-            if self.board is None or sample.index >= self.config.TRAIN.sample_predictions:
-                return
             truth = colorize(sample.label, self.colors)
             shown = overlay(sample.image, prediction, self.colors)
             picture = np.concatenate([as_rgb(sample.image), truth, shown], axis=1)
@@ -118,7 +121,7 @@ class ClassificationValidator:
             self.dataset,
             device=self.device,
             dtype=self.dtype,
-            together=train.batch_size_val,
+            images_per_batch=train.batch_size_val,
             workers=train.workers,
             channels_last=train.channels_last,
             note=note,
@@ -140,15 +143,15 @@ def classification_scores(
     *,
     device: torch.device,
     dtype: torch.dtype,
-    together: int,
+    images_per_batch: int,
     workers: int,
     channels_last: bool,
     note: Callable[[str], None] | None = None,
 ) -> ClassificationScores:
     """The figures of a classifier over all processes; every process must call it.
 
-    `together` images share a forward pass, the same ones on any number of processes. `note` is
-    given the name of each image.
+    `images_per_batch` images share a forward pass, the same ones on any number of processes. `note`
+    is given the name of each image.
     """
     normalize = Normalization(config.DATA.mean, config.DATA.std, device)
     layout = torch.channels_last if channels_last else torch.contiguous_format
@@ -162,9 +165,10 @@ def classification_scores(
         prepare=prepare,
         device=device,
         dtype=dtype,
-        together=together,
+        images_per_batch=images_per_batch,
     )
-    groups = shares(len(dataset), together)[process_group.rank() :: process_group.world_size()]
+    groups = shares(len(dataset), images_per_batch)
+    groups = groups[process_group.rank() :: process_group.world_size()]
     share = [index for group in groups for index in group]
     samples = evaluation_samples(dataset, share, process_group.share_of_workers(workers))
     samples = progress(samples, total=len(share), unit="image", what="evaluating")

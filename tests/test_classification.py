@@ -163,15 +163,19 @@ class Fixed(torch.nn.Module):
         return SegmenterOutput(image[:, 0, 0, :7] / 10, None)
 
 
-@pytest.mark.parametrize("together", [1, 4, 50])
-def test_figures_against_a_plain_count(together: int) -> None:
+@pytest.mark.parametrize("images_per_batch", [1, 4, 50])
+def test_figures_against_a_plain_count(images_per_batch: int) -> None:
     rng = np.random.default_rng(1)
     images = rng.permuted(np.tile(np.arange(0, 70, 2, dtype=np.uint8)[:28], (30, 1)), axis=1)
     images = np.repeat(images.reshape(30, 1, 28, 1), 3, axis=3)
     labels = rng.integers(0, 7, 30)
     samples = [Sample(images[i], labels[i, ...], str(i), i) for i in range(30)]
     evaluator = ClassificationEvaluator(
-        Fixed(), classes=7, prepare=torch.Tensor.float, device=CPU, together=together
+        Fixed(),
+        classes=7,
+        prepare=torch.Tensor.float,
+        device=CPU,
+        images_per_batch=images_per_batch,
     )
     evaluator.run(samples)
     scores = evaluator.scores()

@@ -12,8 +12,10 @@ import torch
 import yaml
 from PIL import Image
 
+from stripseg import testing
 from stripseg.config.errors import CheckpointError, DataError, DeviceError, StripsegError
 from stripseg.tool import demo, prepare, test, train
+from stripseg.util.distributed import process_group
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -66,6 +68,28 @@ def test_test_writes_predictions_and_figures(trained_config: Path, tmp_path: Pat
     test.main([*arguments, "TEST.has_prediction", "True"])
     again = json.loads((result / "metrics.json").read_text())
     assert again == figures
+
+
+def test_the_test_uses_the_backend_and_counts_its_own_share(
+    trained_config: Path, monkeypatch
+) -> None:
+    """`Distributed.dist_backend` as in training; the bar of one of two processes ends at 100 %."""
+    started, totals = {}, []
+    monkeypatch.setattr(process_group, "start", lambda device, **options: started.update(options))
+    monkeypatch.setattr(process_group, "world_size", lambda: 2)
+    monkeypatch.setattr(process_group, "barrier", lambda: None)
+    monkeypatch.setattr(process_group, "all_reduce_sum", lambda tensor: tensor)
+
+    def progress(items, *, total: int, **_):
+        totals.append(total)
+        return items
+
+    monkeypatch.setattr(testing, "progress", progress)
+    words = ["--config", str(trained_config), "Distributed.dist_backend", "gloo"]
+    test.main(words)
+    test.main([*words, "TEST.save_predictions", "False"])
+    assert started["backend"] == "gloo"
+    assert totals == [2, 2]  # of three images
 
 
 def test_index_start_and_step_choose_images(trained_config: Path, tmp_path: Path) -> None:

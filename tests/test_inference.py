@@ -1,8 +1,10 @@
 """The sliding window against its definition, written with numpy and OpenCV in float64."""
 
+import logging
 import math
 from collections.abc import Sequence
 from itertools import pairwise
+from pathlib import Path
 
 import cv2
 import numpy as np
@@ -13,11 +15,14 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from stripseg.build import build_engine
+from stripseg.config.load import load_config
 from stripseg.util.inference import sliding_window as inference
 from stripseg.util.inference.resampling import resampling
 from stripseg.util.inference.score_map import _ScaleSums, scaled_size, window_starts
 from stripseg.util.inference.sliding_window import InferenceSettings, SlidingWindow
 
+ROOT = Path(__file__).resolve().parent.parent
 CLASSES = 4
 MEAN, STD = np.array([100.0, 110.0, 120.0]), np.array([50.0, 60.0, 70.0])
 
@@ -229,6 +234,29 @@ def test_too_little_memory_means_smaller_steps_and_the_same_scores() -> None:
     ]
     tester.predict(image)
     assert len(said) == 4  # it remembers
+
+
+def test_every_engine_logs_each_step_to_less_memory(caplog, monkeypatch) -> None:
+    """An engine built from a config, without a word about warnings, as every command does it."""
+
+    class NineClasses(Hungry):
+        def forward(self, x: Tensor) -> Tensor:
+            return super().forward(x).repeat(1, 3, 1, 1)[:, :9]
+
+    crop = [word for side in "hw" for word in (f"TEST.test_{side}", "33")]
+    config = load_config(ROOT / "config/shapes/shapes_spnet18.yaml", crop)
+    tester = build_engine(
+        config,
+        NineClasses(2).eval(),
+        device=torch.device("cpu"),
+        dtype=torch.float32,
+        batch_size=8,
+    )
+    monkeypatch.setattr(logging.getLogger("stripseg"), "propagate", True)
+    tester.predict(photo(70, 90))
+    tester.predict(photo(70, 90))
+    assert [record.levelname for record in caplog.records] == ["WARNING"] * 2
+    assert "goes on with 1 windows in a forward pass" in caplog.text
 
 
 def test_too_little_memory_for_anything_is_told() -> None:

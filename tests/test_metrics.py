@@ -11,7 +11,7 @@ from torch import Tensor
 
 from stripseg.config.errors import DataError
 from stripseg.util.distributed import process_group
-from stripseg.util.metrics import ConfusionMatrix, check_prediction, class_table
+from stripseg.util.metrics import ConfusionMatrix, check_prediction, score_table
 
 MAPS = arrays.arrays(np.uint8, (2, 6, 7), elements=st.sampled_from([0, 1, 2, 3, 255]))
 
@@ -95,7 +95,7 @@ def test_table_and_dictionary_name_the_classes() -> None:
     matrix = ConfusionMatrix(2)
     matrix.update(torch.tensor([[0, 1, 1, 1]]), torch.tensor([[0, 0, 1, 1]]))
     scores = matrix.scores()
-    rows = class_table(scores, ["road", "sky"]).splitlines()
+    rows = score_table(scores, ["road", "sky"]).splitlines()
     assert rows[1].split() == ["0", "road", "0.5000", "0.5000", "2"]
     assert rows[-1].startswith("mIoU/mAcc/allAcc 0.5833/0.7500/0.7500")
     content = scores.as_dict(["road", "sky"])

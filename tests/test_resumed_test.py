@@ -5,11 +5,15 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from stripseg.config.errors import DataError
+from stripseg.config.load import load_config
+from stripseg.dataset.segmentation import EvaluationSet
+from stripseg.testing import what_decides
 from stripseg.tool import test, train
-from stripseg.util.inference.progress_journal import TestJournal
+from stripseg.util.inference.progress_journal import ProgressJournal
 from stripseg.util.inference.sliding_window import SlidingWindow
 
 
@@ -70,10 +74,28 @@ def test_only_the_missing_images_are_predicted(words, engine, tmp_path: Path) ->
     assert engine.calls == 3
 
 
-def test_other_settings_begin_anew(words, engine) -> None:
+def test_other_settings_start_again(words, engine) -> None:
     stopped(words, engine, at=3)
     test.main([*words, "TEST.scales", "[0.5]"])
     assert engine.calls == 3
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [["TEST.workers", "1"], ["TRAIN.epochs", "7"], ["Distributed.timeout_minutes", "3"]],
+)
+def test_what_does_not_decide_predictions_restarts_nothing(words, engine, changed) -> None:
+    stopped(words, engine, at=3)
+    test.main([*words, *changed])
+    assert engine.calls == 2
+
+
+def test_the_kind_of_device_decides_and_its_number_does_not(words) -> None:
+    config, dataset = load_config(words[1]), EvaluationSet([], None)
+    numbered = load_config(words[1], ["TEST.test_gpu", "[1]"])
+    one = what_decides(config, torch.device("cuda", 0), dataset, 1)
+    assert what_decides(numbered, torch.device("cuda", 1), dataset, 1) == one
+    assert what_decides(config, torch.device("cpu"), dataset, 1) != one
 
 
 def test_images_together_are_done_together(words, engine, tmp_path: Path) -> None:
@@ -100,14 +122,14 @@ def test_saved_predictions_are_counted(words, engine, tmp_path: Path) -> None:
 
 
 def test_a_journal_knows_its_settings_and_whole_lines(tmp_path: Path) -> None:
-    journal = TestJournal(tmp_path, {"scale": 1})
+    journal = ProgressJournal(tmp_path, {"scale": 1})
     journal.add(["a.jpg", "ö b.jpg"])
     journal.add(["c.jpg"])
     path = tmp_path / ".journal/done-0.txt"
     path.write_text(path.read_text()[:-3])
     (tmp_path / ".journal/done-5.txt").write_text('"of another process.jpg"\n"cut')
-    again = TestJournal(tmp_path, {"scale": 1})
+    again = ProgressJournal(tmp_path, {"scale": 1})
     assert again.done == {"a.jpg", "ö b.jpg", "of another process.jpg"}
-    assert TestJournal(tmp_path, {"scale": 2}).done == set()
+    assert ProgressJournal(tmp_path, {"scale": 2}).done == set()
     again.finish()
     assert list(tmp_path.iterdir()) == []

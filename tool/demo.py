@@ -18,7 +18,7 @@ def main(argv: Sequence[str]) -> int | None:
     parser.add_argument("--image", required=True, help="an image, or a folder of images")
     parser.add_argument("--output", default=None, help="folder of the results (default: exp/demo)")
     options, config = command_line.parse_config(parser, argv)
-    images = find_images(Path(options.image))
+    images = images_below(Path(options.image))
     output = Path(options.output or "exp/demo")
     log = run_logger()
     colors = build_classes(config).colors
@@ -36,11 +36,11 @@ def main(argv: Sequence[str]) -> int | None:
     return None
 
 
-def find_images(path: Path) -> list[Path]:
+def images_below(path: Path) -> list[Path]:
     """The image itself, or the images below a folder, sorted.
 
     Raises:
-        DataError: there is none.
+        DataError: there is no image.
     """
     if path.is_file():
         return [path]

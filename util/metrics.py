@@ -12,7 +12,7 @@ from .distributed import process_group
 
 @dataclass(frozen=True)
 class Scores:
-    """Figures of a test. Class lists are in index order; shares are in [0, 1].
+    """Figures of a test. Class lists are in index order; fractions are in [0, 1].
 
     `mean_iou` is the semseg family's: the plain mean over all classes, a class that occurs neither
     in label nor prediction counting 0. `mean_iou_present` leaves such classes out.
@@ -28,7 +28,7 @@ class Scores:
 
     @property
     def score(self) -> float:
-        """By which the best of several networks is chosen."""
+        """The figure by which the best of several networks is chosen."""
         return self.mean_iou
 
     def figures(self) -> dict[str, float]:
@@ -104,7 +104,7 @@ class ConfusionMatrix:
 
 
 def check_prediction(prediction: Tensor, classes: int, *, origin: str) -> None:
-    """Raises DataError when a saved prediction holds a value that is no class."""
+    """Raises DataError when a saved prediction holds a value that is not a class."""
     if prediction.numel() and int(prediction.max()) >= classes:
         raise DataError(
             f"{origin}: prediction value {int(prediction.max())} is outside the {classes} classes; "
@@ -112,8 +112,8 @@ def check_prediction(prediction: Tensor, classes: int, *, origin: str) -> None:
         )
 
 
-def class_table(scores: Scores, names: Sequence[str]) -> str:
-    """The per-class table and the means, as text."""
+def score_table(scores: Scores, names: Sequence[str]) -> str:
+    """Return the table of figures per class and the means, as text."""
     width = max([len(name) for name in names] + [10])
     lines = [f"{'class':<{width + 5}}{'IoU':>8}{'accuracy':>10}{'pixels':>14}"]
     for index, name in enumerate(names):

@@ -1,7 +1,8 @@
-"""Evaluation of networks that name the class of a whole image."""
+"""Evaluation of networks that classify whole images."""
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from itertools import groupby
 
 import numpy as np
 import torch
@@ -18,10 +19,10 @@ WIDEST = 20  # classes of the largest confusion matrix that is shown as text
 
 @dataclass(frozen=True)
 class ClassificationScores:
-    """Figures of a test; shares are in [0, 1], class lists in index order.
+    """Figures of a test; fractions are in [0, 1], class lists in index order.
 
     `top5` counts an image whose class is among the five likeliest (all of fewer than five);
-    `confusion[i][j]` is how many images of class i were taken for class j.
+    `confusion[i][j]` is the count of images of class i that were taken for class j.
     """
 
     top1: float
@@ -32,12 +33,12 @@ class ClassificationScores:
 
     @property
     def score(self) -> float:
-        """By which the best of several networks is chosen."""
+        """The figure by which the best of several networks is chosen."""
         return self.top1
 
     @property
     def images(self) -> tuple[int, ...]:
-        """How many of each class."""
+        """Count of images per class."""
         return tuple(sum(row) for row in self.confusion)
 
     def figures(self) -> dict[str, float]:
@@ -61,7 +62,7 @@ class ClassificationEvaluator:
     Args:
         network: (N, C, H, W) -> an output whose `logits` are (N, K).
         prepare: (N, C, H, W) uint8 pixels on the device -> what the network sees.
-        together: images of one group, by index, share a forward pass.
+        images_per_batch: images of one group, by index, share a forward pass.
     """
 
     def __init__(
@@ -72,27 +73,21 @@ class ClassificationEvaluator:
         prepare: Callable[[Tensor], Tensor],
         device: torch.device,
         dtype: torch.dtype = torch.float32,
-        together: int = 1,
+        images_per_batch: int = 1,
     ) -> None:
         self.network = network
         self.prepare = prepare
         self.device = device
         self.dtype = dtype
-        self.together = together
+        self.images_per_batch = images_per_batch
         self.confusion = ConfusionMatrix(classes, ignore_label=-1, device=device)
         self.sums = torch.zeros(3, dtype=torch.float64, device=device)  # loss, top-5 hits, images
 
     def run(self, samples: Iterable[EvaluationSample]) -> None:
         """Predict and count the samples, which come group after group."""
         with evaluation_mode(self.network):
-            group: list[EvaluationSample] = []
-            for sample in samples:
-                if group and sample.index // self.together != group[0].index // self.together:
-                    self._evaluate(group)
-                    group = []
-                group.append(sample)
-            if group:
-                self._evaluate(group)
+            for _, group in groupby(samples, lambda sample: sample.index // self.images_per_batch):
+                self._evaluate(list(group))
 
     @torch.inference_mode()
     def _evaluate(self, group: Sequence[EvaluationSample]) -> None:
@@ -122,7 +117,7 @@ class ClassificationEvaluator:
 
 
 def classification_table(scores: ClassificationScores, names: Sequence[str]) -> str:
-    """The accuracy of every class, the confusion matrix of not too many, and the figures."""
+    """Return accuracy per class, the confusion matrix unless it is too wide, and the figures."""
     width = max([len(name) for name in names] + [10])
     lines = [f"{'class':<{width + 5}}{'accuracy':>10}{'images':>10}"]
     for index, (name, accuracy, images) in enumerate(

@@ -23,47 +23,76 @@ class EvaluationSample(Protocol):
     index: int
 
 
-@dataclass
+def every(_: EvaluationSample) -> bool:
+    """Want each sample."""
+    return True
+
+
+@dataclass(frozen=True)
 class Evaluator:
     """Runs an engine over this process's share of the images and counts hits and misses.
 
     Args:
-        together: images of one group, by index, share forward passes.
-        on_predictions: called with the samples of a group and their predictions, (H, W) uint8 on
-            the host, to save or to show them: while the device works on the group after it.
+        group_size: images of one group, by index, share forward passes.
+        on_predictions: called with the wanted samples of a group and their predictions, (H, W)
+            uint8 on the host, to save or to show them: while the device works on the next group.
+        wanted: which samples `on_predictions` wants; the others' predictions stay on the device.
     """
 
     engine: SlidingWindow
     confusion: ConfusionMatrix
-    together: int = 1
+    group_size: int = 1
     on_predictions: Callable[[Sequence[EvaluationSample], Sequence[np.ndarray]], None] | None = None
+    wanted: Callable[[EvaluationSample], bool] = every
 
     def run(self, samples: Iterable[EvaluationSample]) -> None:
         """Predict and count the samples, which come in list order."""
-        before: Callable[[], None] = nothing
+        deliver_last: Callable[[], None] = nothing
         with evaluation_mode(self.engine.network):
-            for _, group in groupby(samples, lambda sample: sample.index // self.together):
-                after = self._evaluate(list(group))
-                before()
-                before = after
-        before()
+            for _, group in groupby(samples, lambda sample: sample.index // self.group_size):
+                deliver = self._evaluate(list(group))
+                deliver_last()
+                deliver_last = deliver
+        deliver_last()
 
     def _evaluate(self, group: Sequence[EvaluationSample]) -> Callable[[], None]:
-        """Set the device to work on a group; what is returned delivers its predictions."""
+        """Set the device to work on a group, and return what delivers its predictions.
+
+        The labels are uploaded first: a copy behind the network's work would wait for it.
+        """
+        device = self.confusion.counts.device
+        labels = [
+            None if sample.label is None else upload(sample.label, device) for sample in group
+        ]
         predictions = self.engine.predict_group([sample.image for sample in group])
-        for sample, prediction in zip(group, predictions, strict=True):
-            if sample.label is not None:
-                label = torch.from_numpy(sample.label).to(self.confusion.counts.device)
-                self.confusion.update(prediction.to(label.device), label)
+        for label, prediction in zip(labels, predictions, strict=True):
+            if label is not None:
+                self.confusion.update(prediction.to(device), label)
         if self.on_predictions is None:
             return nothing
-        copies = [HostCopy(prediction.to(torch.uint8)) for prediction in predictions]
-        return lambda: self.on_predictions(group, [copy.array() for copy in copies])
+        wanted = [
+            (sample, HostCopy(prediction.to(torch.uint8)))
+            for sample, prediction in zip(group, predictions, strict=True)
+            if self.wanted(sample)
+        ]
+        if not wanted:
+            return nothing
+        return lambda: self.on_predictions(
+            [sample for sample, _ in wanted], [copy.array() for _, copy in wanted]
+        )
 
     def scores(self) -> Scores:
         """The figures over all processes; every process must call it, once."""
         self.confusion.reduce()
         return self.confusion.scores()
+
+
+def upload(array: np.ndarray, device: torch.device) -> Tensor:
+    """Copy to the device; a GPU's copy is from pinned memory, and the host does not wait for it."""
+    tensor = torch.from_numpy(array)
+    if device.type == "cuda":
+        tensor = tensor.pin_memory()
+    return tensor.to(device, non_blocking=True)
 
 
 class HostCopy:
@@ -85,7 +114,7 @@ class HostCopy:
 
 
 def nothing() -> None:
-    """There is nothing to deliver."""
+    """Deliver nothing."""
 
 
 @contextmanager

@@ -1,4 +1,4 @@
-"""Which images a test has done, so that a stopped test goes on with the others."""
+"""A record of the images that a test has done, so that a stopped test goes on with the others."""
 
 import hashlib
 import json
@@ -11,19 +11,17 @@ from ..distributed import process_group
 from ..files import atomic_write
 
 
-class TestJournal:
+class ProgressJournal:
     """The names of the images that are done, in a hidden folder beside their predictions.
 
     It holds for one set of settings: where anything that decides a prediction has changed, the
-    journal begins anew. It is removed when the test has ended, so that the same command then tests
-    everything again. Each process writes a file of its own; all are read.
+    journal starts again. It is removed when the test has ended, so that the same command then tests
+    everything again. Each process writes its own file; all are read.
 
     Args:
         folder: of the results.
         settings: what decides the predictions (checkpoint, scales, list, ...), as plain values.
     """
-
-    __test__ = False  # for pytest, which takes the name for a test
 
     def __init__(self, folder: Path, settings: dict[str, Any]) -> None:
         self.folder = folder / ".journal"

@@ -63,7 +63,8 @@ class SlidingWindow:
 
     The windows of all scales, and of all images of a group, share forward passes. Where memory
     does not suffice the engine falls back by itself: fewer windows per pass, then strips of the
-    image, then scores on the host; it keeps to that, and `warn` is called once for each step.
+    image, then scores on the host; it keeps to that, and `warn` (by
+    default the log) is called once for each step.
 
     The network may be any module that maps (N,C,h,w) to logits (N,K,h',w') or to a tuple that
     begins with them; smaller logits are resized to the window before the softmax. One that has
@@ -78,7 +79,7 @@ class SlidingWindow:
         device: torch.device | str = "cpu",
         dtype: torch.dtype = torch.float32,
         channels_last: bool = True,
-        warn: Callable[[str], None] = logging.getLogger("stripseg").warning,
+        warn: Callable[[str], None] | None = None,
     ) -> None:
         self.network = network
         self.logits = getattr(network, "coarse_logits", network)
@@ -87,7 +88,7 @@ class SlidingWindow:
         self.dtype = dtype
         self.memory_format = torch.channels_last if channels_last else torch.contiguous_format
         self.normalize = Normalization(settings.mean, settings.std, self.device)
-        self.warn = warn
+        self.warn = warn or logging.getLogger("stripseg").warning
         self.windows_per_pass = max(1, settings.batch_size // (1 + settings.flip))
         self.in_strips = False
         self.scores_on = self.device
@@ -143,9 +144,7 @@ class SlidingWindow:
             return "scores in the host's memory"
         return None
 
-    def _run(
-        self, images: Sequence[np.ndarray], read: Callable[[Tensor], Tensor]
-    ) -> list[Tensor]:
+    def _run(self, images: Sequence[np.ndarray], read: Callable[[Tensor], Tensor]) -> list[Tensor]:
         """For each image the results of `read` on its scores (n, W, K), joined over the rows."""
         maps = [self._score_map(image) for image in images]
         if self.in_strips or sum(scores.nbytes for scores in maps) > self.budget:

@@ -1,4 +1,4 @@
-"""Work that is done beside the main thread, a bounded amount at a time."""
+"""A thread pool with a bounded queue."""
 
 from collections import deque
 from collections.abc import Callable
@@ -6,7 +6,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
 
-class Background:
+class BoundedThreadPool:
     """Runs calls in `threads` threads until it is left; at most `waiting` of them are unfinished.
 
     An error of a call is raised by a later `submit` or at the end.
@@ -22,7 +22,7 @@ class Background:
             self._calls.popleft().result()
         self._calls.append(self._pool.submit(function, *arguments))
 
-    def __enter__(self) -> "Background":
+    def __enter__(self) -> "BoundedThreadPool":
         return self
 
     def __exit__(self, *_: object) -> None:
