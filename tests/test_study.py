@@ -16,14 +16,7 @@ from stripseg.dataset.generated.shapes10 import write_shapes10
 from stripseg.tool import study, test, train
 from stripseg.tool.study import Study
 from stripseg.util.checkpoint import folder_lock
-from stripseg.util.experiments.study_report import (
-    Result,
-    as_csv,
-    escaped,
-    latex,
-    markdown,
-    write_report,
-)
+from stripseg.util.experiments.report import StudyRow, escaped, write_study_report
 from stripseg.util.signals import Stopped
 
 ATTENTIONS = ["none", "strip_pool", "triplet", "eca", "gct"]
@@ -143,13 +136,16 @@ def test_a_run_that_fails_is_named_with_its_last_line(folder: Path) -> None:
         ({"vary": {"TRAIN.attention": ["ekka"]}}, "attention"),
         ({"seeds": []}, "seeds: "),
         ({"sedes": [1]}, "sedes: "),
-        ({"seeds": [1, 1]}, "seeds: a value stands there twice"),
+        ({"seeds": [1, 1]}, "seeds: has a value twice"),
         ({"seeds": [-1]}, "seeds.0: "),
         ({"vary": {"TRAIN.attention": []}}, "vary.TRAIN.attention: "),
-        ({"vary": {"TRAIN.attention": ["eca", "eca"]}}, "stands there twice"),
+        ({"vary": {"TRAIN.attention": ["eca", "eca"]}}, "has a value twice"),
         ({"vary": {"TRAIN.manual_seed": [1, 2]}}, "TRAIN.manual_seed is each run's own"),
         ({"options": {"TEST.model_path": "x.pth"}}, "TEST.model_path is each run's own"),
-        ({"vary": {"attention": ["eca"], "TRAIN.attention": ["se"]}}, "is given in vary.attention"),
+        (
+            {"vary": {"attention": ["eca"], "TRAIN.attention": ["se"]}},
+            "is already given in vary.attention",
+        ),
         ({"name": ".."}, "name: "),
     ],
 )
@@ -158,17 +154,21 @@ def test_mistakes_are_found_before_the_first_run(folder: Path, changes, message:
         Study(Path(write_study(folder, **changes)))
 
 
-def test_tables_have_means_and_deviations() -> None:
+def test_tables_have_means_and_deviations(tmp_path: Path) -> None:
     figures = {0: {"mIoU": 0.5, "loss": 1.0}, 4: {"mIoU": 0.7, "loss": 2.0}}
-    result = Result("camvid spnet18", {"TRAIN.attention": "eca"}, figures, 1_000_000, 2_000_000)
-    assert markdown([result], ["mIoU", "loss"]).splitlines()[-1] == (
+    row = StudyRow("camvid spnet18", {"TRAIN.attention": "eca"}, figures, 1_000_000, 2_000_000)
+    write_study_report([row], tmp_path)
+    assert (tmp_path / "table.md").read_text().splitlines()[-1] == (
         "| camvid spnet18 | eca | 2 | 60.00 ± 14.14 | 1.5000 ± 0.7071 | 1,000,000 | 2.0 M |"
     )
-    assert r"60.00 $\pm$ 14.14 & 1.5000" in latex([result], ["mIoU", "loss"])
+    assert r"60.00 $\pm$ 14.14 & 1.5000" in (tmp_path / "table.tex").read_text()
     assert escaped("a_b & 5 %") == r"a\_b \& 5 \%"
-    assert [line.split(",")[2] for line in as_csv([result], ["mIoU"]).splitlines()] == [
-        *("seed", "0", "4")
-    ]
+    with open(tmp_path / "results.csv") as file:
+        assert [line.split(",")[2:4] for line in file] == [
+            ["seed", "mIoU"],
+            ["0", "0.5"],
+            ["4", "0.7"],
+        ]
 
 
 def test_other_options_are_another_run(folder: Path, in_process, capsys) -> None:
@@ -217,11 +217,11 @@ def test_a_study_asked_to_stop_lets_its_run_save(folder: Path) -> None:
 
 def test_studies_of_two_tasks_have_pictures_of_both(tmp_path: Path) -> None:
     results = [
-        Result("a b", {}, {0: {"top1": 0.5, "loss": 1.0}}, 10, 20),
-        Result("c d", {}, {0: {"mIoU": 0.4}}, 10, 20),
-        Result("e f", {}, {}, 10, 20),
+        StudyRow("a b", {}, {0: {"top1": 0.5, "loss": 1.0}}, 10, 20),
+        StudyRow("c d", {}, {0: {"mIoU": 0.4}}, 10, 20),
+        StudyRow("e f", {}, {}, 10, 20),
     ]
-    assert "1 rows have no run yet" in write_report(results, tmp_path)
+    assert "1 rows have no run yet" in write_study_report(results, tmp_path)
     assert {"cost_top1.png", "cost_mIoU.png", "top1.png", "mIoU.png", "loss.png"} == {
         picture.name for picture in tmp_path.glob("*.png")
     }

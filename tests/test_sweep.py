@@ -14,8 +14,8 @@ import yaml
 from stripseg.config.errors import ConfigError
 from stripseg.config.load import load_config
 from stripseg.tool import sweep as tool_sweep
+from stripseg.util.experiments.sweep import SweepStudy
 from stripseg.util.experiments.sweep_file import read_sweep
-from stripseg.util.experiments.sweep_study import SweepStudy
 from stripseg.util.training.epoch_log import read_epochs
 
 RATES = [0.001, 0.01]
@@ -40,7 +40,7 @@ def test_a_grid_tries_every_combination_and_reports(sweep_file, tmp_path: Path) 
     assert config.TRAIN.base_lr == float(best["learning_rate"])
     assert config.TRAIN.epochs == 1
     pictures = sorted(path.name for path in folder.glob("*.png"))
-    assert len(pictures) == 2
+    assert pictures == ["history.png", "importance.png", "parallel.png"]
     assert "learning_rate" in (folder / "results.md").read_text()
     before = (folder / "results.csv").read_bytes()
     tool_sweep.main([str(sweep_file())])  # nothing is left to do
@@ -120,7 +120,7 @@ def test_trials_without_hope_are_ended(sweep_file, tmp_path: Path) -> None:
     verdicts = []
     for value in (0.5, 0.6, 0.1):
         claim = study.claim()
-        with claim.release:
+        with claim.lock:
             study.report(claim, 1, value)
             verdicts.append(claim.trial.should_prune())
             if verdicts[-1]:
@@ -140,7 +140,7 @@ def test_a_trial_left_behind_is_taken_up_with_its_values(sweep_file, tmp_path: P
     second = other.claim()
     assert (first.number, second.number) == (0, 1)
     assert other.claim() is None  # both are running
-    first.release.close()  # its process has died
+    first.lock.close()  # its process has died
     again = other.claim()
     assert (again.number, again.values, again.continued) == (0, first.values, True)
 
@@ -155,13 +155,13 @@ def test_the_studys_words_mean_our_options(tmp_path: Path) -> None:
         "TRAIN.batch_size": 256,
         "TRAIN.epochs": 50,
     }
-    assert (sweep.metric, sweep.maximize, sweep.method) == ("loss", False, "bayes")
+    assert (sweep.metric.name, sweep.metric.goal, sweep.method) == ("loss", "minimize", "bayes")
 
 
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"metod": "grid"}, "metod is not a key of a sweep file; did you mean method"),
+        ({"metod": "grid"}, "metod: is not a key of this file; did you mean method"),
         ({"method": "gird"}, "method"),
         ({"metric": {"name": "mIuO", "goal": "maximize"}}, "mIuO"),
         ({"metric": {"name": "mIoU", "goal": "up"}}, "goal"),
@@ -175,7 +175,7 @@ def test_the_studys_words_mean_our_options(tmp_path: Path) -> None:
             "epochs",
         ),
         ({"parameters": {"x": {"values": [1]}}, "aliases": {"x": "save_path"}}, "each trial's own"),
-        ({"parameters": {"x": {"values": [1]}}, "aliases": {"x": "a.b"}}, "a.b is no SECTION"),
+        ({"parameters": {"x": {"values": [1]}}, "aliases": {"x": "a.b"}}, "a.b is not a SECTION"),
         ({"config": "~nosuchuser/x.yaml"}, "does not exist"),
         ({"config": "x" * 5000 + ".yaml"}, "does not exist"),
         ({"name": "my sweep"}, "name"),

@@ -5,16 +5,15 @@ from pathlib import Path
 
 import pytest
 
-from stripseg.util.experiments.sweep_parameters import Alias, parameter_of
-from stripseg.util.experiments.sweep_plots import height_of
-from stripseg.util.experiments.sweep_trial import TrialRun
+from stripseg.util.experiments.sweep import Outcome, run_trial
+from stripseg.util.experiments.sweep_file import Parameter
 from stripseg.util.training.epoch_log import read_epochs, write_epoch
 
 
-def trial_run(folder: Path, script: str, **changes) -> TrialRun:
+def outcome_of(folder: Path, script: str, **changes) -> Outcome:
     settings = {"split": "val", "metric": "mIoU", "epochs": 2}
     settings |= {"on_epoch": lambda *_: False, "stopping": lambda: False, **changes}
-    return TrialRun([sys.executable, "-c", script], folder, **settings)
+    return run_trial([sys.executable, "-c", script], folder, **settings)
 
 
 def test_a_trial_is_no_process_of_the_launcher_around_it(tmp_path: Path, monkeypatch) -> None:
@@ -23,7 +22,7 @@ def test_a_trial_is_no_process_of_the_launcher_around_it(tmp_path: Path, monkeyp
     monkeypatch.setenv("SLURM_JOB_ID", "7")
     monkeypatch.setenv("LOCAL_SLURM_SCRATCH", "/scratch")  # the user's own
     script = "import os; print(sorted(k for k in os.environ if 'SLURM' in k or 'R' in k[:2]))"
-    trial_run(tmp_path, script).run()
+    outcome_of(tmp_path, script)
     said = (tmp_path / "output.txt").read_text()
     assert "SLURM_JOB_ID" in said
     assert "LOCAL_SLURM_SCRATCH" in said
@@ -34,11 +33,11 @@ def test_a_trial_is_no_process_of_the_launcher_around_it(tmp_path: Path, monkeyp
 def test_the_last_epochs_figure_is_the_trials(tmp_path: Path) -> None:
     for epoch, value in ((1, 0.7), (2, 0.6)):
         write_epoch(tmp_path / "model", epoch, {"val": {"mIoU": value}}, complain=print)
-        outcome = trial_run(tmp_path, "pass").run()
+        outcome = outcome_of(tmp_path, "pass")
         if epoch == 1:
             assert (outcome.state, outcome.error) == ("FAIL", "no mIoU of the last epoch, 2")
     assert (outcome.state, outcome.value) == ("COMPLETE", 0.6)
-    training = trial_run(tmp_path, "pass", split="train", metric="loss").run()
+    training = outcome_of(tmp_path, "pass", split="train", metric="loss")
     assert training.state == "FAIL"  # no figures of that split
 
 
@@ -49,9 +48,9 @@ def test_a_trial_asked_to_stop_may_save(tmp_path: Path) -> None:
         "def save(*_): time.sleep(1); pathlib.Path('saved').touch(); sys.exit(75)\n"
         "signal.signal(signal.SIGTERM, save); pathlib.Path('ready').touch(); time.sleep(60)"
     )
-    run = trial_run(tmp_path, f"import os; os.chdir({str(tmp_path)!r})\n{script}")
-    run.stopping = (tmp_path / "ready").exists
-    assert run.run().state == "STOPPED"
+    script = f"import os; os.chdir({str(tmp_path)!r})\n{script}"
+    outcome = outcome_of(tmp_path, script, stopping=(tmp_path / "ready").exists)
+    assert outcome.state == "STOPPED"
     assert (tmp_path / "saved").exists()
 
 
@@ -73,19 +72,42 @@ def test_epochs_are_written_once(tmp_path: Path) -> None:
 
 
 def test_a_grid_of_steps_begins_at_min() -> None:
-    def grid(**content) -> tuple:
-        return parameter_of("x", Alias("TRAIN.x"), content).grid()
+    def grid(**content) -> list:
+        return Parameter(**content).grid()
 
-    assert grid(min=5, max=25, q=10) == (5, 15, 25)
-    assert grid(min=33, max=97, q=32) == (33, 65, 97)
-    assert grid(min=0.1, max=0.3, q=0.1) == (0.1, 0.2, 0.3)
-    assert grid(min=2, max=4) == (2, 3, 4)
-    drawn = parameter_of(
-        "x",
-        Alias("TRAIN.x"),
-        {"min": 0.4, "max": 9, "q": 1, "distribution": "q_log_uniform_values"},
-    )
+    assert grid(min=5, max=25, q=10) == [5, 15, 25]
+    assert grid(min=33, max=97, q=32) == [33, 65, 97]
+    assert grid(min=0.1, max=0.3, q=0.1) == [0.1, 0.2, 0.3]
+    assert grid(min=2, max=4) == [2, 3, 4]
+    drawn = Parameter(min=0.4, max=9, q=1, distribution="q_log_uniform_values")
     assert drawn.rounded(0.41) == 1
-    assert height_of(drawn, drawn.rounded(0.41)) >= 0
-    with pytest.raises(ValueError, match="no multiple of q 10"):
-        parameter_of("x", Alias("TRAIN.x"), {"min": 1, "max": 9, "q": 10})
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ({"min": 1, "max": 9, "q": 10}, "no multiple of q 10"),
+        ({"min": 2, "max": 1}, "below max"),
+        ({"min": 1}, "below max"),
+        ({"value": 1, "values": [1, 2]}, "exactly one of"),
+        ({}, "exactly one of"),
+        ({"values": []}, "at least 1"),
+        ({"values": [1, 1]}, "twice"),
+        ({"values": [1, 2], "q": 2}, "q belongs to"),
+        ({"values": [1, 2], "distribution": "uniform"}, "uniform needs min and max"),
+        ({"min": 0, "max": 1, "distribution": "log_uniform_values"}, "above 0"),
+        ({"min": 0.5, "max": 1, "distribution": "int_uniform"}, "whole numbers"),
+        ({"min": -400, "max": 1, "distribution": "log_uniform"}, "exponents of e"),
+        ({"min": "fast", "max": 1}, "could not convert|must be"),
+        ({"min": True, "max": 2}, "must be a number"),
+        ({"min": float("nan"), "max": 2}, "finite"),
+    ],
+)
+def test_impossible_parameters(content: dict, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        Parameter(**content)
+
+
+def test_numbers_that_yaml_takes_for_text() -> None:
+    parameter = Parameter(min="1e-4", max="1e-1", distribution="log_uniform_values")
+    assert (parameter.low, parameter.high) == (0.0001, 0.1)

@@ -18,10 +18,9 @@ from stripseg.config.load import find_config, load_config
 from stripseg.tool.summary import summarise_config
 from stripseg.util.checkpoint import folder_lock, move_aside
 from stripseg.util.experiments.child_process import follow
-from stripseg.util.experiments.many_runs import as_words
-from stripseg.util.experiments.plots import new_figure
-from stripseg.util.experiments.study_file import Cell, Study
-from stripseg.util.experiments.study_report import Result, write_report
+from stripseg.util.experiments.report import StudyRow, new_figure, write_study_report
+from stripseg.util.experiments.study import Cell, Study
+from stripseg.util.experiments.sweep_file import as_arguments
 from stripseg.util.files import write_text
 from stripseg.util.signals import STOPPED, Stopped, StopRequest
 
@@ -41,7 +40,7 @@ def main(argv: Sequence[str]) -> int | None:
     if not options.report:
         with folder_lock(folder), StopRequest() as request:
             make_runs(study, folder, request)
-    print(write_report(results_of(study, folder, Path(options.file)), folder))
+    print(write_study_report(results_of(study, folder, Path(options.file)), folder))
     return None
 
 
@@ -50,7 +49,7 @@ def make_runs(study: Study, folder: Path, request: StopRequest) -> None:
     runs = [(cell, seed) for seed in study.file.seeds for cell in study.cells]
     for number, (cell, seed) in enumerate(runs, 1):
         place = folder / cell.folder / f"seed{seed}"
-        words = run_words(study, cell, seed, place)
+        words = run_arguments(study, cell, seed, place)
         content = what_runs(words)
         if figures_of(place, content) is not None:
             continue
@@ -62,7 +61,7 @@ def make_runs(study: Study, folder: Path, request: StopRequest) -> None:
             run(command, words, place, request)
 
 
-def run_words(study: Study, cell: Cell, seed: int, place: Path) -> list[str]:
+def run_arguments(study: Study, cell: Cell, seed: int, place: Path) -> list[str]:
     """What follows `train` and `test` for one run."""
     own = {
         "TRAIN.manual_seed": seed,
@@ -71,7 +70,7 @@ def run_words(study: Study, cell: Cell, seed: int, place: Path) -> list[str]:
         "TEST.model_path": None,
         "TEST.save_folder": str(place / "result"),
     }
-    return [*cell.config.split(), *study.options, *cell.words, *as_words(own)]
+    return [*cell.config.split(), *study.options, *cell.arguments, *as_arguments(own)]
 
 
 def what_runs(words: Sequence[str]) -> dict[str, Any]:
@@ -116,18 +115,18 @@ def figures_of(place: Path, content: dict[str, Any]) -> dict | None:
     return figures if content_of(place) == content else None
 
 
-def results_of(study: Study, folder: Path, origin: Path) -> list[Result]:
+def results_of(study: Study, folder: Path, origin: Path) -> list[StudyRow]:
     """One for each cell: what its network costs, and the figures of its seeds."""
     results = []
     for cell in study.cells:
         places = {seed: folder / cell.folder / f"seed{seed}" for seed in study.file.seeds}
         found = {
-            seed: figures_of(place, what_runs(run_words(study, cell, seed, place)))
+            seed: figures_of(place, what_runs(run_arguments(study, cell, seed, place)))
             for seed, place in places.items()
         }
         parts = summarise_config(study.load(cell, origin))
         results.append(
-            Result(
+            StudyRow(
                 config=cell.config,
                 values=dict(cell.values),
                 figures={seed: f for seed, f in found.items() if f is not None},

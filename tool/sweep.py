@@ -11,7 +11,6 @@ import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -23,17 +22,22 @@ from stripseg.dataset.build import official_splits
 from stripseg.model.build import check_arch
 from stripseg.util.distributed import process_group
 from stripseg.util.experiments.child_process import end_with_parent
-from stripseg.util.experiments.plots import new_figure
+from stripseg.util.experiments.report import new_figure, write_sweep_report
+from stripseg.util.experiments.sweep import (
+    Claim,
+    Outcome,
+    SweepStudy,
+    run_trial,
+    waiting_lock,
+    write_yaml,
+)
 from stripseg.util.experiments.sweep_file import (
-    OF_CLASSIFIERS,
-    OF_SEGMENTERS,
+    CLASSIFICATION_METRICS,
+    SEGMENTATION_METRICS,
     Sweep,
     check_candidates,
     read_sweep,
 )
-from stripseg.util.experiments.sweep_report import write_report
-from stripseg.util.experiments.sweep_study import PATIENCE, Claim, SweepStudy, patient_lock
-from stripseg.util.experiments.sweep_trial import Outcome, TrialRun, write_trial_yaml
 from stripseg.util.signals import STOPPED, Stopped, StopRequest
 
 FOLDER = Path("exp/sweeps")
@@ -44,7 +48,7 @@ def main(argv: Sequence[str]) -> int | None:
     """Check the file, make the trials, report."""
     options = parser().parse_args(list(argv))
     sweep = read_sweep(options.file)
-    base = load_config(sweep.config)
+    base = load_config(sweep.config_path)
     folder = FOLDER / sweep.name
     if options.report:
         return report(SweepStudy(sweep, folder, create=False), base)
@@ -52,11 +56,6 @@ def main(argv: Sequence[str]) -> int | None:
         check_candidates(sweep, check_run)
         check_metric(sweep, base)
         new_figure(1, 1)  # matplotlib is missed now, not after the last trial
-    if options.backend == "wandb":
-        from stripseg.util.experiments.sweep_wandb import run_on_wandb
-
-        with StopRequest() as request:
-            return run_on_wandb(sweep, lambda *words: wandb_run(sweep, base, request, *words))
     study = SweepStudy(sweep, folder)
     if options.workers > 1:
         start_workers(options.file, options.workers)
@@ -70,12 +69,6 @@ def parser() -> argparse.ArgumentParser:
     parser.add_argument("file", metavar="SWEEP.yaml", help="what to try: see docs/sweep.md")
     parser.add_argument("--workers", type=positive, default=1, help="trials at the same time")
     parser.add_argument("--report", action="store_true", help="only write table and pictures")
-    parser.add_argument(
-        "--backend",
-        choices=["optuna", "wandb"],
-        default="optuna",
-        help="wandb hands the file to Weights & Biases; optuna (the default) needs no network",
-    )
     parser.add_argument("--worker", action="store_true", help=argparse.SUPPRESS)
     return parser
 
@@ -94,21 +87,21 @@ def check_run(config: Config) -> None:
 
 
 def check_metric(sweep: Sweep, base: Config) -> None:
-    """Does every run report the metric?
+    """Check that every run reports the metric.
 
     Raises:
         ConfigError: it does not.
     """
-    known = OF_CLASSIFIERS if base.classifies else OF_SEGMENTERS
-    if sweep.metric not in known:
+    known = CLASSIFICATION_METRICS if base.classifies else SEGMENTATION_METRICS
+    if sweep.metric.name not in known:
         raise ConfigError(
-            f"{sweep.path}: metric.name {sweep.metric} is none of {', '.join(known)}, which "
-            f"{sweep.config.name} reports"
+            f"{sweep.path}: metric.name {sweep.metric.name} is none of {', '.join(known)}, which "
+            f"{sweep.config_path.name} reports"
         )
-    if sweep.metric != "loss" and not evaluates(sweep, base):
+    if sweep.metric.name != "loss" and not evaluates(sweep, base):
         raise ConfigError(
-            f"{sweep.path}: metric.name {sweep.metric} is the validation's, and TRAIN.evaluate is "
-            "False; set it True, or take loss"
+            f"{sweep.path}: metric.name {sweep.metric.name} is the validation's, and "
+            "TRAIN.evaluate is False; set it True, or take loss"
         )
 
 
@@ -126,8 +119,8 @@ def work(study: SweepStudy, base: Config, *, shares_devices: bool = False) -> No
     """
     with StopRequest() as request:
         while request.name is None and (claim := study.claim()):
-            with claim.release:
-                outcome = run_trial(study, base, claim, request, shares_devices)
+            with claim.lock:
+                outcome = run(study, base, claim, request, shares_devices)
                 if outcome.state != "STOPPED":
                     study.finish(claim, outcome.state, value=outcome.value, error=outcome.error)
                     say(claim.number, f"{outcome.state.lower()} {outcome.error}".strip())
@@ -140,49 +133,41 @@ def work(study: SweepStudy, base: Config, *, shares_devices: bool = False) -> No
             raise Stopped(f"stopped by {request.name}; the same command goes on from there")
 
 
-def run_trial(
+def run(
     study: SweepStudy, base: Config, claim: Claim, request: StopRequest, shares_devices: bool
 ) -> Outcome:
-    """One trial, from where its folder says to its end."""
+    """Run one trial, `tool/train.py` with its options, from where its folder says to its end."""
     sweep = study.sweep
+    metric = sweep.metric.name
     options = sweep.options(claim.values)
     if shares_devices and base.TRAIN.train_gpu:
         options = {"TRAIN.train_gpu": None, **options}
     chosen = ", ".join(f"{name} {value}" for name, value in claim.values.items())
     say(claim.number, f"{'goes on' if claim.continued else 'starts'}: {chosen or 'no choices'}")
-
-    def on_epoch(epoch: int, value: float) -> bool:
-        say(claim.number, f"epoch {epoch} {sweep.metric} {value:.4f}")
-        study.report(claim, epoch, value)
-        return claim.trial.should_prune()
-
-    return training_run(sweep, base, claim.folder, options, on_epoch, request)
-
-
-def training_run(
-    sweep: Sweep, base: Config, folder: Path, options: dict[str, Any], on_epoch, request
-) -> Outcome:
-    """`tool/train.py` with a trial's options, in the trial's folder."""
-    path = folder / "trial.yaml"
-    write_trial_yaml(path, base, options, f"{sweep.name}_{folder.name}")
+    path = claim.folder / "trial.yaml"
+    options |= {"TRAIN.save_path": str(claim.folder / "model"), "TRAIN.resume": "auto"}
+    options |= {"TEST.save_folder": str(claim.folder / "result"), "TEST.model_path": None}
+    write_yaml(path, base, options, experiment=f"{sweep.name}_{claim.folder.name}")
     try:
         epochs = load_config(path).TRAIN.epochs
     except StripsegError as error:  # values that do not go together
         return Outcome("FAIL", error=str(error).splitlines()[0])
-    reports_loss = sweep.metric != "loss" or base.classifies
-    return TrialRun(
-        train_command(path),
-        folder,
-        split="val" if evaluates(sweep, base) and reports_loss else "train",
-        metric=sweep.metric,
+
+    def on_epoch(epoch: int, value: float) -> bool:
+        say(claim.number, f"epoch {epoch} {metric} {value:.4f}")
+        study.report(claim, epoch, value)
+        return claim.trial.should_prune()
+
+    validated = evaluates(sweep, base) and (metric != "loss" or base.classifies)
+    return run_trial(
+        [sys.executable, "-m", "stripseg.tool.train", "--config", str(path)],
+        claim.folder,
+        split="val" if validated else "train",
+        metric=metric,
         epochs=epochs,
         on_epoch=on_epoch,
         stopping=lambda: request.name is not None,
-    ).run()
-
-
-def train_command(path: Path) -> list[str]:
-    return [sys.executable, "-m", "stripseg.tool.train", "--config", str(path)]
+    )
 
 
 def say(number: int, text: str) -> None:
@@ -191,25 +176,9 @@ def say(number: int, text: str) -> None:
 
 def report(study: SweepStudy, base: Config) -> int | None:
     """Table, pictures, best.yaml; one process at a time."""
-    with patient_lock(study.folder, seconds=PATIENCE):
-        print(write_report(study, base), flush=True)
+    with waiting_lock(study.folder):
+        print(write_sweep_report(study, base), flush=True)
     return None if study.trials("COMPLETE") else NONE_FINISHED
-
-
-def wandb_run(
-    sweep: Sweep, base: Config, request: StopRequest, run_id: str, values: dict, log
-) -> str:
-    """A run that W&B asked for; what went wrong, or nothing."""
-
-    def on_epoch(epoch: int, value: float) -> bool:
-        log({"epoch": epoch, sweep.metric: value})
-        return False
-
-    folder = FOLDER / sweep.name / f"wandb_{run_id}"
-    outcome = training_run(sweep, base, folder, sweep.options(values), on_epoch, request)
-    if outcome.state == "STOPPED":
-        raise Stopped(f"stopped by {request.name or 'a signal'}")
-    return outcome.error
 
 
 def start_workers(file: str, count: int) -> None:
@@ -254,7 +223,7 @@ def start_workers(file: str, count: int) -> None:
 
 
 def own_devices(index: int, count: int) -> dict[str, str]:
-    """The environment that gives a worker its share of the GPUs: one or more, as far as they go."""
+    """Return the environment that gives a worker its share of the GPUs, at least one."""
     named = os.environ.get("CUDA_VISIBLE_DEVICES")
     visible = (
         [name for name in named.split(",") if name]

@@ -1,141 +1,417 @@
-"""A sweep file: the format of Weights & Biases, and `config:`, whose options the parameters are.
+"""A sweep file: the format of Weights & Biases, with `config:` naming what to train.
 
-sweep = read_sweep("config/sweeps/shapes_rate.yaml")
-check_candidates(sweep, check)  # loads the config with every candidate value
+    sweep = read_sweep("config/sweeps/shapes_rate.yaml")
+    check_candidates(sweep, check)  # loads the config with every candidate value
+
+docs/sweep.md describes the format.
 """
 
-import hashlib
 import json
 import math
 import os
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from itertools import product
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from ...config.complaints import COMMAND_LINE, option_meant
 from ...config.errors import ConfigError
 from ...config.load import find_config, load_config
 from ...config.schema import SECTIONS, Config
-from ...config.types import Choice, Kind, Name, Text, Whole, nearest, shown
+from ...config.types import nearest, shown
 from ...config.yaml_file import read_yaml
-from .many_runs import EACH_RUNS_OWN, as_words
-from .sweep_parameters import ALIASES, Alias, Parameter, parameter_of
 
-OF_SEGMENTERS = ("loss", "mIoU", "mAcc", "allAcc")
-OF_CLASSIFIERS = ("loss", "top1", "top5")
-METRICS = (*OF_SEGMENTERS, *OF_CLASSIFIERS[1:])
-OWN = ("config", "aliases", "seed", "count")  # what W&B does not know
-OF_WANDB = ("program", "command", "description", "project", "entity")  # only `--backend wandb`
-KEYS = ("name", "method", "metric", "parameters", "early_terminate", "run_cap", *OWN, *OF_WANDB)
-MOST_COMBINATIONS = 10_000
-MOST_CHECKED = 500  # combinations of a grid that are all loaded; beyond, each value alone
+SEGMENTATION_METRICS = ("loss", "mIoU", "mAcc", "allAcc")
+CLASSIFICATION_METRICS = ("loss", "top1", "top5")
+# options that belong to each run, so that no file may set them for all
+RUN_OPTIONS = (
+    "experiment",
+    "TRAIN.save_path",
+    "TRAIN.resume",
+    "TEST.save_folder",
+    "TEST.model_path",
+)
+MOST_COMBINATIONS = 10_000  # of a grid
+MOST_CHECKED = 500  # combinations of a grid that are all loaded; of a larger one, each value alone
+ATTENTION = {"Vanilla": "none", "Triplet": "triplet", "Strip Pool": "strip_pool", "ECA": "eca"}
+Distribution = Literal[
+    "constant",
+    "categorical",
+    "uniform",
+    "int_uniform",
+    "q_uniform",
+    "log_uniform",
+    "log_uniform_values",
+    "q_log_uniform",
+    "q_log_uniform_values",
+]
 
 
-@dataclass(frozen=True)
-class Stopping:
-    """When trials without hope end: `hyperband` keeps the best 1 / `eta` at every rung, which lie
-    at epochs `min_iter`, `min_iter` * eta, ...; `median` those better than the median after it."""
-
-    type: str
-    min_iter: int
-    eta: int = 3
+class Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
-@dataclass(frozen=True)
-class Sweep:
-    """A checked sweep file."""
+class Alias(Strict):
+    """A short name: the option it means, and the words that mean values of the option."""
 
-    path: Path
-    name: str
-    config: Path
-    method: str
-    metric: str
-    maximize: bool
-    parameters: tuple[Parameter, ...]
-    stopping: Stopping | None = None
-    run_cap: int | None = None
-    seed: int = 0
-    content: Mapping[str, Any] = field(default_factory=dict)  # the file as it was read
+    option: str
+    values: dict[str, Any] = {}
+
+
+# the keys of the strip pooling study's sweep; a file's own `aliases:` are added
+ALIASES = {
+    "att": Alias(option="TRAIN.attention", values={**ATTENTION, "GCT": "gct"}),
+    "optimizer": Alias(option="TRAIN.optimizer"),
+    "batch_size": Alias(option="TRAIN.batch_size"),
+    "learning_rate": Alias(option="TRAIN.base_lr"),
+    "lr": Alias(option="TRAIN.base_lr"),
+    "epochs": Alias(option="TRAIN.epochs"),
+}
+
+
+class Parameter(Strict):
+    """One parameter: a constant `value`, `values` to choose from, or a range `min` to `max`."""
+
+    value: Any = None
+    values: list[Any] | None = Field(None, min_length=1)
+    min: int | float | None = None
+    max: int | float | None = None
+    q: int | float | None = Field(None, gt=0)
+    distribution: Distribution | None = None
+
+    @field_validator("min", "max", "q", mode="before")
+    @classmethod
+    def _number(cls, value: Any) -> int | float:
+        """A number, also the text 1e-4, which YAML 1.1 does not take for one."""
+        if isinstance(value, bool) or not isinstance(value, int | float | str):
+            raise ValueError("must be a number")
+        number = float(value)
+        if not math.isfinite(number):
+            raise ValueError("must be finite")
+        return value if isinstance(value, int) else number
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> "Parameter":
+        given = self.model_fields_set
+        kinds = [
+            name
+            for name, keys in {
+                "value": {"value"},
+                "values": {"values"},
+                "min and max": {"min", "max"},
+            }.items()
+            if keys & given
+        ]
+        if len(kinds) != 1:
+            raise ValueError("needs exactly one of value, values, or min and max")
+        needs = {"constant": "value", "categorical": "values"}.get(self.kind, "min and max")
+        if needs != kinds[0]:
+            raise ValueError(f"distribution {self.kind} needs {needs}")
+        if self.values is not None and len({repr(value) for value in self.values}) < len(
+            self.values
+        ):
+            raise ValueError("values has a value twice")
+        if self.is_range:
+            if not {"min", "max"} <= given or self.min >= self.max:
+                raise ValueError("min must be given and below max")
+            if self.kind == "int_uniform" and not float(self.min + self.max).is_integer():
+                raise ValueError("min and max must be whole numbers for int_uniform")
+            if (
+                self.kind in ("log_uniform", "q_log_uniform")
+                and max(abs(self.min), abs(self.max)) > 300
+            ):
+                raise ValueError("min and max are exponents of e; log_uniform_values takes values")
+            if self.is_log and self.low <= 0:
+                raise ValueError("min must be above 0 for a logarithmic distribution")
+            if self.kind.startswith("q_") and self._multiples[0] > self._multiples[1]:
+                raise ValueError(f"there is no multiple of q {self.step:g} from min to max")
+        if self.q is not None and not self.kind.startswith("q_"):
+            raise ValueError("q belongs to q_uniform and the other distributions with q_")
+        return self
 
     @property
-    def varied(self) -> list[Parameter]:
+    def kind(self) -> str:
+        """The distribution: the named one, or the one that W&B takes where none is named."""
+        if self.distribution is not None:
+            return self.distribution
+        if {"value", "values"} & self.model_fields_set:
+            return "categorical" if "values" in self.model_fields_set else "constant"
+        whole = isinstance(self.min, int) and isinstance(self.max, int)
+        return "q_uniform" if self.q is not None else "int_uniform" if whole else "uniform"
+
+    @property
+    def is_range(self) -> bool:
+        return self.kind not in ("constant", "categorical")
+
+    @property
+    def is_log(self) -> bool:
+        return "log" in self.kind
+
+    @property
+    def low(self) -> float:
+        return math.exp(self.min) if self.kind in ("log_uniform", "q_log_uniform") else self.min
+
+    @property
+    def high(self) -> float:
+        return math.exp(self.max) if self.kind in ("log_uniform", "q_log_uniform") else self.max
+
+    @property
+    def step(self) -> float:
+        return 1 if self.q is None else self.q
+
+    @property
+    def _multiples(self) -> tuple[int, int]:
+        """The first and the last multiple of q inside the range, in units of q."""
+        return math.ceil(self.low / self.step - 1e-9), math.floor(self.high / self.step + 1e-9)
+
+    @property
+    def choices(self) -> list[Any]:
+        """The values of a parameter without a range."""
+        return [self.value] if self.kind == "constant" else list(self.values)
+
+    def rounded(self, number: float) -> float | int:
+        """Return a drawn number as it is used: whole, or a multiple of q, where asked for."""
+        if self.kind == "int_uniform":
+            return round(number)
+        if self.kind.startswith("q_"):
+            first, last = self._multiples
+            return self._plain(min(max(round(number / self.step), first), last) * self.step)
+        return float(number)
+
+    def _plain(self, number: float) -> float | int:
+        whole = float(self.step).is_integer() and float(number).is_integer()
+        return round(number) if whole else round(number, 12)
+
+    def candidates(self) -> list[Any]:
+        """The values that show whether the option takes all: each, or both ends and one between."""
+        if not self.is_range:
+            return self.choices
+        between = self.low + 0.37 * (self.high - self.low)
+        return [self.rounded(number) for number in (self.low, between, self.high)]
+
+    def grid(self) -> list[Any]:
+        """Return every value, for method grid; of a range with steps from `min` on.
+
+        Raises:
+            ValueError: the range is continuous or has too many values.
+        """
+        if not self.is_range:
+            return self.choices
+        if self.is_log or self.kind == "uniform":
+            raise ValueError("has a continuous range, and method grid needs values or steps (q)")
+        count = math.floor((self.high - self.low) / self.step + 1e-9) + 1
+        if count > MOST_COMBINATIONS:
+            raise ValueError(f"has {count} values; method grid takes at most {MOST_COMBINATIONS}")
+        return [self._plain(self.low + index * self.step) for index in range(count)]
+
+
+class Metric(Strict):
+    name: Literal["loss", "mIoU", "mAcc", "allAcc", "top1", "top5"]
+    goal: Literal["minimize", "maximize"]
+
+
+class EarlyTermination(Strict):
+    """When to end trials: `hyperband` keeps the best 1 / `eta` at each of the epochs `min_iter`,
+    `min_iter` * eta, ...; `median` those better than the median after `min_iter` epochs."""
+
+    type: Literal["hyperband", "median"]
+    min_iter: int | None = Field(None, ge=1)
+    max_iter: int | None = Field(None, ge=1)
+    s: int = Field(1, ge=1)
+    eta: int = Field(3, ge=2)
+    strict: bool = False  # W&B's; successive halving is strict
+
+    @property
+    def first_epoch(self) -> int:
+        return self.min_iter or max(1, self.max_iter // self.eta**self.s)
+
+    @model_validator(mode="after")
+    def _has_a_start(self) -> "EarlyTermination":
+        if self.min_iter is None and self.max_iter is None:
+            raise ValueError("needs min_iter, or max_iter and s, in epochs")
+        return self
+
+
+class Sweep(Strict):
+    """A sweep file; keys in lower case are W&B's, except config, aliases, seed and count."""
+
+    name: str = Field(pattern=r"^\w[\w.-]*$")
+    config: str
+    method: Literal["bayes", "grid", "random"]
+    metric: Metric
+    parameters: dict[str, Parameter] = Field(min_length=1)
+    early_terminate: EarlyTermination | None = None
+    run_cap: int | None = Field(None, ge=1)
+    count: int | None = Field(None, ge=1)  # another name of run_cap
+    seed: int = Field(0, ge=0)
+    aliases: dict[str, Alias] = {}
+    program: Any = None  # these five are for W&B alone
+    command: Any = None
+    description: Any = None
+    project: Any = None
+    entity: Any = None
+    path: Path = Field(exclude=True)
+
+    @field_validator("parameters", mode="before")
+    @classmethod
+    def _flat(cls, parameters: Any) -> Any:
+        """W&B's nesting, `TRAIN: {parameters: {base_lr: ...}}`, as `TRAIN.base_lr`."""
+        if not isinstance(parameters, Mapping):
+            return parameters
+        flat = {}
+        for name, entry in parameters.items():
+            inner = entry.get("parameters") if isinstance(entry, Mapping) else None
+            nested = name in SECTIONS and isinstance(inner, Mapping)
+            flat.update(
+                {f"{name}.{key}": value for key, value in inner.items()}
+                if nested
+                else {str(name): entry}
+            )
+        return flat
+
+    @field_validator("aliases", mode="before")
+    @classmethod
+    def _full(cls, aliases: Any) -> Any:
+        """`width: TRAIN.train_w` is short for a mapping with `option`."""
+        if not isinstance(aliases, Mapping):
+            return aliases
+        return {str(k): {"option": v} if isinstance(v, str) else v for k, v in aliases.items()}
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> "Sweep":
+        if self.run_cap and self.count:
+            raise ValueError("run_cap and count mean the same; give one of them")
+        if self.method != "grid" and not (self.run_cap or self.count):
+            raise ValueError(f"run_cap is missing: how many trials method {self.method} makes")
+        given: dict[str, str] = {}
+        for name in self.parameters:
+            option = self.option_of(name)
+            section, _, key = option.partition(".")
+            if section not in SECTIONS or not key:
+                raise ValueError(f"parameters.{name}: {option} is not a SECTION.option")
+            if option in RUN_OPTIONS:
+                raise ValueError(f"parameters.{name}: {option} is each trial's own")
+            if option in given:
+                raise ValueError(f"parameters {given[option]} and {name} are both {option}")
+            given[option] = name
+        if self.method == "grid":
+            for name, parameter in self.varied.items():
+                try:
+                    parameter.grid()
+                except ValueError as error:
+                    raise ValueError(f"parameters.{name} {error}") from None
+            if (combinations := self._combinations()) > MOST_COMBINATIONS:
+                raise ValueError(
+                    f"the grid has {combinations} combinations, and at most {MOST_COMBINATIONS} "
+                    "are possible; use fewer values, or method random with run_cap"
+                )
+        return self
+
+    def _combinations(self) -> int:
+        return math.prod(len(parameter.grid()) for parameter in self.varied.values())
+
+    def alias(self, name: str) -> Alias:
+        return self.aliases.get(name) or ALIASES.get(name) or Alias(option=name)
+
+    def option_of(self, name: str) -> str:
+        """`TRAIN.base_lr` for the parameter `lr`."""
+        return option_meant(self.alias(name).option)
+
+    @property
+    def varied(self) -> dict[str, Parameter]:
         """The parameters that have more than one value."""
-        return [p for p in self.parameters if len(p.values) != 1]
+        return {
+            name: parameter
+            for name, parameter in self.parameters.items()
+            if parameter.is_range or len(parameter.choices) > 1
+        }
 
     @property
     def trials(self) -> int:
         """How many trials the sweep has."""
+        cap = self.run_cap or self.count
         if self.method != "grid":
-            return self.run_cap or 0
-        count = math.prod(len(p.grid()) for p in self.varied)
-        return count if self.run_cap is None else min(count, self.run_cap)
+            return cap
+        return min(self._combinations(), cap or MOST_COMBINATIONS)
 
-    def combination(self, number: int) -> dict[str, Any]:
-        """{parameter: value} of trial `number` of a grid; the last parameter changes fastest."""
-        chosen = {}
-        for parameter in reversed(self.varied):
-            values = parameter.grid()
-            number, index = divmod(number, len(values))
-            chosen[parameter.name] = values[index]
-        return {parameter.name: chosen[parameter.name] for parameter in self.varied}
+    def combinations(self) -> Iterator[dict[str, Any]]:
+        """The trials of a grid, {parameter: value}; the last parameter changes fastest."""
+        for values in product(*(parameter.grid() for parameter in self.varied.values())):
+            yield dict(zip(self.varied, values, strict=True))
 
     def options(self, values: Mapping[str, Any]) -> dict[str, Any]:
-        """{option: value} for a trial's {parameter: value}, the constants among them."""
-        fixed = {p.name: p.values[0] for p in self.parameters if len(p.values) == 1}
-        given = {**fixed, **values}
-        return {p.option: p.meaning(given[p.name]) for p in self.parameters if p.name in given}
-
-    def identity(self) -> dict[str, Any]:
-        """What may not change while a study goes on; the number of trials may."""
-        return {
-            "config": self._fingerprint(),
-            "method": self.method,
-            "metric": self.metric,
-            "maximize": self.maximize,
-            "seed": self.seed,
-            "parameters": [repr(parameter) for parameter in self.parameters],
+        """{option: value} for a trial's {parameter: value}, with the constants."""
+        constant = {
+            name: parameter.choices[0]
+            for name, parameter in self.parameters.items()
+            if name not in self.varied
         }
+        options = {}
+        for name in self.parameters:
+            if name in constant or name in values:
+                value = constant.get(name, values.get(name))
+                words = self.alias(name).values
+                options[self.option_of(name)] = (
+                    words.get(value, value) if isinstance(value, str) else value
+                )
+        return options
 
-    def _fingerprint(self) -> str:
-        """Of what the config says, wherever it lies."""
-        content = load_config(self.config).model_dump(mode="json")
-        return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+    @property
+    def config_path(self) -> Path:
+        """The YAML that `config: DATASET EXPERIMENT` or a path names, from here or from the file.
+
+        Raises:
+            ConfigError: there is none.
+        """
+        words = self.config.split()
+        if not self.config.endswith((".yaml", ".yml")) and len(words) == 2:
+            return find_config(*words)
+        for candidate in (os.path.expanduser(self.config), self.path.parent / self.config):
+            if os.path.isfile(candidate):  # False for what cannot be a path
+                return Path(candidate)
+        raise ConfigError(
+            f"{self.path}: config {self.config} does not exist; give DATASET EXPERIMENT or the "
+            "path of a YAML"
+        )
 
 
 def read_sweep(path: str | Path) -> Sweep:
-    """Read and check a sweep file; of the config only whether it is there.
+    """Read and check a sweep file; of its config only whether it exists.
 
     Raises:
-        ConfigError: something in it is wrong.
+        ConfigError: one line per mistake.
     """
     path = Path(path)
-    content = read_yaml(path)
-    for key in content:
-        if key not in KEYS:
-            likely = nearest(str(key), KEYS)
-            more = f"; did you mean {likely}?" if likely else f"; there are {', '.join(KEYS)}"
-            raise ConfigError(f"{path}: {key} is not a key of a sweep file{more}")
-    method = _value(path, content, "method", Choice("bayes", "grid", "random"))
-    metric, maximize = _metric(path, content)
-    sweep = Sweep(
-        path=path,
-        name=_value(path, {"name": path.stem, **content}, "name", Name()),
-        config=_config(path, content),
-        method=method,
-        metric=metric,
-        maximize=maximize,
-        parameters=tuple(_parameters(path, content)),
-        stopping=_stopping(path, content.get("early_terminate")),
-        run_cap=_run_cap(path, content),
-        seed=_value(path, content, "seed", Whole(0), default=0),
-        content=content,
-    )
-    if method == "grid":
-        _check_grid(sweep)
-    elif sweep.run_cap is None:
-        raise ConfigError(f"{path}: run_cap is missing: how many trials method {method} makes")
+    sweep = read_model(Sweep, path, {"name": path.stem, **read_yaml(path), "path": path})
+    _ = sweep.config_path
     return sweep
+
+
+def read_model(model: type[BaseModel], path: Path, content: Mapping[str, Any]) -> Any:
+    """Return `content` as a model; mistakes are told with the file, the key and the value.
+
+    Raises:
+        ConfigError: one line per mistake.
+    """
+    try:
+        return model.model_validate(content)
+    except ValidationError as error:
+        lines = []
+        for entry in error.errors(include_url=False):
+            key = ".".join(str(part) for part in entry["loc"])
+            text = entry["msg"].removeprefix("Value error, ")
+            if entry["type"] == "extra_forbidden":
+                known = [name for name in model.model_fields if name != "path"]
+                likely = nearest(str(entry["loc"][-1]), known) if len(entry["loc"]) == 1 else None
+                text = "is not a key of this file" + (f"; did you mean {likely}?" if likely else "")
+            elif entry["type"] == "missing":
+                text = "is missing"
+            elif key and not isinstance(entry["input"], Mapping | BaseModel):
+                text = f"{shown(entry['input'])}: {text[0].lower()}{text[1:]}"
+            lines.append(f"{path}: {key}: {text}" if key else f"{path}: {text}")
+        raise ConfigError("\n".join(lines)) from None
 
 
 def check_candidates(sweep: Sweep, check: Callable[[Config], None]) -> None:
@@ -144,163 +420,34 @@ def check_candidates(sweep: Sweep, check: Callable[[Config], None]) -> None:
     Raises:
         ConfigError: one line for each parameter and value that the config does not take.
     """
-    check(load_config(sweep.config))
-    complaints: dict[str, None] = {}
+    check(load_config(sweep.config_path))
+    problems: dict[str, None] = {}
     for values in _candidates(sweep):
         try:
-            check(load_config(sweep.config, as_words(sweep.options(values))))
+            check(load_config(sweep.config_path, as_arguments(sweep.options(values))))
         except ConfigError as error:
             which = ", ".join(f"{name} {shown(value)}" for name, value in values.items())
             where = f"{sweep.path}: parameters" + (f" with {which}" if which else "")
             for line in str(error).splitlines():
-                complaints[f"{where}: {line.removeprefix(f'{COMMAND_LINE}: ')}"] = None
-    if complaints:
-        raise ConfigError("\n".join(complaints))
+                problems[f"{where}: {line.removeprefix(f'{COMMAND_LINE}: ')}"] = None
+    if problems:
+        raise ConfigError("\n".join(problems))
 
 
 def _candidates(sweep: Sweep) -> Iterator[dict[str, Any]]:
     """Every combination of a small grid; else the constants, then each value alone."""
     if sweep.method == "grid" and sweep.trials <= MOST_CHECKED:
-        yield from (sweep.combination(number) for number in range(sweep.trials))
+        yield from sweep.combinations()
         return
     yield {}
-    for parameter in sweep.varied:
-        yield from ({parameter.name: value} for value in parameter.candidates())
+    for name, parameter in sweep.varied.items():
+        yield from ({name: value} for value in parameter.candidates())
 
 
-def _value(
-    path: Path, content: Mapping[str, Any], key: str, kind: Kind, *, default: Any = None
-) -> Any:
-    """content[key] as `kind` has it; `a.b` names the key b of what stands under a."""
-    name = key.rpartition(".")[2]
-    if name not in content:
-        if default is None:
-            raise ConfigError(f"{path}: {key} is missing; it must be {kind.phrase}")
-        return default
-    try:
-        return kind.validate(content[name])
-    except ValueError as error:
-        raise ConfigError(f"{path}: {key} {error}") from None
-
-
-def _mapping(path: Path, key: str, content: Any, known: tuple[str, ...]) -> Mapping[str, Any]:
-    if not isinstance(content, Mapping):
-        raise ConfigError(f"{path}: {key} must be a mapping of {', '.join(known)}")
-    for name in content:
-        if name not in known:
-            raise ConfigError(
-                f"{path}: {key}.{name} is not known here; there are {', '.join(known)}"
-            )
-    return content
-
-
-def _metric(path: Path, content: Mapping[str, Any]) -> tuple[str, bool]:
-    metric = _mapping(path, "metric", content.get("metric"), ("name", "goal"))
-    name = _value(path, metric, "metric.name", Choice(*METRICS))
-    goal = _value(path, metric, "metric.goal", Choice("minimize", "maximize"), default="minimize")
-    if "goal" not in metric and name != "loss":
-        raise ConfigError(f"{path}: metric.goal is missing: minimize or maximize {name}?")
-    return name, goal == "maximize"
-
-
-def _run_cap(path: Path, content: Mapping[str, Any]) -> int | None:
-    if "run_cap" in content and "count" in content:
-        raise ConfigError(f"{path}: run_cap and count mean the same; give one of them")
-    key = "count" if "count" in content else "run_cap"
-    return _value(path, content, key, Whole(1)) if key in content else None
-
-
-def _config(path: Path, content: Mapping[str, Any]) -> Path:
-    """The YAML named by `config: DATASET EXPERIMENT`, or by its path, from here or the file."""
-    text = _value(path, content, "config", Text())
-    words = text.split()
-    if not text.endswith((".yaml", ".yml")) and len(words) == 2:
-        return find_config(*words)
-    for candidate in (os.path.expanduser(text), path.parent / text):
-        if os.path.isfile(candidate):  # False for what can be no path
-            return Path(candidate)
-    raise ConfigError(
-        f"{path}: config {text} does not exist; give DATASET EXPERIMENT or the path of a YAML"
-    )
-
-
-def _stopping(path: Path, content: Any) -> Stopping | None:
-    """`early_terminate`, with W&B's keys; max_iter and s say where the first rung lies."""
-    if content is None:
-        return None
-    known = ("type", "min_iter", "max_iter", "s", "eta", "strict")
-    content = _mapping(path, "early_terminate", content, known)
-
-    def whole(key: str, least: int, default: int | None = None) -> int:
-        return _value(path, content, f"early_terminate.{key}", Whole(least), default=default)
-
-    type_ = _value(path, content, "early_terminate.type", Choice("hyperband", "median"))
-    eta = whole("eta", 2, 3)
-    if "min_iter" in content:
-        return Stopping(type_, whole("min_iter", 1), eta)
-    if "max_iter" not in content:
-        raise ConfigError(f"{path}: early_terminate needs min_iter, or max_iter and s, in epochs")
-    return Stopping(type_, max(1, whole("max_iter", 1) // eta ** whole("s", 1)), eta)
-
-
-def _aliases(path: Path, content: Any) -> dict[str, Alias]:
-    """The file's own short names, `att: TRAIN.attention` or with `option` and `values`."""
-    aliases = dict(ALIASES)
-    if not isinstance(content, Mapping):
-        raise ConfigError(f"{path}: aliases must be a mapping such as {{lr: TRAIN.base_lr}}")
-    for name, entry in content.items():
-        entry = {"option": entry} if isinstance(entry, str) else entry
-        entry = _mapping(path, f"aliases.{name}", entry, ("option", "values"))
-        words = entry.get("values", {})
-        if not isinstance(words, Mapping) or not isinstance(entry.get("option"), str):
-            raise ConfigError(f"{path}: aliases.{name} needs an option, and values as a mapping")
-        aliases[str(name)] = Alias(entry["option"], words)
-    return aliases
-
-
-def _parameters(path: Path, content: Mapping[str, Any]) -> Iterator[Parameter]:
-    parameters = content.get("parameters")
-    if not isinstance(parameters, Mapping) or not parameters:
-        raise ConfigError(f"{path}: parameters must be a mapping with one parameter or more")
-    aliases = _aliases(path, content.get("aliases", {}))
-    found: dict[str, str] = {}
-    for name, entry in _flat(parameters):
-        try:
-            alias = aliases.get(name, Alias(name))
-            alias = Alias(option_meant(alias.option), alias.values)
-            parameter = parameter_of(name, alias, entry)
-        except ValueError as error:
-            raise ConfigError(f"{path}: parameters.{name} {error}") from None
-        section, _, key = parameter.option.partition(".")
-        if section not in SECTIONS or not key:
-            raise ConfigError(f"{path}: parameters.{name}: {parameter.option} is no SECTION.option")
-        if parameter.option in EACH_RUNS_OWN:
-            raise ConfigError(f"{path}: parameters.{name}: {parameter.option} is each trial's own")
-        if parameter.option in found:
-            other = found[parameter.option]
-            raise ConfigError(f"{path}: parameters {other} and {name} are both {parameter.option}")
-        found[parameter.option] = name
-        yield parameter
-
-
-def _flat(parameters: Mapping[Any, Any]) -> Iterator[tuple[str, Any]]:
-    """W&B's nesting, `TRAIN: {parameters: {base_lr: ...}}`, as `TRAIN.base_lr`."""
-    for name, entry in parameters.items():
-        inner = entry.get("parameters") if isinstance(entry, Mapping) else None
-        if name in SECTIONS and isinstance(inner, Mapping) and len(entry) == 1:
-            yield from ((f"{name}.{key}", value) for key, value in inner.items())
-        else:
-            yield str(name), entry
-
-
-def _check_grid(sweep: Sweep) -> None:
-    for parameter in sweep.varied:
-        try:
-            parameter.grid()
-        except ValueError as error:
-            raise ConfigError(f"{sweep.path}: parameters.{parameter.name} {error}") from None
-    if (count := math.prod(len(p.grid()) for p in sweep.varied)) > MOST_COMBINATIONS:
-        raise ConfigError(
-            f"{sweep.path}: the grid has {count} combinations and {MOST_COMBINATIONS} is the most; "
-            "use fewer values, or method random with run_cap"
-        )
+def as_arguments(options: Mapping[str, Any]) -> list[str]:
+    """{option: value} as the arguments of a command; values are JSON, which YAML reads alike."""
+    return [
+        word
+        for option, value in options.items()
+        for word in (option, json.dumps(value, ensure_ascii=False, default=str))
+    ]

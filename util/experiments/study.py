@@ -7,22 +7,20 @@ from itertools import product
 from pathlib import Path
 from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import Field
 
 from ...config.complaints import option_meant
 from ...config.errors import ConfigError
 from ...config.load import find_config, load_config
 from ...config.schema import Config
 from ...config.yaml_file import read_yaml
-from .many_runs import EACH_RUNS_OWN, as_words
+from .sweep_file import RUN_OPTIONS, Strict, as_arguments, read_model
 
 LONGEST = 100  # characters of a folder's name
 
 
-class StudyFile(BaseModel):
+class StudyFile(Strict):
     """As written in the YAML; see docs/classification.md."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     name: str = Field(pattern=r"^\w[\w.-]*$")
     configs: list[str] = Field(min_length=1)
@@ -31,10 +29,8 @@ class StudyFile(BaseModel):
     options: dict[str, Any] = Field(default_factory=dict)
 
 
-class Cell(BaseModel):
+class Cell(Strict):
     """One row of the table: a config and a value for every option that varies."""
-
-    model_config = ConfigDict(frozen=True)
 
     config: str
     values: tuple[tuple[str, Any], ...]
@@ -50,30 +46,22 @@ class Cell(BaseModel):
         return "/".join([self.config.replace(" ", "_"), plain])
 
     @property
-    def words(self) -> list[str]:
-        """The options as they follow a command."""
-        return as_words(dict(self.values))
+    def arguments(self) -> list[str]:
+        """The options as arguments of a command."""
+        return as_arguments(dict(self.values))
 
 
 class Study:
     """The matrix of a study's file.
 
     Raises:
-        ConfigError: the file is no study, or one of its runs is no run.
+        ConfigError: the file is not a study, or one of its runs is not possible.
     """
 
     def __init__(self, path: Path) -> None:
-        try:
-            self.file = StudyFile.model_validate(read_yaml(path))
-        except ValidationError as error:
-            first = error.errors()[0]
-            where = ".".join(map(str, first["loc"]))
-            raise ConfigError(
-                f"{path}: {where or 'the file'}: {first['msg']}; a study has name, configs, vary, "
-                "seeds and options"
-            ) from None
-        for complaint in self._complaints():
-            raise ConfigError(f"{path}: {complaint}")
+        self.file = read_model(StudyFile, path, read_yaml(path))
+        for problem in self._problems():
+            raise ConfigError(f"{path}: {problem}")
         self.cells = [
             Cell(config=config, values=tuple(zip(self.file.vary, values, strict=True)))
             for config in self.file.configs
@@ -82,21 +70,21 @@ class Study:
         for cell in self.cells:  # before the first run starts
             self.load(cell, path)
 
-    def _complaints(self) -> Iterator[str]:
-        """What cannot be, beside what the configs refuse."""
+    def _problems(self) -> Iterator[str]:
+        """Mistakes beside those that the configs show."""
         given: dict[str, str] = {}
         for where, keys in (("vary", self.file.vary), ("options", self.file.options)):
             for key in keys:
                 option = option_meant(key)
-                if option in (*EACH_RUNS_OWN, "TRAIN.manual_seed"):
-                    yield f"{where}.{key}: {option} is each run's own; seeds has the seeds"
+                if option in (*RUN_OPTIONS, "TRAIN.manual_seed"):
+                    yield f"{where}.{key}: {option} is each run's own; list seeds under seeds:"
                 if option in given:
-                    yield f"{where}.{key}: {option} is given in {given[option]} already"
+                    yield f"{where}.{key}: {option} is already given in {given[option]}"
                 given[option] = f"{where}.{key}"
         lists = {f"vary.{key}": values for key, values in self.file.vary.items()}
         for where, values in {**lists, "seeds": self.file.seeds}.items():
             if len({repr(value) for value in values}) < len(values):
-                yield f"{where}: a value stands there twice: {values}"
+                yield f"{where}: has a value twice: {values}"
 
     def load(self, cell: Cell, origin: Path) -> Config:
         """The config of a cell, without a seed."""
@@ -107,11 +95,11 @@ class Study:
                 "'cifar10 resnet18'"
             )
         try:
-            return load_config(find_config(*names), [*self.options, *cell.words])
+            return load_config(find_config(*names), [*self.options, *cell.arguments])
         except ConfigError as error:
             raise ConfigError(f"{origin}: {cell.folder}: {error}") from error
 
     @property
     def options(self) -> list[str]:
         """The options of all runs."""
-        return as_words(self.file.options)
+        return as_arguments(self.file.options)
