@@ -1,33 +1,28 @@
-"""Which options make the network, and whether a checkpoint was made with the same."""
+"""Whether a checkpoint was made with the network of this config."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from .errors import CheckpointError
-from .schema import Config
+from .schema import Config, NetworkOptions
 
-ALWAYS = {
-    "DATA": ("in_channels", "classes", "mean", "std"),
-    "TRAIN": (
-        "arch",
-        "backbone",
-        "stem",
-        "attention",
-        "output_stride",
-        "dilate_first_block",
-        "multi_grid",
-        "norm",
-    ),
-}
-OF_ARCH = {
-    "spnet": ("spm_on", "spm_blocks", "mixed_pooling_modules", "mixed_pooling_sizes"),
-    "psp": ("use_ppm", "ppm_bins", "ppm_pooling", "ppm_reduction"),
-    "psa": ("psa_type", "compact", "shrink_factor", "normalization_factor", "psa_softmax"),
-}
+OF_DATA = ("in_channels", "classes", "mean", "std")
+
+
+def compared_options(arch: str) -> Iterator[tuple[str, str]]:
+    """Yield (section, key) of every option that the function of a network of `arch` depends on.
+
+    These are all of `NetworkOptions`, except those declared `compared=False` or for another arch.
+    """
+    yield from (("DATA", key) for key in OF_DATA)
+    for key, field in NetworkOptions.model_fields.items():
+        properties = field.json_schema_extra or {}
+        if properties.get("compared", True) and properties.get("arch", arch) == arch:
+            yield "TRAIN", key
 
 
 def check_same_network(content: Mapping[str, Any], config: Config, *, origin: str) -> None:
-    """Compare the config that a checkpoint of ours carries with the one in use.
+    """Compare the config that a checkpoint carries with the one in use.
 
     Many options leave no trace in the tensors' names and shapes (`output_stride`, `psa_type`): with
     another value the weights load and the figures are wrong.
@@ -39,12 +34,10 @@ def check_same_network(content: Mapping[str, Any], config: Config, *, origin: st
     if not isinstance(stored, Mapping):
         return  # weights alone, or another author's
     given = config.model_dump(mode="json")
-    options = {**ALWAYS, "TRAIN": ALWAYS["TRAIN"] + OF_ARCH.get(config.TRAIN.arch, ())}
-    for section, keys in options.items():
-        theirs = stored.get(section, {})
-        for key in keys:
-            if key in theirs and theirs[key] != given[section][key]:
-                raise CheckpointError(
-                    f"{origin}: was trained with {section}.{key} {theirs[key]}, and now it is "
-                    f"{given[section][key]}; take the config beside the checkpoint, or set it"
-                )
+    for section, key in compared_options(config.TRAIN.arch):
+        before = stored.get(section, {})
+        if key in before and before[key] != given[section][key]:
+            raise CheckpointError(
+                f"{origin}: was trained with {section}.{key} {before[key]}, and now it is "
+                f"{given[section][key]}; use the config beside the checkpoint, or set the option"
+            )

@@ -2,25 +2,34 @@
 
 Each translated or meaningless key leaves a notice, one sentence that the commands log once. Keys
 that only gained a new default or spelling (`resume:` left empty, `arch: psa`, 1 for True) need no
-translation: values.py accepts them.
+translation: types.py accepts them.
 """
 
 import os
 from collections.abc import Callable
 from typing import Any
 
-Tree = dict[str, dict[str, Any]]  # section -> key -> value
-Layer = Tree  # what one file, or the command line, says
+from .errors import ConfigError
+from .schema import Origins
+from .types import Choice, Maybe
 
+Tree = dict[str, dict[str, Any]]  # section -> key -> value
 RENAMED = {
     ("TRAIN", "dataset"): ("DATA", "dataset"),
     ("TRAIN", "backbone_output_stride"): ("TRAIN", "output_stride"),
 }
-OLD_KEYS = {*RENAMED, ("TRAIN", "backbone_net")}
+# accepted, with a notice of what they do or that they have no effect; not options of a Config
+RETIRED = (
+    ("Distributed", "opt_level"),
+    ("Distributed", "keep_batchnorm_fp32"),
+    ("TEST", "best_mIoU_model_path"),
+    ("TEST", "best_mIoU_save_folder"),
+)
+OLD_KEYS = {*RENAMED, ("TRAIN", "backbone_net"), *RETIRED}
 OPT_LEVEL_PRECISION = {"O0": "fp32", "O1": "fp16", "O2": "fp16", "O3": "fp16"}
 
 
-def translate(layer: Layer, earlier: Tree) -> list[str]:
+def translate(layer: Tree, earlier: Tree) -> list[str]:
     """Rename the old keys of one layer in place; `earlier` is what lower layers said."""
     notices = []
     for (section, key), (new_section, new_key) in RENAMED.items():
@@ -39,12 +48,29 @@ def translate(layer: Layer, earlier: Tree) -> list[str]:
     return notices
 
 
-def retire(tree: Tree) -> list[str]:
-    """Give the merged tree's outlived keys the effect they still have; say which have none."""
+def retire(tree: Tree, origins: Origins) -> list[str]:
+    """Apply retired options that still have an effect; return a notice for each that is set.
+
+    Raises:
+        ConfigError: the value of one was never possible.
+    """
+    level = tree["Distributed"].get("opt_level")
+    try:
+        Maybe(Choice(*OPT_LEVEL_PRECISION)).validate(level)
+    except ValueError as error:
+        key = ("Distributed", "opt_level")
+        raise ConfigError(f"{origins.get(key, key[0])}: {'.'.join(key)} {error}") from None
     notices: list[str] = []
     for step in (_apex, _batch_norm, _best_checkpoint, _missing_name_files):
         step(tree, notices.append)
+    drop_retired(tree)
     return notices
+
+
+def drop_retired(tree: Tree) -> None:
+    """Remove retired options, which configs of earlier versions contain."""
+    for section, key in RETIRED:
+        tree[section].pop(key, None)
 
 
 def _apex(tree: Tree, notice: Callable[[str], None]) -> None:

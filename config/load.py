@@ -8,31 +8,21 @@ lists are replaced.
 
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from pydantic import ValidationError
 
-from .complaints import (
-    COMMAND_LINE,
-    Origins,
-    explain,
-    options_named,
-    suggestion,
-    trains_first,
-    unknown_section,
-)
 from .errors import ConfigError
-from .files import check_files, resolve_list
-from .legacy import OLD_KEYS, Tree, retire, translate
-from .schema import SECTIONS, Config
+from .legacy import OLD_KEYS, Tree, drop_retired, retire, translate
+from .schema import COMMAND_LINE, SECTIONS, Config, Key
 from .types import nearest, shown
 from .validate import backbone_depth, fill_in, problems
 from .yaml_file import parse_yaml, read_yaml
 
-__all__ = ["check_files", "find_config", "load_config", "resolve_list"]
+TOP_LEVEL = ("base", "experiment")  # what a YAML may say outside its sections
 
 
 @dataclass
@@ -48,7 +38,7 @@ class Layer:
 class Merged(Layer):
     """All layers as one, with each key's origin, and notices about older keys."""
 
-    origins: Origins = field(default_factory=dict)
+    origins: dict[Key, str] = field(default_factory=dict)
     notices: list[str] = field(default_factory=list)
 
 
@@ -59,22 +49,41 @@ def load_config(path: str | Path, overrides: Sequence[Any] = ()) -> Config:
     """
     path = Path(path)
     merged = _merge([*_read_layers(path, []), _override_layer(overrides)])
-    merged.notices += retire(merged.tree)
+    merged.notices += retire(merged.tree, merged.origins)
     dataset, experiment = _names_from(path)
-    values = {"experiment": experiment, "source": str(path), "notices": merged.notices}
+    values = {
+        "experiment": experiment,
+        "source": str(path),
+        "overrides": tuple(map(str, overrides)),
+        "origins": merged.origins,
+        "notices": merged.notices,
+    }
     try:
         config = Config.model_validate({**values, **merged.top, **merged.tree})
     except ValidationError as error:
         raise ConfigError(explain(error, str(path), merged.origins)) from None
     config = fill_in(config, dataset)
-    complaints = []
-    for keys, sentence in problems(config):
-        given_by = [merged.origins[key] for key in keys if key in merged.origins]
-        where = COMMAND_LINE if COMMAND_LINE in given_by else (*given_by, str(path))[0]
-        complaints.append(f"{where}: {sentence}")
-    if complaints:
-        raise ConfigError("\n".join(complaints))
+    lines = [
+        f"{config.origin(*('.'.join(key) for key in keys))}: {sentence}"
+        for keys, sentence in problems(config)
+    ]
+    if lines:
+        raise ConfigError("\n".join(lines))
     return config
+
+
+def stored_config(content: Mapping[str, Any], source: str) -> Config:
+    """Return the config that a checkpoint carries, of this or an earlier version.
+
+    Raises:
+        ConfigError: it has options that this version does not know.
+    """
+    tree = {name: dict(content.get(name, {})) for name in SECTIONS}
+    drop_retired(tree)
+    try:
+        return Config.model_validate({**content, **tree, "source": source})
+    except ValidationError as error:
+        raise ConfigError(explain(error, source, {})) from None
 
 
 def find_config(dataset: str, experiment: str) -> Path:
@@ -170,7 +179,8 @@ def _merge(layers: list[Layer]) -> Merged:
     for layer in layers:
         notices = translate(layer.tree, merged.tree)
         merged.notices += [f"{layer.where}: {notice}" for notice in notices]
-        _yield_to(layer.tree.get("TRAIN", {}), merged.tree["TRAIN"])
+        if _yield_to(layer.tree.get("TRAIN", {}), merged.tree["TRAIN"]):
+            merged.origins["TRAIN", "backbone"] = layer.where
         merged.top.update(layer.top)
         merged.origins.update({(key,): layer.where for key in layer.top})
         for section, options in layer.tree.items():
@@ -179,14 +189,19 @@ def _merge(layers: list[Layer]) -> Merged:
     return merged
 
 
-def _yield_to(later: dict[str, Any], earlier: dict[str, Any]) -> None:
-    """`TRAIN.layers 101` over a file's `backbone: resnet50` asks for resnet101, it is no error."""
+def _yield_to(later: dict[str, Any], earlier: dict[str, Any]) -> bool:
+    """Let `TRAIN.layers 101` over a file's `backbone: resnet50` mean resnet101.
+
+    Returns whether it gave the backbone another depth.
+    """
     name, layers = str(earlier.get("backbone")), later.get("layers")
     depth = backbone_depth(name)
     if later.get("backbone") is not None:
         earlier.pop("layers", None)
     elif layers is not None and depth is not None:
         earlier["backbone"] = name.removesuffix(str(depth)) + str(layers)
+        return True
+    return False
 
 
 def _names_from(path: Path) -> tuple[str, str]:
@@ -203,3 +218,62 @@ def _names_from(path: Path) -> tuple[str, str]:
 
 def _safe(name: str) -> str:
     return re.sub(r"[^\w.-]+", "-", name).lstrip("-.")
+
+
+def options_named(key: str) -> list[str]:
+    """`TRAIN.base_lr` for `base_lr`: every section's option of that name."""
+    return [f"{name}.{key}" for name, section in SECTIONS.items() if key in section.model_fields]
+
+
+def trains_first(options: Sequence[str]) -> str:
+    """Of the options that a bare name may mean TRAIN's, where semseg has it, or the first."""
+    return next((option for option in options if option.startswith("TRAIN.")), options[0])
+
+
+def option_meant(key: str) -> str:
+    """`TRAIN.momentum` for `momentum`; a name with its section, or of no option, as it is."""
+    return trains_first(options_named(key) or [key])
+
+
+def unknown_section(name: object) -> str:
+    """Return the message about a word that stands where a section should."""
+    if options := options_named(str(name)):
+        return f"{name} is not a section; it is an option, {' or '.join(options)}"
+    likely = nearest(str(name), (*SECTIONS, *TOP_LEVEL))
+    return f"{name} is not a section" + (f"; did you mean {likely}?" if likely else "")
+
+
+def unknown_option(section: str, key: object) -> str:
+    name = f"{section}.{key}"
+    if elsewhere := options_named(str(key)):
+        return f"{name} is not an option of {section}; it belongs to {' and '.join(elsewhere)}"
+    if likely := nearest(str(key), SECTIONS[section].model_fields):
+        return f"{name} is not an option; did you mean {section}.{likely}?"
+    return f"{name} is not an option" + suggestion(str(key))
+
+
+def suggestion(key: str) -> str:
+    """The nearest option of any section."""
+    sections = {option: name for name in SECTIONS for option in SECTIONS[name].model_fields}
+    likely = nearest(key, sections)
+    return f"; did you mean {sections[likely]}.{likely}?" if likely else ""
+
+
+def explain(error: ValidationError, source: str, origins: Mapping[Key, str]) -> str:
+    """Pydantic's report as one line per mistake."""
+    lines = []
+    for entry in error.errors(include_url=False):
+        key = tuple(str(part) for part in entry["loc"])
+        where = origins.get(key, source)
+        lines.append(f"{where}: {_sentence(key, entry)}")
+    return "\n".join(lines)
+
+
+def _sentence(key: Key, entry: Mapping[str, Any]) -> str:
+    name = ".".join(key)
+    if entry["type"] == "extra_forbidden":
+        return unknown_option(key[0], key[1])
+    if entry["type"] == "missing":
+        description = SECTIONS[key[0]].model_fields[key[1]].description
+        return f"{name} is missing: the {description}"
+    return f"{name} {entry['ctx']['error']}"

@@ -9,11 +9,10 @@ import difflib
 import math
 import os
 import re
-from collections.abc import Callable, Iterable
-from typing import Any, Literal
+from collections.abc import Callable, Iterable, Mapping
+from typing import Annotated, Any, Literal, get_args, get_origin
 
-from pydantic import GetCoreSchemaHandler
-from pydantic_core import CoreSchema, core_schema
+from pydantic.fields import FieldInfo
 
 LARGEST = 2**31 - 1  # no count of ours is larger; keeps absurd integers out of files and kernels
 
@@ -37,7 +36,7 @@ def shown(value: Any) -> str:
 
 
 class Kind:
-    """One kind of value. Stands in `Annotated[int, Whole(1)]`, where pydantic finds it."""
+    """One kind of value; for what no standard annotation says, it stands in `Annotated`."""
 
     phrase: str  # completes the sentence "the value must be ..."
 
@@ -57,9 +56,6 @@ class Kind:
             return self.parse(value)
         except (ValueError, TypeError, OverflowError):
             raise ValueError(self.complain(value)) from None
-
-    def __get_pydantic_core_schema__(self, _: Any, __: GetCoreSchemaHandler) -> CoreSchema:
-        return core_schema.no_info_plain_validator_function(self.validate)
 
 
 def _number(value: Any) -> float:
@@ -132,8 +128,8 @@ class Text(Kind):
         return value.strip()
 
 
-class FilePath(Text):
-    """A path as text; `~` is expanded here, so that nobody after us has to think of it."""
+class PathText(Text):
+    """A path as text; `~` is expanded here, so that no reader of the option has to."""
 
     phrase = "a path"
 
@@ -255,18 +251,61 @@ class Checked(Kind):
         return parsed
 
 
-Precision = Literal["auto", "fp32", "bf16", "fp16"]
 DEPTHS = (18, 34, 50, 101, 152)
 
-PRECISIONS = Choice("auto", "fp32", "bf16", "fp16")
-GPUS = Checked(
-    Maybe(ListOf(Whole(0), one_alone=True)),
-    "a list of different GPU numbers such as [0, 1], or empty",
-    lambda gpus: gpus is None or len(set(gpus)) == len(gpus),
-)
-POOL_SIZES = Checked(
-    ListOf(Whole(1), length=2),
-    "two whole numbers, the larger one first, such as [20, 12]",
-    lambda sizes: sizes[0] > sizes[1],
-)
-URL = Checked(Text(), "a URL such as tcp://127.0.0.1:6789 or env://", lambda url: "://" in url)
+Precision = Literal["auto", "fp32", "bf16", "fp16"]
+FilePath = Annotated[str, PathText()]
+GPUList = Annotated[
+    list[int] | None,
+    Checked(
+        Maybe(ListOf(Whole(0), one_alone=True)),
+        "a list of different GPU numbers such as [0, 1], or empty",
+        lambda gpus: gpus is None or len(set(gpus)) == len(gpus),
+    ),
+]
+PoolSizes = Annotated[
+    list[int],
+    Checked(
+        ListOf(Whole(1), length=2),
+        "two whole numbers, the larger one first, such as [20, 12]",
+        lambda sizes: sizes[0] > sizes[1],
+    ),
+]
+URL = Annotated[
+    str,
+    Checked(Text(), "a URL such as tcp://127.0.0.1:6789 or env://", lambda url: "://" in url),
+]
+
+
+def kind_of(field: FieldInfo) -> Kind:
+    """Return what a field's annotation and properties (schema.option) allow."""
+    properties = field.json_schema_extra or {}
+    explicit = next((part for part in field.metadata if isinstance(part, Kind)), None)
+    kind = explicit or _kind(field.annotation, properties)
+    if properties.get("derived"):
+        return Maybe(kind)
+    return Maybe(kind, empty=properties["empty"]) if "empty" in properties else kind
+
+
+def _kind(annotation: Any, properties: Mapping[str, Any]) -> Kind:
+    origin, members = get_origin(annotation), get_args(annotation)
+    if origin is Annotated:
+        return next(part for part in annotation.__metadata__ if isinstance(part, Kind))
+    if origin is Literal:
+        return Choice(*members)
+    if origin is list:
+        sizes = {"length": properties.get("length"), "filled": properties.get("min_length", 0) > 0}
+        numbers = {name: value for name, value in properties.items() if name in ("ge", "gt", "le")}
+        single = properties.get("single_allowed", False)
+        return ListOf(_kind(members[0], numbers), **sizes, one_alone=single)
+    if members:  # a union
+        kinds = [_kind(member, properties) for member in members if member is not type(None)]
+        kind = kinds[0] if len(kinds) == 1 else Either(*kinds)
+        return Maybe(kind) if type(None) in members else kind
+    least, above, most = (properties.get(name) for name in ("ge", "gt", "le"))
+    if annotation is int:
+        return Whole(least, most)
+    if annotation is float:
+        bounds = {"least": least, "above": above, "most": most}
+        return Real(**{name: bound for name, bound in bounds.items() if bound is not None})
+    return {bool: Flag, str: Text}[annotation]()

@@ -1,17 +1,18 @@
-"""What options mean for each other: defaults that follow, and combinations that cannot work."""
+"""Whether a config is possible: derived options, combinations, files that must exist."""
 
+import os
 import re
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
-from .classification import classification_problems
-from .complaints import Key
-from .schema import Config, DataSection, TestSection, TrainSection
+from .errors import ConfigError
+from .schema import Config, DataSection, Key, TestSection, TrainSection
 from .types import DEPTHS
 
 IMAGENET_MEAN, IMAGENET_STD = [123.675, 116.28, 103.53], [58.395, 57.12, 57.375]
 Problem = tuple[tuple[Key, ...], str]  # the options it is about, and the sentence
+Missing = tuple[tuple[str, ...], str]  # the same with names such as DATA.data_root
 
 
 def backbone_depth(name: Any) -> int | None:
@@ -79,7 +80,7 @@ def problems(config: Config) -> Iterator[Problem]:
     yield from _psa(config.TRAIN, config.TEST)
     yield from _channels(config.DATA)
     yield from _labels(config.DATA, config.TRAIN, classifies=config.classifies)
-    yield from (classification_problems(config) if config.classifies else _mixing(config.TRAIN))
+    yield from (_classification(config) if config.classifies else _mixing(config.TRAIN))
     yield from _ranges(config.TRAIN)
     yield from _crops(config.TRAIN, config.TEST)
     yield from _memory(config.TRAIN)
@@ -94,7 +95,7 @@ def _backbone(train: TrainSection) -> Iterator[Problem]:
     depth = backbone_depth(train.backbone)
     if depth is not None and depth not in DEPTHS:
         yield (
-            _of("TRAIN", "backbone"),
+            _of("TRAIN", "backbone", "layers"),
             f"TRAIN.backbone {train.backbone} does not exist; its depth must be one of "
             f"{', '.join(map(str, DEPTHS))}",
         )
@@ -107,7 +108,7 @@ def _backbone(train: TrainSection) -> Iterator[Problem]:
     blocks = 2 if depth == 18 else 3  # in the last stage of every ResNet we have
     if depth and isinstance(train.multi_grid, list) and len(train.multi_grid) != blocks:
         yield (
-            _of("TRAIN", "multi_grid"),
+            _of("TRAIN", "multi_grid", "backbone", "layers"),
             f"TRAIN.multi_grid must have {blocks} dilations, one for each block of the last "
             f"stage of {train.backbone}, not {len(train.multi_grid)}",
         )
@@ -119,11 +120,14 @@ def _psa(train: TrainSection, test: TestSection) -> Iterator[Problem]:
         yield both, "TRAIN.mask_h and TRAIN.mask_w must be given together, or both left empty"
     for key, size in (("mask_h", train.mask_h), ("mask_w", train.mask_w)):
         if size is not None and size % 2 == 0 and not train.compact:
-            yield _of("TRAIN", key), f"TRAIN.{key} must be odd, not {size}"
+            yield _of("TRAIN", key, "compact"), f"TRAIN.{key} must be odd, not {size}"
     crop, window = (train.train_h, train.train_w), (test.test_h, test.test_w)
     if train.arch == "psa" and train.compact and crop != window:
         yield (
-            (("TEST", "test_h"), ("TEST", "test_w"), ("TRAIN", "compact")),
+            (
+                *(("TEST", "test_h"), ("TEST", "test_w")),
+                *_of("TRAIN", "compact", "train_h", "train_w", "arch"),
+            ),
             f"TRAIN.compact has a mask of the training crop's size: TEST.test_h and TEST.test_w "
             f"must be {crop[0]} and {crop[1]}, not {window[0]} and {window[1]}",
         )
@@ -161,6 +165,40 @@ def _labels(data: DataSection, train: TrainSection, *, classifies: bool) -> Iter
             (("TRAIN", "class_weights"), ("DATA", "classes")),
             f"TRAIN.class_weights must have one entry for each of the {data.classes} "
             f"DATA.classes, not {len(weights)}",
+        )
+
+
+def _classification(config: Config) -> Iterator[Problem]:
+    """Options of segmentation that a classifier cannot honour, and impossible ones of its own."""
+    train, data = config.TRAIN, config.DATA
+    for section, key, wanted, reason in (
+        ("TRAIN", "loss", "cross_entropy", "OHEM chooses pixels"),
+        ("DATA", "packed", None, "packing is for images with label maps"),
+        ("TEST", "has_prediction", False, "a classifier saves no pictures of labels"),
+    ):
+        value = getattr(getattr(config, section), key)
+        if value != wanted:
+            yield (
+                ((section, key), ("TRAIN", "arch")),
+                f"{section}.{key} {value} does not go with TRAIN.arch classifier: {reason}; leave "
+                "it out",
+            )
+    if train.crop_area[0] > train.crop_area[1]:
+        yield (
+            (("TRAIN", "crop_area"),),
+            f"TRAIN.crop_area {train.crop_area}: the first share must not be above the second",
+        )
+    if config.TEST.split == "test":
+        yield (
+            (("TEST", "split"), ("TRAIN", "arch")),
+            "TEST.split test does not go with TRAIN.arch classifier: it has no labels; `val` is "
+            "CIFAR's test batch",
+        )
+    if data.labels != "auto":
+        yield (
+            (("DATA", "labels"), ("TRAIN", "arch")),
+            f"DATA.labels {data.labels} does not go with TRAIN.arch classifier: it is about label "
+            "files; leave it out",
         )
 
 
@@ -210,7 +248,7 @@ def _crops(train: TrainSection, test: TestSection) -> Iterator[Problem]:
         ("TEST", "test_w", test.test_w),
     ):
         follows = section == "TEST" and side == getattr(train, key.replace("test", "train"))
-        if side < stride and not follows:  # one complaint is enough
+        if side < stride and not follows:  # one message is enough
             yield (
                 ((section, key), ("TRAIN", "output_stride")),
                 f"{section}.{key} {side} must not be smaller than TRAIN.output_stride {stride}",
@@ -254,14 +292,96 @@ def _processes(config: Config) -> Iterator[Problem]:
         return
     if train.batch_size < processes:
         yield (
-            (("TRAIN", "batch_size"), ("TRAIN", "train_gpu"), ("Distributed", "processes")),
+            (
+                *_of("TRAIN", "batch_size", "train_gpu"),
+                *_of("Distributed", "processes", "world_size", "multiprocessing_distributed"),
+            ),
             f"TRAIN.batch_size {train.batch_size} leaves nothing for some of the {processes} "
             "processes; it counts the images of all of them together",
         )
     elif train.batch_size // processes < train.accumulation_steps:
         yield (
-            _of("TRAIN", "accumulation_steps", "batch_size"),
+            (
+                *_of("TRAIN", "accumulation_steps", "batch_size", "train_gpu"),
+                *_of("Distributed", "processes", "world_size", "multiprocessing_distributed"),
+            ),
             f"TRAIN.accumulation_steps {train.accumulation_steps} is more than the "
             f"{train.batch_size // processes} images that a process has of TRAIN.batch_size "
             f"{train.batch_size}; lower it, or raise the batch",
         )
+
+
+def resolve_list(config: Config, path: str) -> Path:
+    """A list as it stands if there is such a file, else the list of that name in DATA.data_root.
+
+    `train_list: train.txt` thus follows `data_root`, and semseg's own paths keep their meaning.
+    """
+    as_it_stands = Path(os.path.expanduser(path))
+    if os.path.isfile(as_it_stands):  # unlike Path.is_file, False for an impossible name
+        return as_it_stands
+    return Path(config.DATA.data_root) / as_it_stands
+
+
+def check_files(
+    config: Config, purpose: Literal["train", "test"], *, official_splits: Collection[str] = ()
+) -> None:
+    """ConfigError with one line for each file that the purpose needs and that is not there.
+
+    A classifier needs no lists: the folder says what is in it. Neither does segmentation with a
+    list named like one of `official_splits`.
+    """
+    no_folder = _data_root(config)
+    missing = [*no_folder]
+    for key, path in [] if config.classifies else _lists(config, purpose):
+        if path is None or not no_folder:  # without the folder, its lists are missing anyway
+            known = path is not None and Path(path).stem in official_splits
+            missing += [] if known else _list(config, key, path, purpose)
+    missing += _names(config)
+    if missing:
+        raise ConfigError("\n".join(f"{config.origin(*keys)}: {text}" for keys, text in missing))
+
+
+def _lists(config: Config, purpose: str) -> list[tuple[str, str | None]]:
+    if purpose == "test":
+        return [("TEST.test_list", config.TEST.test_list)]
+    lists = [("DATA.train_list", config.DATA.train_list)]
+    return lists + [("DATA.val_list", config.DATA.val_list)] * config.TRAIN.evaluate
+
+
+def _data_root(config: Config) -> list[Missing]:
+    root = Path(config.DATA.data_root)
+    if os.path.isdir(root):
+        return []
+    sentence = (
+        f"DATA.data_root {root} is not a folder (looked for {root.absolute()}); "
+        f"set DATA.data_root or link dataset/{config.dataset}/data"
+    )
+    return [(("DATA.data_root",), sentence)]
+
+
+def _list(config: Config, key: str, path: str | None, purpose: str) -> list[Missing]:
+    if path is None:
+        cure = "; or set TRAIN.evaluate False" if key == "DATA.val_list" else ""
+        return [((key,), f"{key} is not set, and {purpose}ing needs it{cure}")]
+    found = resolve_list(config, path)
+    if os.path.isfile(found):
+        return []
+    sentence = (
+        f"{key} {path} does not exist (looked for {found.absolute()}); "
+        f"set {key}, or set DATA.data_root or link dataset/{config.dataset}/data"
+    )
+    return [((key,), sentence)]
+
+
+def _names(config: Config) -> list[Missing]:
+    path, classes = config.TEST.names_path, config.DATA.classes
+    if path is None or not os.path.isfile(path):
+        return []
+    names = Path(path).read_text(encoding="utf-8", errors="replace").strip().splitlines()
+    if len(names) == classes:
+        return []
+    sentence = (
+        f"TEST.names_path {path} (looked for {Path(path).absolute()}) has {len(names)} lines, "
+        f"but DATA.classes is {classes}; correct one of them"
+    )
+    return [(("TEST.names_path", "DATA.classes"), sentence)]

@@ -7,8 +7,8 @@ from pathlib import Path
 import numpy as np
 
 from ..config.errors import ConfigError
-from ..config.load import resolve_list
 from ..config.schema import Config
+from ..config.validate import resolve_list
 from ..util.distributed import process_group
 from .augmentation import Augmentation
 from .description import (
@@ -60,7 +60,8 @@ def build_classes(config: Config) -> Classes:
     if len(names) != count:
         origin = names_file or f"the catalog's {config.dataset}"
         raise ConfigError(
-            f"{config.source}: DATA.classes is {count}, and {origin} names {len(names)} classes"
+            f"{config.origin('DATA.classes', 'TEST.names_path')}: DATA.classes is {count}, and "
+            f"{origin} names {len(names)} classes"
         )
     colors = default_colors(count)
     if colors_file:
@@ -69,7 +70,8 @@ def build_classes(config: Config) -> Classes:
         colors = list(description.colors)
     if len(colors) < count:
         raise ConfigError(
-            f"{config.source}: DATA.classes is {count}, and {colors_file} has {len(colors)} colours"
+            f"{config.origin('DATA.classes', 'TEST.colors_path')}: DATA.classes is {count}, and "
+            f"{colors_file} has {len(colors)} colours"
         )
     return Classes(names, np.array(colors[:count], np.uint8))
 
@@ -136,7 +138,7 @@ def open_packed(
     """The packed copy of "train" or "val" in `DATA.packed`; None if the files are to be read."""
     if config.DATA.packed is None:
         return None
-    command = f"python tool/prepare.py pack --config {config.source} --out {config.DATA.packed}"
+    command = f"python tool/prepare.py pack {config.command_arguments()} --out {config.DATA.packed}"
     return PackedPairs(
         Path(config.DATA.packed),
         part,

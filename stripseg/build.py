@@ -3,9 +3,8 @@
 import torch
 from torch import Tensor, nn
 
-from .config.classification import IGNORED
 from .config.compatibility import check_same_network
-from .config.schema import Config
+from .config.schema import IGNORED_IMAGE, Config
 from .model.build import build_network
 from .model.folding import fold_batch_norm
 from .model.onednn import use_onednn
@@ -48,7 +47,7 @@ def loss_of(config: Config, class_weights: Tensor | None = None) -> Segmentation
 
 def ignored(config: Config) -> int:
     """The label that counts nowhere."""
-    return IGNORED if config.classifies else config.TRAIN.ignore_label
+    return IGNORED_IMAGE if config.classifies else config.TRAIN.ignore_label
 
 
 def build_engine(

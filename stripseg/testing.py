@@ -13,8 +13,7 @@ import torch
 
 from .build import load_engine, load_network
 from .config.errors import DataError
-from .config.network_options import NetworkOptions
-from .config.schema import Config
+from .config.schema import Config, NetworkOptions
 from .dataset.build import build_classes, build_evaluation_set, description_of
 from .dataset.classification.build import build_evaluation_images, class_names
 from .dataset.loader import evaluation_samples, shares

@@ -176,7 +176,8 @@ def training_data(config: Config) -> TrainingSet | TrainingImages:
     if config.classifies:
         return build_training_images(config)
     training_set = build_training_set(config)
-    refuse_bad_data(training_set, command=f"python tool/check.py --config {config.source}")
+    command = f"python tool/check.py {config.command_arguments()}"
+    refuse_bad_data(training_set, command=command)
     return training_set
 
 

@@ -12,8 +12,7 @@ from yamls import LEAST, PYCONV, ROOT, SEMSEG, SHIPPED, SPNET, Write, complaint
 
 from stripseg.config.errors import ConfigError
 from stripseg.config.load import load_config
-from stripseg.config.reference import reference
-from stripseg.config.schema import SECTIONS
+from stripseg.config.schema import SECTIONS, reference
 from stripseg.training_run import save_effective
 
 # ---- what a config holds

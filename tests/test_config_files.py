@@ -6,7 +6,8 @@ import pytest
 from yamls import ROOT, Write
 
 from stripseg.config.errors import ConfigError
-from stripseg.config.load import check_files, find_config, load_config, resolve_list
+from stripseg.config.load import find_config, load_config
+from stripseg.config.validate import check_files, resolve_list
 
 
 def test_find_config_looks_here_first_and_then_at_the_shipped_ones(write: Write) -> None:

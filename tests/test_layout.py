@@ -9,7 +9,8 @@ from PIL import Image
 from scipy.io import savemat
 
 from stripseg.config.errors import ConfigError, DataError
-from stripseg.config.load import check_files, load_config
+from stripseg.config.load import load_config
+from stripseg.config.validate import check_files
 from stripseg.dataset.build import build_evaluation_set, build_pairs, official_splits
 from stripseg.dataset.description import available, describe
 from stripseg.dataset.labels import read_matlab_label

@@ -15,7 +15,7 @@ from PIL import Image
 
 from stripseg import command_line
 from stripseg.config.errors import ConfigError
-from stripseg.config.load import check_files
+from stripseg.config.validate import check_files
 from stripseg.dataset.build import Classes, build_classes, build_training_set, official_splits
 from stripseg.dataset.segmentation import TrainingSet, read_pair
 from stripseg.util.files import atomic_write

@@ -12,8 +12,8 @@ import numpy as np
 import torch
 
 from stripseg import command_line
-from stripseg.config.load import check_files
 from stripseg.config.schema import Config
+from stripseg.config.validate import check_files
 from stripseg.dataset.build import build_classes, build_pairs, label_encoding, official_splits
 from stripseg.dataset.preparation import check as doctor
 from stripseg.util.files import atomic_write

@@ -21,8 +21,8 @@ import numpy as np
 
 from stripseg import command_line
 from stripseg.config.errors import DataError
-from stripseg.config.load import check_files
 from stripseg.config.schema import Config
+from stripseg.config.validate import check_files
 from stripseg.dataset.build import build_pairs, label_encoding, official_splits
 from stripseg.dataset.classification.cifar import (
     FOLDERS,

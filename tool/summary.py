@@ -11,13 +11,12 @@ from copy import deepcopy
 from dataclasses import dataclass
 
 import torch
-from pydantic import ValidationError
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from stripseg import command_line
-from stripseg.config.errors import CheckpointError
-from stripseg.config.load import find_config, load_config
+from stripseg.config.errors import CheckpointError, ConfigError
+from stripseg.config.load import find_config, load_config, stored_config
 from stripseg.config.schema import Config
 from stripseg.model.backbone.attention import (
     ConvolutionalBlockAttention,
@@ -85,8 +84,8 @@ def config_in(path: str) -> Config:
             "config instead"
         )
     try:
-        return Config.model_validate({**content, "source": path})
-    except ValidationError as error:
+        return stored_config(content, path)
+    except ConfigError as error:
         raise CheckpointError(f"{path}: its config is of another version: {error}") from error
 
 

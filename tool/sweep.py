@@ -16,8 +16,9 @@ import torch
 
 from stripseg import command_line
 from stripseg.config.errors import ConfigError, StripsegError, TrainingError
-from stripseg.config.load import check_files, load_config
+from stripseg.config.load import load_config
 from stripseg.config.schema import Config
+from stripseg.config.validate import check_files
 from stripseg.dataset.build import official_splits
 from stripseg.model.build import check_arch
 from stripseg.util.distributed import process_group

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from stripseg import command_line
-from stripseg.config.load import check_files
+from stripseg.config.validate import check_files
 from stripseg.dataset.build import official_splits
 from stripseg.testing import run_test
 from stripseg.util.distributed import process_group

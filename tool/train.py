@@ -8,8 +8,8 @@ from pathlib import Path
 import torch
 
 from stripseg import command_line
-from stripseg.config.load import check_files
 from stripseg.config.schema import Config
+from stripseg.config.validate import check_files
 from stripseg.dataset.build import official_splits
 from stripseg.training_run import build_trainer
 from stripseg.util.checkpoint import folder_lock, move_aside

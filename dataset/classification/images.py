@@ -10,8 +10,8 @@ import numpy as np
 import torch
 from torch.utils.data import Dataset
 
-from ...config.classification import IGNORED
 from ...config.errors import DataError
+from ...config.schema import IGNORED_IMAGE
 from ...util.images import IMAGE_SUFFIXES, read_image
 from ..segmentation import Sample
 
@@ -186,7 +186,7 @@ class TrainingImages(Dataset):
         try:
             image = self.images.read(index)
         except DataError as error:
-            ignored = np.array(IGNORED, np.int64)
+            ignored = np.array(IGNORED_IMAGE, np.int64)
             return Sample(self.blank, ignored, name, index, str(error)) if self.skip_bad else error
         generator = np.random.Generator(np.random.PCG64([self.seed, epoch, index]))
         return Sample(self.augment(image, generator), self.images.labels[index, ...], name, index)

@@ -9,9 +9,8 @@ from typing import Annotated, Any
 
 from pydantic import Field
 
-from ...config.complaints import option_meant
 from ...config.errors import ConfigError
-from ...config.load import find_config, load_config
+from ...config.load import find_config, load_config, option_meant
 from ...config.schema import Config
 from ...config.yaml_file import read_yaml
 from .sweep_file import RUN_OPTIONS, Strict, as_arguments, read_model

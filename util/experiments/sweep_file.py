@@ -16,10 +16,9 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
-from ...config.complaints import COMMAND_LINE, option_meant
 from ...config.errors import ConfigError
-from ...config.load import find_config, load_config
-from ...config.schema import SECTIONS, Config
+from ...config.load import find_config, load_config, option_meant
+from ...config.schema import COMMAND_LINE, SECTIONS, Config
 from ...config.types import nearest, shown
 from ...config.yaml_file import read_yaml
 
