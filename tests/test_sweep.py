@@ -14,6 +14,7 @@ import yaml
 from stripseg.config.errors import ConfigError
 from stripseg.config.load import load_config
 from stripseg.tool import sweep as tool_sweep
+from stripseg.util.experiments.report import write_sweep_report
 from stripseg.util.experiments.sweep import SweepStudy
 from stripseg.util.experiments.sweep_file import read_sweep
 from stripseg.util.training.epoch_log import read_epochs
@@ -131,6 +132,33 @@ def test_trials_without_hope_are_ended(sweep_file, tmp_path: Path) -> None:
     assert not verdicts[1]
 
 
+def test_a_pruned_trial_is_not_the_best(sweep_file, small_config: Path, tmp_path: Path) -> None:
+    """However good its figure was when it ended."""
+    study = SweepStudy(read_sweep(sweep_file()), tmp_path / "study")
+    for state, value in (("PRUNED", 0.9), ("COMPLETE", 0.5)):
+        claim = study.claim()
+        with claim.lock:
+            study.report(claim, 1, value)
+            study.finish(claim, state, value=value if state == "COMPLETE" else None)
+    text = write_sweep_report(study, load_config(small_config))
+    assert "best: trial 1, mIoU 0.5000" in text
+    assert (tmp_path / "study/best.yaml").read_text().startswith("# trial 1 of")
+    with open(tmp_path / "study/results.csv") as file:
+        assert [row["state"] for row in csv.DictReader(file)] == ["done", "pruned"]
+
+
+def test_a_loss_is_minimized_unless_the_file_says_otherwise(sweep_file) -> None:
+    assert read_sweep(sweep_file(metric={"name": "loss"})).metric.goal == "minimize"
+
+
+def test_a_study_of_a_former_version_is_told_apart(sweep_file, tmp_path: Path) -> None:
+    SweepStudy(read_sweep(sweep_file()), tmp_path / "study").study.set_user_attr(
+        "sweep", {"config": "", "maximize": True}
+    )
+    with pytest.raises(ConfigError, match="study has the trials of a former version"):
+        SweepStudy(read_sweep(sweep_file()), tmp_path / "study")
+
+
 def test_a_trial_left_behind_is_taken_up_with_its_values(sweep_file, tmp_path: Path) -> None:
     path = sweep_file(
         method="bayes", run_cap=2, parameters={"learning_rate": {"min": 0.001, "max": 0.01}}
@@ -163,6 +191,11 @@ def test_the_studys_words_mean_our_options(tmp_path: Path) -> None:
     [
         ({"metod": "grid"}, "metod: is not a key of this file; did you mean method"),
         ({"method": "gird"}, "method"),
+        ({"run_cap": True}, "run_cap: True: "),
+        ({"metric": {"name": "mIoU"}}, "goal is missing: minimize or maximize mIoU"),
+        ({"metric": {"nmae": "loss"}}, "metric.nmae: is not a key of this file; did you mean name"),
+        ({"parameters": {"lr": {"vlaues": [1]}}}, "parameters.lr.vlaues: .* did you mean values"),
+        ({"early_terminate": {"tpye": "median"}}, "early_terminate.tpye: .* did you mean type"),
         ({"metric": {"name": "mIuO", "goal": "maximize"}}, "mIuO"),
         ({"metric": {"name": "mIoU", "goal": "up"}}, "goal"),
         ({"metric": {"name": "top1", "goal": "maximize"}}, "none of loss, mIoU, mAcc, allAcc"),

@@ -97,6 +97,7 @@ def test_a_grid_of_steps_begins_at_min() -> None:
         ({"values": [1, 2], "distribution": "uniform"}, "uniform needs min and max"),
         ({"min": 0, "max": 1, "distribution": "log_uniform_values"}, "above 0"),
         ({"min": 0.5, "max": 1, "distribution": "int_uniform"}, "whole numbers"),
+        ({"min": 0.5, "max": 1.5, "distribution": "int_uniform"}, "whole numbers"),
         ({"min": -400, "max": 1, "distribution": "log_uniform"}, "exponents of e"),
         ({"min": "fast", "max": 1}, "could not convert|must be"),
         ({"min": True, "max": 2}, "must be a number"),

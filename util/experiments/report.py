@@ -74,10 +74,8 @@ def write_sweep_report(study: SweepStudy, base: Config) -> str:
     """
     sweep, folder = study.sweep, study.folder
     sign = -1 if sweep.metric.goal == "maximize" else 1
-    trials = sorted(  # the best first, then those without a result in their order
-        study.trials(*STATES),
-        key=lambda t: (t.value is None, sign * (t.value or 0), t.number),
-    )
+    finished = sorted(study.trials("COMPLETE"), key=lambda t: (sign * t.value, t.number))
+    trials = [*finished, *study.trials("PRUNED", "FAIL", "RUNNING")]
     header = ["trial", "state", sweep.metric.name, "epochs", "minutes", *sweep.varied, "error"]
     rows, raw = [], []
     for trial in trials:
@@ -95,8 +93,8 @@ def write_sweep_report(study: SweepStudy, base: Config) -> str:
     write_text(folder / "results.csv", as_csv(header, raw))
     plots = write_sweep_plots(study)
     summary = "no trial is finished yet"
-    if trials and trials[0].value is not None:
-        best = trials[0]
+    if finished:
+        best = finished[0]
         options = sweep.options(best.user_attrs["values"])
         comment = f"trial {best.number} of the sweep {sweep.name}: {sweep.metric.name} {best.value}"
         write_yaml(
@@ -115,7 +113,7 @@ def write_sweep_report(study: SweepStudy, base: Config) -> str:
         *(f"![{name}]({name}.png)" for name in plots),
     ]
     write_text(folder / "results.md", "\n\n".join(text) + "\n")
-    where = f"; {folder / 'best.yaml'}" if trials and trials[0].value is not None else ""
+    where = f"; {folder / 'best.yaml'}" if finished else ""
     return f"{aligned(header, rows)}\n{summary}{where}"
 
 

@@ -127,9 +127,12 @@ class SweepStudy:
             self.study.set_user_attr("sweep", identity)
         elif known != identity:
             changed = ", ".join(key for key in identity if known.get(key) != identity[key])
+            other = f"a sweep with another {changed}"
+            if known.keys() != identity.keys():
+                other = "a former version of this program, which cannot go on"
             raise ConfigError(
-                f"{self.folder} has the trials of a sweep with another {changed or 'format'}; give "
-                "the file another name:, or move the folder away"
+                f"{self.folder} has the trials of {other}; give the file another name:, or move "
+                "the folder away"
             )
 
     def trials(self, *states: str) -> list[Any]:

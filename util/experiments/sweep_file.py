@@ -9,10 +9,10 @@ docs/sweep.md describes the format.
 import json
 import math
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import product
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args, get_origin
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
@@ -34,7 +34,13 @@ RUN_OPTIONS = (
 )
 MOST_COMBINATIONS = 10_000  # of a grid
 MOST_CHECKED = 500  # combinations of a grid that are all loaded; of a larger one, each value alone
-ATTENTION = {"Vanilla": "none", "Triplet": "triplet", "Strip Pool": "strip_pool", "ECA": "eca"}
+ATTENTION = {
+    "Vanilla": "none",
+    "Triplet": "triplet",
+    "Strip Pool": "strip_pool",
+    "ECA": "eca",
+    "GCT": "gct",
+}
 Distribution = Literal[
     "constant",
     "categorical",
@@ -49,7 +55,7 @@ Distribution = Literal[
 
 
 class Strict(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
 
 
 class Alias(Strict):
@@ -61,7 +67,7 @@ class Alias(Strict):
 
 # the keys of the strip pooling study's sweep; a file's own `aliases:` are added
 ALIASES = {
-    "att": Alias(option="TRAIN.attention", values={**ATTENTION, "GCT": "gct"}),
+    "att": Alias(option="TRAIN.attention", values=ATTENTION),
     "optimizer": Alias(option="TRAIN.optimizer"),
     "batch_size": Alias(option="TRAIN.batch_size"),
     "learning_rate": Alias(option="TRAIN.base_lr"),
@@ -115,7 +121,9 @@ class Parameter(Strict):
         if self.is_range:
             if not {"min", "max"} <= given or self.min >= self.max:
                 raise ValueError("min must be given and below max")
-            if self.kind == "int_uniform" and not float(self.min + self.max).is_integer():
+            if self.kind == "int_uniform" and not (
+                float(self.min).is_integer() and float(self.max).is_integer()
+            ):
                 raise ValueError("min and max must be whole numbers for int_uniform")
             if (
                 self.kind in ("log_uniform", "q_log_uniform")
@@ -208,7 +216,13 @@ class Parameter(Strict):
 
 class Metric(Strict):
     name: Literal["loss", "mIoU", "mAcc", "allAcc", "top1", "top5"]
-    goal: Literal["minimize", "maximize"]
+    goal: Literal["minimize", "maximize"] = "minimize"
+
+    @model_validator(mode="after")
+    def _says_the_goal(self) -> "Metric":
+        if self.name != "loss" and "goal" not in self.model_fields_set:
+            raise ValueError(f"goal is missing: minimize or maximize {self.name}")
+        return self
 
 
 class EarlyTermination(Strict):
@@ -402,15 +416,27 @@ def read_model(model: type[BaseModel], path: Path, content: Mapping[str, Any]) -
             key = ".".join(str(part) for part in entry["loc"])
             text = entry["msg"].removeprefix("Value error, ")
             if entry["type"] == "extra_forbidden":
-                known = [name for name in model.model_fields if name != "path"]
-                likely = nearest(str(entry["loc"][-1]), known) if len(entry["loc"]) == 1 else None
-                text = "is not a key of this file" + (f"; did you mean {likely}?" if likely else "")
+                known = known_keys(model, entry["loc"][:-1])
+                likely = nearest(str(entry["loc"][-1]), known)
+                text = "is not a key of this file; "
+                text += f"did you mean {likely}?" if likely else f"there are {', '.join(known)}"
             elif entry["type"] == "missing":
                 text = "is missing"
             elif key and not isinstance(entry["input"], Mapping | BaseModel):
                 text = f"{shown(entry['input'])}: {text[0].lower()}{text[1:]}"
             lines.append(f"{path}: {key}: {text}" if key else f"{path}: {text}")
         raise ConfigError("\n".join(lines)) from None
+
+
+def known_keys(model: type[BaseModel], where: Sequence[Any]) -> list[str]:
+    """Return the keys that a file may have at a place, such as ("parameters", "lr")."""
+    for part in where:
+        field = model.model_fields.get(part)  # None for the name of a parameter
+        inner = field.annotation if field else None
+        for kind in get_args(inner) or (inner,):
+            if get_origin(kind) is None and isinstance(kind, type) and issubclass(kind, BaseModel):
+                model = kind
+    return [name for name in model.model_fields if name != "path"]
 
 
 def check_candidates(sweep: Sweep, check: Callable[[Config], None]) -> None:
