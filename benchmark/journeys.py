@@ -94,8 +94,11 @@ def write_config(folder: Path) -> Path:
 
 
 def journeys(folder: Path) -> Iterator[tuple[str, Journey]]:
+    from stripseg import testing
+    from stripseg.build import load_engine
     from stripseg.config.load import load_config
-    from stripseg.tool import test
+    from stripseg.dataset.build import build_classes
+    from stripseg.dataset.results import PredictionFiles
     from stripseg.training_run import build_trainer
 
     path = write_config(folder)
@@ -111,8 +114,19 @@ def journeys(folder: Path) -> Iterator[tuple[str, Journey]]:
     yield "one training step", journey
     journey, _ = record(lambda: trainer.fit(until=1))
     yield "the loop around it: rate, log, checkpoint", journey
-    journey, _ = record(lambda: test.main(["--config", str(path)]))
-    yield "testing one image, command to figures", journey
+    config = load_config(path)
+    classes, images = build_classes(config), testing.chosen_images(config)
+    names = [pair.name for pair in images.pairs]
+    files = PredictionFiles(Path(config.TEST.save_folder), names, classes.colors)
+    journey, engine = record(lambda: load_engine(config, torch.device("cpu")))
+    yield "loading a trained network", journey
+
+    def test() -> None:
+        scores = testing.predict(config, engine, images, files)
+        testing.write_metrics(config, scores, classes.names, len(images))
+
+    journey, _ = record(test)
+    yield "testing one image, to metrics.json", journey
 
 
 def main() -> None:
