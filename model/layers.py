@@ -52,14 +52,17 @@ def resize(x: Tensor, size: Sequence[int]) -> Tensor:
     return F.interpolate(x, size=tuple(size), mode="bilinear", align_corners=True)
 
 
-def averaging_matrix(size: int, bins: int, like: Tensor) -> Tensor:
-    """(bins, size): row i averages the elements of bin i, with adaptive pooling's bin borders."""
+def bin_masks(size: int, bins: int, like: Tensor) -> tuple[Tensor, Tensor]:
+    """Masks (bins, size), 1 where an element is in the bin, and float32 (bins,) elements per bin.
+
+    The borders are those of adaptive pooling.
+    """
     index = torch.arange(bins, device=like.device)
     element = torch.arange(size, device=like.device)
     start = torch.div(index * size, bins, rounding_mode="floor")
     end = torch.div((index + 1) * size + bins - 1, bins, rounding_mode="floor")
     inside = (element >= start[:, None]) & (element < end[:, None])
-    return inside.to(like.dtype) / (end - start)[:, None].to(like.dtype)
+    return inside.to(like.dtype), (end - start).float()
 
 
 def grid_average_pool(x: Tensor, bins: int) -> Tensor:
@@ -68,6 +71,9 @@ def grid_average_pool(x: Tensor, bins: int) -> Tensor:
     Equals `F.adaptive_avg_pool2d`, and is besides deterministic in its CUDA backward pass and
     exportable at dynamic sizes. Maps smaller than the grid are repeated, as adaptive pooling does.
     """
-    rows = averaging_matrix(x.shape[-2], bins, x)
-    columns = averaging_matrix(x.shape[-1], bins, x)
-    return rows @ x @ columns.T
+    rows, row_counts = bin_masks(x.shape[-2], bins, x)
+    columns, column_counts = bin_masks(x.shape[-1], bins, x)
+    # weights of 1/n would be rounded in half precision and not add up to one; zeros and ones are
+    # exact, and the counts, in float32, divide after each product: float16 holds the sums of one
+    means = ((rows @ x) / row_counts[:, None]).to(x.dtype)  # (N, C, bins, W)
+    return ((means @ columns.T) / column_counts).to(x.dtype)

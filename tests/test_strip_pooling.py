@@ -170,6 +170,33 @@ def test_grid_average_pool_is_adaptive_pooling(height: int, width: int, bins: in
     torch.testing.assert_close(mine, theirs, rtol=1e-12, atol=1e-13)
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize(("size", "bins"), [(60, 20), (60, 12), (60, 9), (60, 1), (300, 1)])
+@pytest.mark.parametrize("mixed", [True, False])
+def test_grid_average_pool_has_no_bias_in_half_precision(
+    size: int, bins: int, dtype: torch.dtype, mixed: bool
+):
+    x = (torch.rand(1, 64, size, size) + 1).to(dtype)  # sums of a whole map overflow float16
+    with torch.autocast("cpu", dtype, enabled=mixed):
+        ours = grid_average_pool(x, bins)
+    assert ours.dtype == dtype
+    expected = F.adaptive_avg_pool2d(x.double(), bins)
+    assert abs(ours.double().mean() / expected.mean() - 1) < 5e-4
+    torch.testing.assert_close(ours.double(), expected, rtol=3 * torch.finfo(dtype).eps, atol=0)
+
+
+def test_grid_average_pool_is_exported_for_any_size():
+    class Pool(torch.nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return grid_average_pool(x, 6)
+
+    x = torch.randn(1, 2, 24, 30)
+    sizes = {"x": {2: torch.export.Dim.AUTO, 3: torch.export.Dim.AUTO}}
+    exported = torch.export.export(Pool(), (x,), dynamic_shapes=sizes).module()
+    other = torch.randn(1, 2, 17, 41)
+    assert torch.equal(exported(other), grid_average_pool(other, 6))
+
+
 def test_grid_average_pool_in_channels_last():
     x = random_input(2, 5, 13, 17).detach()
     expected = grid_average_pool(x, 4)
