@@ -9,8 +9,6 @@ from collections.abc import Iterator
 
 import torch
 
-from stripseg.model.folding import fold_batch_norm
-from stripseg.model.onednn import use_onednn
 from stripseg.util.inference.sliding_window import (
     InferenceSettings,
     SlidingWindow,
@@ -57,9 +55,7 @@ def main() -> None:
     parser.add_argument("device")
     options = parser.parse_args()
     device = torch.device(options.device)
-    sample = torch.rand(1, 3, 65, 65)
-    network = fold_batch_norm(spnet50(options.dataset), sample).to(device)
-    network = use_onednn(network.to(memory_format=torch.channels_last), sample)
+    network = spnet50(options.dataset).to(device, memory_format=torch.channels_last)
     settings = InferenceSettings(
         options.classes,
         crop=(options.crop, options.crop),

@@ -9,8 +9,6 @@ from torch import nn
 
 from stripseg.config.load import find_config, load_config
 from stripseg.model.build import build_segmenter
-from stripseg.model.folding import fold_batch_norm
-from stripseg.model.onednn import use_onednn
 from stripseg.util.inference.sliding_window import (
     InferenceSettings,
     SlidingWindow,
@@ -58,15 +56,13 @@ def engine(
 
 def measure(device: str = "cpu", *, rounds: int = 2) -> Iterator[Row]:
     """Rows for six scales and for one, in the precisions the device is good at."""
-    image = torch.rand(1, 3, 65, 65, device=device)
-    folded = fold_batch_norm(spnet50().to(device), image).to(memory_format=torch.channels_last)
-    folded = use_onednn(folded, image)
+    network = spnet50().to(device, memory_format=torch.channels_last)
     wanted = {"cpu": {6: (4, 1.5), 1: (3, None)}, "cuda": {6: (40, None), 1: (20, None)}}[device]
     for scales in (SIX_SCALES, (1.0,)):
         goals = dict(zip(("bf16", "fp32"), wanted[len(scales)], strict=True))
         if not has_native_bfloat16(torch.device(device)):
             del goals["bf16"]
-        yield from rows_of(folded, scales, goals, device, rounds)
+        yield from rows_of(network, scales, goals, device, rounds)
 
 
 def plain_test(
@@ -84,7 +80,7 @@ def plain_test(
 
 
 def rows_of(
-    folded: nn.Module,
+    network: nn.Module,
     scales: tuple[float, ...],
     goals: dict[str, float | None],
     device: str,
@@ -92,7 +88,7 @@ def rows_of(
 ) -> Iterator[Row]:
     """Each precision of `goals` against the textbook, on one picture."""
     image = picture(*SIZE)
-    engines = [engine(folded, scales, PRECISIONS[name], device) for name in goals]
+    engines = [engine(network, scales, PRECISIONS[name], device) for name in goals]
     with Apart(plain_test, scales, device) as baseline:
         *ours, theirs = seconds_of(
             *[lambda tester=tester: tester.predict(image).cpu() for tester in engines],

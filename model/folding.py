@@ -1,36 +1,31 @@
-"""Batch norm folded into the convolutions before it, for networks that only predict."""
+"""Batch norm folded into the convolutions before it, for networks that only predict.
+
+Testing does not fold, so that its figures are those of validation; deployment may.
+"""
 
 from copy import deepcopy
 
 import torch
 from torch import Tensor, nn
-from torch.nn.utils.fusion import fuse_conv_bn_weights
+from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 BATCH_NORMS = (nn.BatchNorm2d, nn.SyncBatchNorm)
 
 
 @torch.no_grad()
 def fold_batch_norm(network: nn.Module, image: Tensor) -> nn.Module:
-    """A copy of `network` in evaluation mode whose convolutions do their batch norm's work.
+    """Return a copy of `network` in evaluation mode with batch norm folded into convolutions.
 
-    In evaluation, batch norm is a factor and a shift a channel, which the weights of the
+    In evaluation, batch norm is a factor and a shift per channel, which the weights of the
     convolution before it can take in: fewer passes over the maps, the same output up to rounding.
-    Which convolution feeds which batch norm is seen in a forward pass of `image` (N, C, H, W), and
-    in another one that the output has stayed the same; if it has not, because the output of a
+    A forward pass of `image` (N, C, H, W) shows which convolution feeds which batch norm, and a
+    second one that the output has stayed the same; if it has not, because the output of a
     convolution is used twice, nothing is folded.
     """
     whole = deepcopy(network).eval()
     folded = deepcopy(whole)
     for convolution, norm in feeding_pairs(folded, image):
-        convolution.weight, convolution.bias = fuse_conv_bn_weights(
-            convolution.weight,
-            convolution.bias,
-            norm.running_mean,
-            norm.running_var,
-            norm.eps,
-            norm.weight,
-            norm.bias,
-        )
+        replace(folded, convolution, fuse_conv_bn_eval(convolution, norm))
         replace(folded, norm, nn.Identity())
     before, after = (first_tensor(part(image)) for part in (whole, folded))
     tolerance = 1e-3 * before.abs().max().item() + 1e-6

@@ -6,8 +6,6 @@ from torch import Tensor, nn
 from .config.compatibility import check_same_network
 from .config.schema import IGNORED_IMAGE, Config
 from .model.build import build_network
-from .model.folding import fold_batch_norm
-from .model.onednn import use_onednn
 from .model.weights import load_weights
 from .util.checkpoint import read_checkpoint
 from .util.inference.sliding_window import (
@@ -83,11 +81,10 @@ def load_network(config: Config, device: torch.device) -> nn.Module:
     network = build_network(config)
     load_weights(network, content, origin=str(path), exact=True)
     check_same_network(content, config, origin=path)
-    image = folding_image(config)
-    network = fold_batch_norm(network, image).to(device)
+    network.eval().to(device)
     if config.TEST.channels_last:
         network.to(memory_format=torch.channels_last)
-    return use_onednn(network, image)
+    return network
 
 
 def load_engine(config: Config, device: torch.device) -> SlidingWindow:
@@ -96,11 +93,3 @@ def load_engine(config: Config, device: torch.device) -> SlidingWindow:
     dtype = choose_precision(config.TEST.precision, device, key="TEST.precision")
     batch_size = config.TEST.batch_size or usual_batch_size(device)
     return build_engine(config, network, device=device, dtype=dtype, batch_size=batch_size)
-
-
-def folding_image(config: Config) -> torch.Tensor:
-    """A small image for a forward pass on the host; PSANet's masks may fit its own crop only."""
-    crop = [config.TEST.test_h, config.TEST.test_w]
-    if config.TRAIN.arch != "psa":
-        crop = [min(side, 65) for side in crop]
-    return torch.rand(1, config.DATA.in_channels, *crop)

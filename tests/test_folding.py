@@ -1,12 +1,17 @@
 """Batch norm folded into convolutions: the same output, fewer layers."""
 
+from pathlib import Path
+
 import pytest
 import reference
 import torch
 from torch import Tensor, nn
 
+from stripseg.build import load_network
+from stripseg.config.load import load_config
 from stripseg.model.backbone.pyconv import PyConvResNet
 from stripseg.model.backbone.resnet import ResNet
+from stripseg.model.build import build_network
 from stripseg.model.folding import fold_batch_norm
 from stripseg.model.pspnet import PSPNetHead
 from stripseg.model.segmenter import Segmenter
@@ -70,3 +75,16 @@ def test_a_convolution_that_runs_twice_is_left_alone() -> None:
     reference.fill_at_random(network)
     image = torch.randn(1, 3, 9, 9)
     assert count(fold_batch_norm(network, image), nn.BatchNorm2d) == 2
+
+
+def test_testing_does_not_fold(small_config: Path, tmp_path: Path) -> None:
+    """The network that is tested gives validation's logits to the bit."""
+    config = load_config(small_config, ["TEST.model_path", str(tmp_path / "last.pth")])
+    network = build_network(config)
+    reference.fill_at_random(network)
+    torch.save({"state_dict": network.state_dict()}, config.TEST.model_path)
+    loaded, image = load_network(config, torch.device("cpu")), torch.randn(1, 3, 65, 65)
+    layout = torch.channels_last if config.TEST.channels_last else torch.contiguous_format
+    network.eval().to(memory_format=layout)
+    with torch.no_grad():
+        assert torch.equal(loaded(image).logits, network(image).logits)
