@@ -268,7 +268,7 @@ def test_missing_weights_may_be_allowed(small_config: Path, capsys: pytest.Captu
     overrides += ["TRAIN.epochs", "1", "TRAIN.evaluate", "False"]
     train.main(["--config", str(small_config), *overrides])
     said = capsys.readouterr().out
-    assert "absent.pth is not there" in said
+    assert "absent.pth not found" in said
     assert "training from scratch" in said
 
 
