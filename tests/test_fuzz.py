@@ -20,10 +20,9 @@ from safetensors.torch import save as save_tensors
 
 from stripseg.config.errors import StripsegError
 from stripseg.config.load import load_config
-from stripseg.dataset.labels import choose_encoding
+from stripseg.dataset.labels import choose_encoding, read_matlab_label
 from stripseg.dataset.layout import read_ids
 from stripseg.dataset.lists import Pair, read_list
-from stripseg.dataset.labels import read_matlab_label
 from stripseg.dataset.preparation.match import inspect
 from stripseg.util.checkpoint import read_checkpoint
 from stripseg.util.images import read_image, read_label, stored_channels
