@@ -11,3 +11,9 @@ case "${GLIBC_TUNABLES:-}" in
     fi
     ;;
 esac
+
+# OpenMP's threads sleep soon when they wait for each other: the default, active waiting, makes a step
+# several times slower where other programs want the same cores
+if [ -z "${GOMP_SPINCOUNT:-}${OMP_WAIT_POLICY:-}" ]; then
+    export GOMP_SPINCOUNT=1000
+fi
