@@ -20,7 +20,7 @@ FOLDERS = tuple(
 
 
 class Journey:
-    """The functions of ours that were called, by file."""
+    """The package's functions that were called, by file."""
 
     def __init__(self) -> None:
         self.functions: set[tuple[str, str, int]] = set()

@@ -19,7 +19,7 @@ from stripseg.util.precision import choose_precision
 from .rows import Row
 from .testing import picture, spnet50
 
-# height, width, classes, dataset whose config has so many, crop, limit in GiB
+# height, width, classes, dataset whose config has this number, crop, limit in GiB
 CASES = [(1024, 2048, 19, "cityscapes", 769, None), (4000, 6000, 150, "ade20k", 480, 16.0)]
 
 

@@ -24,7 +24,7 @@ class DeviceError(StripsegError):
 
 
 class TrainingError(StripsegError):
-    """A training run cannot start or cannot go on."""
+    """A training run cannot start or continue."""
 
 
 class OutOfMemoryError(TrainingError):

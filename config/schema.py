@@ -384,7 +384,7 @@ class TrainSection(NetworkOptions):
     )
     bad_data: Literal["stop", "skip"] = option(
         "stop",
-        "an image or label that cannot be used: stop the run, or say so and go on without it",
+        "an image or label that cannot be used: stop the run, or warn and leave it out",
     )
     skipped_steps: int = option(
         10,

@@ -14,7 +14,7 @@ from typing import Annotated, Any, Literal, get_args, get_origin
 
 from pydantic.fields import FieldInfo
 
-LARGEST = 2**31 - 1  # no count of ours is larger; keeps absurd integers out of files and kernels
+LARGEST = 2**31 - 1  # no count is larger; keeps absurd integers out of files and kernels
 
 
 def nearest(name: str, names: Iterable[str]) -> str | None:

@@ -113,7 +113,7 @@ class DatasetDescription(_Described):
             reached = {*self.raw_labels.map.values(), self.raw_labels.others}
             wrong = reached - set(range(self.classes)) - {self.ignore}
             if wrong:
-                raise ValueError(f"raw_labels.map leads to {sorted(wrong)}, which are no classes")
+                raise ValueError(f"raw_labels.map leads to {sorted(wrong)}, which are not classes")
         return self
 
 

@@ -6,7 +6,7 @@ part of the path that image and label share, as in
     images: leftImg8bit/train/{city}/{id}_leftImg8bit.png
     labels: gtFine/train/{city}/{id}_gtFine_labelIds.png
 
-and optionally `ids`, a text file that lists the `{id}`s of the split, one a line.
+and optionally `ids`, a text file that lists the `{id}`s of the split, one per line.
 """
 
 import re
@@ -95,9 +95,9 @@ def images_by_id(layout: Split, base: Path, ids: Sequence[str]) -> Iterator[tupl
 
 
 def read_ids(path: Path, root: Path | None = None) -> list[str] | None:
-    """The ids of a list, one a line; Windows folders before and a suffix behind are taken off.
+    """The ids of a list, one per line; Windows folders before and a suffix behind are taken off.
 
-    With `root`, None if some line is no bare id but the path of a file below it, or of two files.
+    With `root`, None if a line is not a bare id but the path of a file below it, or of two files.
     """
     try:
         lines = path.read_text(encoding="utf-8-sig").split("\n")

@@ -42,8 +42,8 @@ def settle_batch_size(
     Args:
         segmenter: stays as it is; a copy is tried out.
         images: in the training list: no batch can have more.
-        resumed: content of the checkpoint that the run goes on from, if any.
-        fits: does a step with so many images of a process fit? By default it is tried out.
+        resumed: content of the checkpoint that the run resumes from, if any.
+        fits: whether a step with this many images per process fits. By default it is tried out.
     Raises:
         TrainingError: not even the smallest batch fits.
     """
@@ -52,7 +52,7 @@ def settle_batch_size(
         return config
     before = ((resumed or {}).get("config") or {}).get("TRAIN", {}).get("batch_size")
     if isinstance(before, int):
-        log.info(f"TRAIN.batch_size auto: {before}, as in the run that goes on")
+        log.info(f"TRAIN.batch_size auto: {before}, as in the run that is resumed")
         return with_batch_size(config, before)
     processes = process_group.world_size()
     least = 2 if train.norm == "batch" else 1  # one image may leave batch norm a single value

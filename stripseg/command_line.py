@@ -99,7 +99,7 @@ def parse_config(
 
 
 def process_count(config: Config, devices: Sequence[torch.device]) -> int:
-    """Processes on this machine: one a GPU, one on the CPU, or as `Distributed.processes` says.
+    """Processes on this machine: one per GPU, one on the CPU, or as `Distributed.processes` says.
 
     Raises:
         DeviceError: more processes than GPUs.
@@ -118,7 +118,7 @@ def process_count(config: Config, devices: Sequence[torch.device]) -> int:
 def slurm_options() -> list[str]:
     """Under srun: options that put this machine among those of the job step.
 
-    With one task a machine, each starts the processes of its machine. With more, every task is a
+    With one task per machine, each starts the processes of its machine. With more, every task is a
     process of its own, and the environment gets what torchrun would set.
     """
     step = None if process_group.under_torchrun() else slurm_step(os.environ)
@@ -133,7 +133,7 @@ def slurm_options() -> list[str]:
 
 
 def must_launch(config: Config, processes: int) -> bool:
-    """Are several processes wanted, and not started yet?"""
+    """Return whether several processes are wanted and have not been started yet."""
     return not process_group.under_torchrun() and (
         processes > 1 or config.Distributed.world_size > 1
     )

@@ -238,7 +238,7 @@ def restore_weights(config: Config, segmenter: nn.Module, content: dict, *, orig
     if report.new or report.unused:
         raise CheckpointError(
             f"{origin}: was trained with{'out' * bool(report.new)} an auxiliary head; set "
-            f"TRAIN.aux_weight {'0' if report.new else 'above 0'} to go on with it"
+            f"TRAIN.aux_weight {'0' if report.new else 'above 0'} to resume it"
         )
 
 

@@ -78,7 +78,7 @@ def test_nothing_fits(small_config: Path) -> None:
 def test_a_resumed_run_does_not_search_again(
     small_config: Path, tmp_path: Path, monkeypatch
 ) -> None:
-    """Config, checkpoint and log have the number; the same command goes on with it."""
+    """Config, checkpoint and log have the number; run the same command to resume with it."""
     with monkeypatch.context() as patch:
         patch.setattr(tool_batch_size, "fits_on", lambda *_: lambda images: images <= 3)
         build_trainer(load_config(small_config, AUTO), CPU).fit(until=1)

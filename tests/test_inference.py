@@ -226,7 +226,7 @@ def test_too_little_memory_means_smaller_steps_and_the_same_scores() -> None:
     tester = engine(Hungry(2, failures=1), crop=(32, 32), batch_size=16)
     tester.warn = said.append
     torch.testing.assert_close(tester.probabilities(image), expected_scores, rtol=0, atol=1e-6)
-    assert [line.partition("goes on with ")[2] for line in said] == [
+    assert [line.partition("continuing with ")[2] for line in said] == [
         "4 windows in a forward pass",
         "2 windows in a forward pass",
         "1 windows in a forward pass",

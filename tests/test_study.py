@@ -191,7 +191,7 @@ def test_other_options_are_another_run(folder: Path, in_process, capsys) -> None
 
 @pytest.mark.slow
 def test_a_study_asked_to_stop_lets_its_run_save(folder: Path) -> None:
-    """SIGTERM to the command alone; the same command goes on from the checkpoint."""
+    """SIGTERM to the command alone; run the same command to resume from the checkpoint."""
     path = write_study(folder, seeds=[0], vary={})
     content = yaml.safe_load(Path(path).read_text())
     content["options"] |= {"TRAIN.epochs": 400, "TRAIN.print_freq": 1, "TRAIN.save_freq": 400}
@@ -208,7 +208,7 @@ def test_a_study_asked_to_stop_lets_its_run_save(folder: Path) -> None:
     process.terminate()
     _, said = process.communicate(timeout=60)
     assert process.returncode == 75, said
-    assert "the same command goes on" in said
+    assert "run the same command to resume" in said
     last = torch.load(place / "model/last.pth", weights_only=True)
     assert last["step"] >= 3
     with folder_lock(place / "model"):  # nobody trains there any more

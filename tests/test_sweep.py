@@ -72,7 +72,7 @@ def test_a_sweep_that_is_killed_goes_on_and_ends_alike(sweep_file, tmp_path: Pat
     process.wait()
     done = subprocess.run(command, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
-    assert "trial 1: goes on" in done.stdout
+    assert "trial 1: continues" in done.stdout
     assert "trial 0: starts" not in done.stdout
     assert "resuming from" in (tmp_path / "exp/sweeps/small/trial_0001/output.txt").read_text()
     killed = rows(tmp_path)

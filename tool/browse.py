@@ -54,7 +54,7 @@ def main(argv: Sequence[str]) -> int | None:
 
 
 def pictures(dataset: TrainingSet, index: int, classes: Classes, crops: int) -> list[np.ndarray]:
-    """The image, the same with its label, and crops of several epochs with theirs."""
+    """The image, the same with its label, and crops of several epochs with their labels."""
     sample = read_pair(dataset.pairs[index], dataset.encoding, index, channels=dataset.channels)
     row = [as_rgb(sample.image), with_label(sample.image, sample.label, classes)]
     for epoch in range(crops):

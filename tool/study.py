@@ -1,7 +1,7 @@
 """A matrix of runs to a table and pictures: `python tool/study.py STUDY.yaml [--report]`.
 
 Every config, with every combination of the options that vary and every seed, is trained and
-tested in a process of its own. Runs that are done are not done again: the same command goes on
+tested in a process of its own. Finished runs are not repeated: run the same command to resume
 after a stop. Table (Markdown, LaTeX, CSV) and pictures come to exp/studies/NAME.
 """
 
@@ -83,14 +83,14 @@ def run(command: str, words: Sequence[str], place: Path, request: StopRequest) -
     """One command in a process of its own, its words in a file beside the run.
 
     Raises:
-        Stopped: it was asked to stop; the same command goes on.
+        Stopped: it was asked to stop; run the same command to resume.
         TrainingError: it failed.
     """
     output = place / f"{command}.txt"
     module = [sys.executable, "-m", f"stripseg.tool.{command}"]
     code = follow([*module, *words], output, end=lambda: request.name is not None)
     if code == STOPPED or (code and request.name):
-        raise Stopped(f"stopped in {place}; the same command goes on from there")
+        raise Stopped(f"stopped in {place}; run the same command to resume")
     if code:
         last = output.read_text(encoding="utf-8", errors="replace").strip().split("\n")[-1]
         raise TrainingError(f"{place}: {command} ended with code {code}: {last}")

@@ -1,7 +1,7 @@
 """Try many options: `python tool/sweep.py SWEEP.yaml [--workers N] [--report]`.
 
 The file is of the format of Weights & Biases; docs/sweep.md describes it. Trials, table and
-pictures come to exp/sweeps/NAME. The same command goes on after a stop; started several times at
+pictures come to exp/sweeps/NAME. The same command resumes after a stop; started several times at
 once, all of them work on the same sweep.
 """
 
@@ -128,10 +128,10 @@ def work(study: SweepStudy, base: Config, *, shares_devices: bool = False) -> No
                     continue
             raise Stopped(
                 f"stopped by {request.name or 'a signal to the run'} in trial {claim.number}; the "
-                "same command goes on from there"
+                "same command resumes from there"
             )
         if request.name is not None:
-            raise Stopped(f"stopped by {request.name}; the same command goes on from there")
+            raise Stopped(f"stopped by {request.name}; run the same command to resume")
 
 
 def run(
@@ -144,7 +144,7 @@ def run(
     if shares_devices and base.TRAIN.train_gpu:
         options = {"TRAIN.train_gpu": None, **options}
     chosen = ", ".join(f"{name} {value}" for name, value in claim.values.items())
-    say(claim.number, f"{'goes on' if claim.continued else 'starts'}: {chosen or 'no choices'}")
+    say(claim.number, f"{'continues' if claim.continued else 'starts'}: {chosen or 'no choices'}")
     path = claim.folder / "trial.yaml"
     options |= {"TRAIN.save_path": str(claim.folder / "model"), "TRAIN.resume": "auto"}
     options |= {"TEST.save_folder": str(claim.folder / "result"), "TEST.model_path": None}
@@ -216,10 +216,11 @@ def start_workers(file: str, count: int) -> None:
                     break
     codes = [worker.returncode for worker in workers]
     if request.name is not None or STOPPED in codes:
-        raise Stopped(f"stopped by {request.name or 'a signal'}; the same command goes on")
+        raise Stopped(f"stopped by {request.name or 'a signal'}; run the same command to resume")
     if any(codes):
         raise TrainingError(
-            f"a worker ended with exit code {next(filter(None, codes))}; the same command goes on"
+            f"a worker ended with exit code {next(filter(None, codes))}; "
+            "run the same command to resume"
         )
 
 

@@ -195,7 +195,7 @@ class CheckpointFolder:
                 self.keep_best()
         except (OSError, RuntimeError) as error:  # PyTorch's writer raises the latter
             self.complain(
-                f"{self.last}: THE CHECKPOINT COULD NOT BE WRITTEN ({error}); training goes on, "
+                f"{self.last}: THE CHECKPOINT COULD NOT BE WRITTEN ({error}); training continues, "
                 "the checkpoints before it are as they were. Make room on the disk"
             )
 
@@ -254,7 +254,7 @@ class CheckpointFolder:
 
 
 def check_training_state(content: Mapping[str, Any], steps_per_epoch: int, *, origin: str) -> None:
-    """Can a run with epochs of so many steps go on from this content?
+    """Check that a run with this number of steps per epoch can resume from this content.
 
     Raises:
         CheckpointError: it is of another program, or of another length of epoch.

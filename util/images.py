@@ -146,7 +146,7 @@ def read_label(path: Path) -> np.ndarray:
     if label.ndim != 2:
         raise DataError(
             f"{path}: is a colour picture (mode {picture.mode}); a label file holds one class "
-            "index a pixel (8-bit grey or palette PNG)"
+            "index per pixel (8-bit grey or palette PNG)"
         )
     return label
 
@@ -169,7 +169,7 @@ def _read_bytes(path: Path, what: str) -> bytes:
 
 
 def _is_cut(content: bytes) -> bool:
-    """Does a JPEG or PNG lack its end? Looked for from the end of the file, where it should be."""
+    """Return whether a JPEG or PNG lacks its end mark, searched from the end of the file."""
     if content[:2] == b"\xff\xd8":
         # In JPEG data FF D9 ends an image and FF DA starts a scan; neither occurs inside a scan.
         end = content.rfind(b"\xff\xd9")

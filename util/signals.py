@@ -5,7 +5,7 @@ import signal
 import threading
 from types import FrameType
 
-STOPPED = 75  # the exit code of a run that was asked to stop: it can go on (EX_TEMPFAIL)
+STOPPED = 75  # the exit code of a run that was asked to stop: it can be resumed (EX_TEMPFAIL)
 SIGNALS = ("SIGTERM", "SIGINT", "SIGUSR1")  # of schedulers, of a terminal, of Slurm before the end
 
 

@@ -45,7 +45,7 @@ class FolderImages:
         return len(self.files)
 
     def read(self, index: int) -> np.ndarray:
-        """(H, W, C) uint8; DataError for a file that is no image."""
+        """(H, W, C) uint8; DataError for a file that is not an image."""
         return read_image(self.files[index], self.channels)
 
     def name(self, index: int) -> str:

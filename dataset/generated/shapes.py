@@ -95,7 +95,7 @@ def _paint_pole(canvas: Canvas, horizon: Horizon) -> Point:
 
 
 def _paint_wire(canvas: Canvas, horizon: Horizon) -> Point:
-    """A band across the whole image, at any slope that is no pole's; returns a point on it."""
+    """A band across the whole image, not as steep as a pole; returns a point on it."""
     rng = canvas.rng
     centre = (canvas.width / 2, canvas.height / 2 + rng.uniform(-48, 48))
     angle = rng.uniform(-0.95, 0.95)

@@ -74,11 +74,11 @@ def pack(
 ) -> Iterator[None]:
     """Write the packed copy of `pairs` as `part` ("train", "val") of `folder`; yields once a pair.
 
-    A stopped packing goes on where it was; one that is whole and no older than its sources is left
+    Packing that was stopped continues; a copy that is whole and not older than its sources is left
     as it is. An earlier copy is there to be read until the new one takes its place.
 
     Args:
-        keep_bad: note why a pair cannot be used and go on, for runs with TRAIN.bad_data skip.
+        keep_bad: note why a pair cannot be used and continue, for runs with TRAIN.bad_data skip.
     Raises:
         DataError: a pair cannot be used, the disk has no room, or another process packs there.
     """

@@ -22,7 +22,7 @@ def convert(
 ) -> Iterator[tuple[Path, Path]]:
     """Write every pair below `output`, in order; yields (image, label) relative to it.
 
-    What is there already and not older than its source is kept, so that a stopped copy goes on and
+    What exists and is not older than its source is kept, so that a stopped copy continues and
     a second one does nothing.
     """
     one = partial(convert_pair, encoding=encoding, output=output, root=root, colors=colors)

@@ -26,7 +26,7 @@ class Inspection:
         name: of the image, relative to its folder.
         size: (height, width) of the image, turned upright.
         channels: as stored.
-        kind: "index": a value a pixel; "grey_rgb": three equal channels; "colour".
+        kind: "index": one value per pixel; "grey_rgb": three equal channels; "colour".
         values, counts: what occurs in the label and on how many pixels; colours as 0xRRGGBB.
         turned: the label fits the photo as it is stored, before it is turned upright.
         sums: (2, channels) mean and mean square of the image.
@@ -136,7 +136,7 @@ def inspect(job: tuple[str, Path, Path]) -> Inspection:
         result.values, result.counts = np.unique(label, return_counts=True)
         if result.kind == "colour" and len(result.values) > COLOURS_AT_MOST:
             raise DataError(
-                f"{result.label}: has {len(result.values)} colours; a label has one a class (was "
+                f"{result.label}: has {len(result.values)} colours; a label has one per class (was "
                 "it saved as JPEG, or smoothed?)"
             )
         if label.shape != result.size:
@@ -168,6 +168,6 @@ def read_any_label(path: Path) -> tuple[np.ndarray, Kind]:
 
 
 def is_turned(path: Path) -> bool:
-    """Does the photo's EXIF entry ask for a quarter turn?"""
+    """Return whether the photo's EXIF entry asks for a quarter turn."""
     with Image.open(path) as picture:
         return picture.size != ImageOps.exif_transpose(picture).size

@@ -31,7 +31,7 @@ def train_aug_ids(voc: Path, sbd: Path) -> list[str]:
 def write_train_aug(voc: Path, sbd: Path) -> Iterator[str]:
     """Write `SegmentationClassAug/` and, when it is whole, `train_aug.txt`; yields each id.
 
-    Labels that are there already are kept, so that a stopped run goes on.
+    Labels that are there already are kept, so that a stopped run continues.
     """
     colors = describe("voc2012").colors
     ids = train_aug_ids(voc, sbd)

@@ -54,7 +54,7 @@ class TimmBackbone(nn.Module):
             self._try(name, in_channels, size)
 
     def _try(self, name: str, in_channels: int, size: tuple[int, int]) -> None:
-        """Without data: does the network take such images, and do its maps lie on its strides?"""
+        """Check without data that the network takes such images, with the strides it claims."""
         complaint = f"backbone timm/{name} does not take images of {size[0]}x{size[1]}"
         height, width = (side + -side % self.multiple for side in size)
         hollow = deepcopy(self.network).to("meta").eval()

@@ -41,7 +41,7 @@ def is_main() -> bool:
 
 
 def under_torchrun() -> bool:
-    """Has a launcher (torchrun, or Slurm through it) started this process?"""
+    """Return whether a launcher (torchrun, or Slurm through it) started this process."""
     return "RANK" in os.environ and "WORLD_SIZE" in os.environ
 
 
@@ -89,7 +89,7 @@ def barrier() -> None:
 
 
 def any_process(flag: bool) -> bool:
-    """Is the flag up in any process? Every process must ask; nothing waits for the GPUs."""
+    """Return whether any process has the flag. Every process must call it; no GPU is waited for."""
     if world_size() == 1:
         return flag
     up = torch.tensor(int(flag))

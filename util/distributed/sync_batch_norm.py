@@ -67,7 +67,7 @@ class SyncBatchNorm(_BatchNorm):
     statistics. With one process, and in evaluation, it is plain batch norm.
 
     Raises:
-        ValueError: training with a single value a channel, over all processes.
+        ValueError: training with a single value per channel, over all processes.
     """
 
     def _check_input_dim(self, x: Tensor) -> None:
@@ -134,7 +134,7 @@ def convert(network: nn.Module, *, device: torch.device, use_apex: bool = False)
 
 
 def carries_activation(module: nn.Module) -> bool:
-    """Is this timm's batch norm, which has a dropout and an activation inside?"""
+    """Return whether this is timm's batch norm, with a dropout and an activation inside."""
     return isinstance(module, nn.BatchNorm2d) and any(module.children())
 
 

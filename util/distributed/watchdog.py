@@ -22,7 +22,7 @@ PHASES = ("reading the images of", "computing", "evaluating after")
 class Watchdog:
     """Listens, while it is entered, to the signs of life that every process of the run gives.
 
-    A process that falls silent is complained of by name; where nobody got on for `minutes`, the
+    A process that stops responding is named in a warning; without progress for `minutes`, the
     job ends with exit code 70 and the processes that the others wait for are named. The processes
     0 and 1 look, so that each is seen by another one.
 
@@ -136,7 +136,8 @@ class Watchdog:
         if rest:
             message += f"; {self._describe(rest)}"
         print(
-            f"error: {message}. The same command goes on from the last checkpoint", file=sys.stderr
+            f"error: {message}. Run the same command to resume from the last checkpoint",
+            file=sys.stderr,
         )
         sys.stderr.flush()
         os._exit(HUNG)

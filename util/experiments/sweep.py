@@ -2,7 +2,7 @@
 
 The study is `study.db` (SQLite) in the sweep's folder. The process that runs a trial holds the lock
 of the trial's folder, which ends with the process: a trial that is running in the study and not
-locked was left behind, and the next worker goes on with it from its checkpoint.
+locked was left behind, and the next worker continues it from its checkpoint.
 """
 
 import hashlib
@@ -110,7 +110,7 @@ class SweepStudy:
             self._check_identity()
 
     def _check_identity(self) -> None:
-        """Compare what may not change while a study goes on; the number of trials may."""
+        """Compare what may not change while a study continues; the number of trials may."""
         config = load_config(self.sweep.config_path).model_dump(mode="json")
         identity = {
             "config": hashlib.sha256(json.dumps(config, sort_keys=True).encode()).hexdigest(),
@@ -129,7 +129,7 @@ class SweepStudy:
             changed = ", ".join(key for key in identity if known.get(key) != identity[key])
             other = f"a sweep with another {changed}"
             if known.keys() != identity.keys():
-                other = "a former version of this program, which cannot go on"
+                other = "a former version of this program, which cannot be resumed"
             raise ConfigError(
                 f"{self.folder} has the trials of {other}; give the file another name:, or move "
                 "the folder away"
@@ -249,7 +249,7 @@ def run_trial(
     on_epoch: Callable[[int, float], bool],
     stopping: Callable[[], bool],
 ) -> Outcome:
-    """Start a trial's training run, or go on with it, and follow it to its end.
+    """Start a trial's training run, or resume it, and follow it to its end.
 
     Args:
         command: starts it; it saves and ends with exit code 75 at SIGTERM.

@@ -1,4 +1,4 @@
-"""A record of the images that a test has done, so that a stopped test goes on with the others."""
+"""A record of the images that a test has done, so that a stopped test continues with the others."""
 
 import hashlib
 import json

@@ -129,7 +129,7 @@ class SlidingWindow:
                     raise
             if self.device.type == "cuda":
                 torch.cuda.empty_cache()
-            self.warn(f"out of memory on {self.device}: goes on with {remedy}")
+            self.warn(f"out of memory on {self.device}: continuing with {remedy}")
 
     def _fall_back(self) -> str | None:
         """Take the next step to less memory and name it; None if there is none left."""

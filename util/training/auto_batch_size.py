@@ -14,7 +14,7 @@ MARGIN = 0.9  # share of a GPU's free memory that a step may take: fragments, la
 CPU_SHARE = 0.5  # of the memory that is available: loader processes and others want some as well
 CPU_MOST = 16  # images of all processes of a machine; more gain nothing on a CPU
 Fits = Callable[[int], bool]
-Step = Callable[[int], None]  # makes one training step with so many images of this process
+Step = Callable[[int], None]  # makes one training step with this many images of this process
 
 
 def largest_that_fits(fits: Fits, *, least: int, most: int) -> int:
@@ -38,7 +38,7 @@ def largest_that_fits(fits: Fits, *, least: int, most: int) -> int:
 
 
 def fits_gpu(step: Step, device: torch.device) -> Fits:
-    """Does a step fit the GPU? Tried out, with a tenth of the free memory to spare."""
+    """Return a test by trying: a step fits with a tenth of the GPU's free memory to spare."""
 
     def fits(images: int) -> bool:
         torch.cuda.empty_cache()
@@ -68,7 +68,7 @@ def is_too_much(error: RuntimeError) -> bool:
 
 
 def fits_cpu(step: Step, *, least: int, available: int | None = None) -> Fits:
-    """Does a step fit the main memory? An estimate: a machine that runs out of it stops answering.
+    """Return a test by an estimate: trying could make the machine run out of memory.
 
     One step of `least` images shows how many bytes an image leaves for the backward pass. Twice
     that, for gradients and work space, must fit into this process's part of half of what is

@@ -41,7 +41,7 @@ def write_epoch(
 ) -> None:
     """Add an epoch; entries of it and of later epochs from an earlier attempt are dropped.
 
-    A file that cannot be written is reported to `complain`, and the run goes on.
+    A file that cannot be written is reported to `complain`, and the run continues.
     """
     path = folder / NAME
     try:

@@ -17,7 +17,7 @@ from ..precision import autocast
 
 
 def check_batch_norm(config: Config, segmenter: nn.Module) -> None:
-    """Find out before training whether a batch leaves batch norm a single value a channel.
+    """Find out before training whether a batch leaves batch norm a single value per channel.
 
     A pass without data (meta tensors) over the batch that batch norm will see.
     """

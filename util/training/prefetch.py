@@ -51,7 +51,7 @@ class Prefetcher:
     """Prepares batches while the device computes.
 
     Kernels are only queued, so the host asks for the next batch while a GPU still computes, and a
-    copy on a stream of its own goes on beside that. It needs batches in pinned memory.
+    copy on a stream of its own proceeds meanwhile. It needs batches in pinned memory.
 
     Args:
         timer: measures how long each batch is waited for.

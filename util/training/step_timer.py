@@ -118,7 +118,7 @@ class StepTimer:
 def step_shares(step: float, *, waiting: float, computing: float, communication: float) -> Shares:
     """Seconds of a step -> shares.
 
-    `waiting` for images counts as far as nothing was computed meanwhile (a GPU goes on by itself);
+    `waiting` for images counts as far as nothing was computed meanwhile (GPUs work on);
     `communication` happens during the passes, so it is taken off their time.
     """
     computing = min(computing, step)

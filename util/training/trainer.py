@@ -215,7 +215,7 @@ class Trainer:
             reason = self.request.name or "another process"
             raise Stopped(
                 f"stopped by {reason} after step {self.step} of {self.total_steps}; saved in "
-                f"{self.checkpoints.last}, the same command goes on from there"
+                f"{self.checkpoints.last}, run the same command to resume"
             )
 
     def _save_is_due(self) -> bool:
@@ -239,10 +239,10 @@ class Trainer:
         self.last_save = time.monotonic()
 
     def state_dict(self) -> dict[str, Any]:
-        """Everything a run needs to go on as if never stopped; every process must call it.
+        """Everything a run needs to continue as if never stopped; every process must call it.
 
         `state_dict` in it has the weights to use: the averaged ones where there are any, and
-        `training_weights` those that training goes on with.
+        `training_weights` those that training continues with.
         """
         weights = {"state_dict": self.segmenter.state_dict()}
         if self.ema is not None:
