@@ -442,7 +442,7 @@ class DistributedSection(Section):
     )
     loss_scale: float | Literal["dynamic"] | None = option(
         None,
-        "first factor of the fp16 gradient scaler; empty and `dynamic` are PyTorch's",
+        "fixed factor of the fp16 gradient scaler; empty and `dynamic`: PyTorch finds it",
         gt=0,
     )
 
