@@ -1,13 +1,18 @@
 """TRAIN.compile is used where it works; where it does not, the log says so and the run goes on."""
 
+import logging
 from pathlib import Path
 
 import pytest
 import torch
+from processes import run_processes
 from torch import Tensor, nn
 
-from stripseg.config.load import load_config
+from stripseg.config.load import find_config, load_config
+from stripseg.model.build import build_network
 from stripseg.training_run import build_trainer
+from stripseg.util.distributed import process_group
+from stripseg.util.training.parallelize import compile_or_eager, place_network
 
 CPU = torch.device("cpu")
 WORDS = ["TRAIN.compile", "True", "TRAIN.evaluate", "False"]
@@ -87,3 +92,45 @@ def test_too_little_memory_is_no_reason_to_go_on(small_config: Path, monkeypatch
     monkeypatch.setattr(torch, "compile", full)
     with pytest.raises(torch.OutOfMemoryError):
         build_trainer(load_config(small_config, WORDS), CPU)
+
+
+def compiled_where_rank_1_fails(error: str) -> str:
+    """What `compile_or_eager` gives this process, if the compiler fails in the other one."""
+
+    def compiler(network: nn.Module) -> nn.Module:
+        if process_group.rank() == 1:
+            raise {"full": torch.OutOfMemoryError, "broken": RuntimeError}[error]("no luck")
+        return nn.Sequential(network)
+
+    torch.compile = compiler  # in a process of its own
+    network = nn.Conv2d(3, 4, 3)
+    try:
+        got = compile_or_eager(network, (2, 3, 8, 8), dtype=torch.float32, channels_last=True)
+    except torch.OutOfMemoryError:
+        return "out of memory"
+    return "as it is" if got is network else "compiled"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("error", "outcome"), [("full", "out of memory"), ("broken", "as it is")])
+def test_no_process_waits_for_one_that_cannot_compile(error: str, outcome: str) -> None:
+    assert run_processes(2, compiled_where_rank_1_fails, error) == [outcome, outcome]
+
+
+def placed_network() -> tuple[bool, str]:
+    """Whether the network is compiled where processes share batch norm, and what the log says."""
+    config = load_config(find_config("shapes", "spnet18"), ["TRAIN.compile", "True"])
+    records: list[logging.LogRecord] = []
+    handler = logging.Handler()
+    handler.emit = records.append
+    logging.getLogger("stripseg").handlers = [handler]
+    network = place_network(config, build_network(config), CPU)
+    compiled = any("Optimized" in type(module).__name__ for module in network.modules())
+    return compiled, " ".join(record.getMessage() for record in records)
+
+
+@pytest.mark.slow
+def test_shared_batch_norm_is_not_compiled() -> None:
+    for compiled, said in run_processes(2, placed_network):
+        assert not compiled
+        assert "TRAIN.norm group or TRAIN.sync_bn False" in said
