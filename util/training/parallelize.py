@@ -81,11 +81,10 @@ def place_network(
     network = segmenter
     processes = process_group.world_size()
     if train.compile and synchronized and processes > 1:
-        # docs/scale.md: PyTorch breaks the graph there, twice per layer and step
+        # docs/scale.md: graphs break there on GPUs, and the warm-up must not wait for other processes
         logging.getLogger("stripseg").warning(
-            f"warning: TRAIN.compile: not with batch norm that {processes} processes share, where "
-            "the compiled graph would break at every layer; going on without. To compile, set "
-            "TRAIN.norm group or TRAIN.sync_bn False"
+            f"warning: TRAIN.compile: not with batch norm that {processes} processes share; "
+            "continuing without it. To compile, set TRAIN.norm group or TRAIN.sync_bn False"
         )
     elif train.compile:
         images = -(-train.batch_size // processes // train.accumulation_steps)
