@@ -81,7 +81,7 @@ def place_network(
     network = segmenter
     processes = process_group.world_size()
     if train.compile and synchronized and processes > 1:
-        # docs/scale.md: graphs break there on GPUs, and the warm-up must not wait for other processes
+        # graphs break there on GPUs, and warming up must not wait for others: docs/scale.md
         logging.getLogger("stripseg").warning(
             f"warning: TRAIN.compile: not with batch norm that {processes} processes share; "
             "continuing without it. To compile, set TRAIN.norm group or TRAIN.sync_bn False"
