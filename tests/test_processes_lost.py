@@ -87,7 +87,7 @@ def test_a_killed_process_is_named_with_its_last_step(small_config: Path) -> Non
     time.sleep(2 * watchdog_module.BEAT)
     os.kill(worker(run, 1), signal.SIGKILL)
     assert run.end(60) != 0
-    named = re.search(r"error: rank 1 \(computing step (\d+)\) no longer answers", run.text)
+    named = re.search(r"error: rank 1 \(computing step (\d+)\) has stopped responding", run.text)
     assert named, run.text
     assert int(named[1]) >= 2
     assert "Traceback" not in run.text.split("error: rank 1")[0]
@@ -101,12 +101,12 @@ def test_a_hung_process_ends_the_run_and_is_named(small_config: Path) -> None:
     run.wait_for(" step 2/")
     hung = worker(run, 1)
     os.kill(hung, signal.SIGSTOP)
-    run.wait_for("keeps the run waiting", 60)
+    run.wait_for("the run is blocked by", 60)
     os.kill(hung, signal.SIGCONT)  # spares torchrun its half minute of patience
     assert run.end(60) == HUNG, run.text
     assert re.search(
-        r"error: no progress for 0.1 minutes \(Distributed.timeout_minutes\): rank 1 \((computing|"
-        r"reading the images of) step \d+\) keeps the run waiting; rank 0 \(computing step",
+        r"error: no progress for 0.1 minutes \(Distributed.timeout_minutes\): the run is blocked "
+        r"by rank 1 \((computing|reading the images of) step \d+\); rank 0 \(computing step",
         run.text,
     ), run.text
 
@@ -175,33 +175,33 @@ def test_those_behind_are_named_and_the_others_told(monkeypatch, capsys) -> None
     dogs = watchdogs(monkeypatch, 4)
     for rank in range(4):
         dogs[rank].note(8, READING if rank % 2 else COMPUTING)
-        dogs[rank]._say(1)
+        dogs[rank]._send(1)
     dogs[0]._listen()
     with pytest.raises(Gone, match=str(HUNG)):
-        dogs[0]._end({rank: dogs[0]._place(rank) for rank in range(4)})
+        dogs[0]._end()
     assert (
-        "rank 1, 3 (reading the images of step 8) keeps the run waiting; rank 0, 2 (computing step "
+        "the run is blocked by rank 1, 3 (reading the images of step 8); rank 0, 2 (computing step "
         "8)" in capsys.readouterr().err
     )
 
 
 def test_a_process_that_is_done_is_not_missed(monkeypatch) -> None:
     first, second = watchdogs(monkeypatch, 2)
-    second._say(4)
+    second._send(4)
     first._listen()
-    assert list(first.heard) == [1]
-    second._say(watchdog_module.DONE)
+    assert list(first.heartbeats) == [1]
+    second._send(watchdog_module.DONE)
     first._listen()
-    assert first.heard == {}
+    assert first.heartbeats == {}
 
 
 def test_one_that_fell_silent_explains_a_failed_collective(monkeypatch) -> None:
     first, second = watchdogs(monkeypatch, 2)
     monkeypatch.setattr(watchdog_module, "BEAT", 0.05)
     second.note(7, COMPUTING)
-    second._say(1)
+    second._send(1)
     with (
-        pytest.raises(TrainingError, match=r"rank 1 \(computing step 7\) no longer answers"),
+        pytest.raises(TrainingError, match=r"rank 1 \(computing step 7\) has stopped responding"),
         first,
     ):
         raise RuntimeError("connection closed by peer")

@@ -7,6 +7,7 @@ import threading
 import time
 from collections.abc import Callable
 from contextlib import suppress
+from typing import NamedTuple
 
 from ...config.errors import TrainingError
 from . import process_group
@@ -17,6 +18,15 @@ DONE = -1  # the last sign of life
 SILENT = 15.0  # seconds without one, after which a process is said not to answer
 READING, COMPUTING, EVALUATING = range(3)  # what a process does about a step, in this order
 PHASES = ("reading the images of", "computing", "evaluating after")
+
+
+class Heartbeat(NamedTuple):
+    """Where a process is: what it is doing (`PHASES`) about a step, and which image if one."""
+
+    step: int
+    phase: int
+    detail: str = ""
+    count: int = 0  # grows with every beat; DONE at the end
 
 
 class Watchdog:
@@ -39,20 +49,20 @@ class Watchdog:
         self.limit = 60 * minutes
         self.complain = complain
         self.lost = lost
-        self.place: tuple[int, int, str] = (0, 0, "")
-        self.heard: dict[int, str] = {}  # the last sign of life of each process
+        self.own = Heartbeat(0, READING)
+        self.heartbeats: dict[int, Heartbeat] = {}  # the last one of each process
         self.heard_at: dict[int, float] = {}
-        self.complained: set[int] = set()
+        self.reported: set[int] = set()  # processes that were named in a warning
         self.stopped = threading.Event()
         self.thread: threading.Thread | None = None
 
     def note(self, step: int, phase: int, detail: str = "") -> None:
-        """This process has come to `PHASES[phase]` of `step`; costs nothing."""
-        self.place = (step, phase, detail)
+        """Record that this process has come to `PHASES[phase]` of `step`; costs nothing."""
+        self.own = Heartbeat(step, phase, detail)
 
     def __enter__(self) -> "Watchdog":
         self.stopped.clear()
-        self._say(0)
+        self._send(0)
         self.thread = threading.Thread(target=self._watch, name="watchdog", daemon=True)
         self.thread.start()
         return self
@@ -61,18 +71,18 @@ class Watchdog:
         """Name the process whose end made a collective fail.
 
         Raises:
-            TrainingError: some process has fallen silent.
+            TrainingError: some process has stopped responding.
         """
         silent = self._fallen_silent() if isinstance(error, RuntimeError) else []
         self.stopped.set()
         self.thread.join()
         if silent:
-            raise TrainingError(f"{self._describe(silent)} no longer answers") from error
+            raise TrainingError(f"{self._describe(silent)} has stopped responding") from error
         with suppress(RuntimeError, ValueError):
-            self._say(DONE)
+            self._send(DONE)
 
     def _fallen_silent(self) -> list[int]:
-        """After a failed collective: the processes that give no sign of life any more."""
+        """Return the processes that have stopped responding, after a failed collective."""
         try:
             self._listen()
             self.stopped.wait(3 * BEAT)
@@ -86,7 +96,7 @@ class Watchdog:
         while not self.stopped.wait(BEAT):
             count += 1
             try:
-                self._say(count)
+                self._send(count)
                 if self.rank > 1:
                     continue
                 self._listen()
@@ -94,45 +104,48 @@ class Watchdog:
                 if not self.stopped.is_set():
                     self.lost()
                 return
-            places = {rank: self._place(rank) for rank in self.heard}
+            places = {rank: beat._replace(count=0) for rank, beat in self.heartbeats.items()}
             if places != before:
                 before, progress_at = places, time.monotonic()
-            self._complain_of(self._silent(min(SILENT, self.limit)))
+            self._warn_of(self._silent(min(SILENT, self.limit)))
             patience = self.limit + 5 * self.rank  # process 0 speaks first if it can
             if time.monotonic() - progress_at > patience:
-                self._end(places)
+                self._end()
 
-    def _say(self, count: int) -> None:
-        self.store.set(f"alive/{self.rank}", json.dumps([count, *self.place]))
+    def _send(self, count: int) -> None:
+        self.store.set(f"alive/{self.rank}", json.dumps(self.own._replace(count=count)))
 
     def _listen(self) -> None:
         for rank in range(self.processes):
             key = f"alive/{rank}"
-            said = self.store.get(key).decode() if self.store.check([key]) else None
-            if said is None or json.loads(said)[0] == DONE:
-                self.heard.pop(rank, None)
+            sent = self.store.check([key])
+            beat = Heartbeat(*json.loads(self.store.get(key))) if sent else None
+            if beat is None or beat.count == DONE:
+                self.heartbeats.pop(rank, None)
                 self.heard_at.pop(rank, None)
-            elif said != self.heard.get(rank):
-                self.heard[rank], self.heard_at[rank] = said, time.monotonic()
+            elif beat != self.heartbeats.get(rank):
+                self.heartbeats[rank], self.heard_at[rank] = beat, time.monotonic()
 
     def _silent(self, seconds: float) -> list[int]:
         now = time.monotonic()
         return [rank for rank, heard in self.heard_at.items() if now - heard > seconds]
 
-    def _complain_of(self, silent: list[int]) -> None:
-        new = [rank for rank in silent if rank not in self.complained]
-        self.complained = set(silent)
+    def _warn_of(self, silent: list[int]) -> None:
+        new = [rank for rank in silent if rank not in self.reported]
+        self.reported = set(silent)
         if new:
-            self.complain(f"{self._describe(new)} does not answer")
+            self.complain(f"{self._describe(new)} does not respond")
 
-    def _end(self, places: dict[int, tuple[int, int, str]]) -> None:
-        """Say who keeps the others waiting, and end the job: the launcher ends the rest."""
+    def _end(self) -> None:
+        """Name the processes that block the others, and end the job: the launcher ends the rest."""
+        beats = self.heartbeats
         behind = self._silent(min(SILENT, self.limit))
         if not behind:
-            behind = [rank for rank in places if places[rank][:2] == min(places.values())[:2]]
+            least = min((beat.step, beat.phase) for beat in beats.values())
+            behind = [rank for rank in beats if beats[rank][:2] == least]
         message = f"no progress for {self.limit / 60:g} minutes (Distributed.timeout_minutes): "
-        message += f"{self._describe(behind)} keeps the run waiting"
-        rest = [rank for rank in places if rank not in behind]
+        message += f"the run is blocked by {self._describe(behind)}"
+        rest = [rank for rank in beats if rank not in behind]
         if rest:
             message += f"; {self._describe(rest)}"
         print(
@@ -142,17 +155,16 @@ class Watchdog:
         sys.stderr.flush()
         os._exit(HUNG)
 
-    def _place(self, rank: int) -> tuple[int, int, str]:
-        return tuple(json.loads(self.heard[rank])[1:])
-
     def _describe(self, ranks: list[int]) -> str:
-        """Like: rank 1, 3 (computing step 12)."""
-        by_place: dict[tuple[int, int, str], list[int]] = {}
+        """Return text such as: rank 1, 3 (computing step 12)."""
+        by_place: dict[Heartbeat, list[int]] = {}
         for rank in ranks:
-            by_place.setdefault(self._place(rank), []).append(rank)
+            by_place.setdefault(self.heartbeats[rank]._replace(count=0), []).append(rank)
         parts = []
-        for (step, phase, detail), members in by_place.items():
+        for beat, members in by_place.items():
             numbers = ", ".join(map(str, members[:8])) + ", ..." * (len(members) > 8)
-            where = f"{PHASES[phase]} step {step}" + f": {detail}" * bool(detail)
+            where = f"{PHASES[beat.phase]} step {beat.step}" + f": {beat.detail}" * bool(
+                beat.detail
+            )
             parts.append(f"rank {numbers} ({where})")
         return "; ".join(parts)
