@@ -100,7 +100,7 @@ def test_unknown_dataset_names_the_nearest():
         ),
         (
             {"raw_labels": {"kind": "table", "known": [0, 3], "map": {3: 7}}, "evidence": EVIDENCE},
-            "no classes",
+            "not classes",
         ),
     ],
 )
