@@ -44,7 +44,8 @@ def test_colour_coded_labels_are_refused(mode: str, tmp_path: Path) -> None:
     """Cityscapes' color.png, the full ADE20K's codes, the original CamVid's _L.png."""
     found = pair(tmp_path, Image.new(mode, (4, 3)))
     encoding = choose_encoding([found], None, classes=19)
-    with pytest.raises(DataError, match=f"is a colour picture .mode {mode}.*one class index per pix"):
+    message = f"is a colour picture .mode {mode}.*one class index per pixel"
+    with pytest.raises(DataError, match=message):
         encoding.read(found.label)
 
 
