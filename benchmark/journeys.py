@@ -99,17 +99,23 @@ def journeys(folder: Path) -> Iterator[tuple[str, Journey]]:
     from stripseg.config.load import load_config
     from stripseg.dataset.build import build_classes
     from stripseg.dataset.results import PredictionFiles
-    from stripseg.training_run import build_trainer
+    from stripseg.training_run import build_planned, plan_run
+    from stripseg.util.training.prefetch import Prefetcher
+    from stripseg.util.training.step_timer import StepTimer
 
     path = write_config(folder)
     journey, config = record(lambda: load_config(path))
     yield "YAML -> Config", journey
-    journey, trainer = record(lambda: build_trainer(config, torch.device("cpu")))
-    yield "building a trainer", journey
+    journey, plan = record(lambda: plan_run(config, torch.device("cpu")))
+    yield "planning a run: log, data check, resume", journey
+    journey, trainer = record(lambda: build_planned(plan))
+    yield "building its trainer", journey
     journey, loaded = record(lambda: next(trainer.loader.batches(0, 1)))
     yield "one batch from files", journey
     trainer.network.train()
-    batch = trainer.prefetcher.prepare(loaded, 0)
+    device = torch.device("cpu")
+    prefetcher = Prefetcher(config, device, timer=StepTimer(device), note=lambda *_: None)
+    batch = prefetcher.prepare(loaded, 0)
     journey, _ = record(lambda: trainer.train_step(batch))
     yield "one training step", journey
     journey, _ = record(lambda: trainer.fit(until=1))

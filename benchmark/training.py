@@ -9,8 +9,8 @@ from torch.nn import functional as F
 from stripseg.config.load import find_config, load_config
 from stripseg.model.build import build_segmenter
 from stripseg.model.segmenter import Segmenter
-from stripseg.util.normalization import Normalization
-from stripseg.util.precision import autocast, has_native_bfloat16
+from stripseg.util.images import Normalization
+from stripseg.util.precision import has_native_bfloat16
 from stripseg.util.training.losses import SegmentationLoss
 from stripseg.util.training.optimizer import build_optimizer
 
@@ -86,7 +86,7 @@ def our_step(
     def step() -> None:
         pixels = normalize(image.to(device)).contiguous(memory_format=torch.channels_last)
         target = label.to(device)
-        with autocast(torch.device(device), dtype):
+        with torch.autocast(torch.device(device).type, dtype, enabled=dtype != torch.float32):
             logits, auxiliary = model(pixels)
         loss, _, _ = loss_of(logits, auxiliary, target)
         optimizer.zero_grad(set_to_none=True)

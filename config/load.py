@@ -54,7 +54,7 @@ def load_config(path: str | Path, overrides: Sequence[Any] = ()) -> Config:
     values = {
         "experiment": experiment,
         "source": str(path),
-        "overrides": tuple(map(str, overrides)),
+        "overrides": tuple("null" if value is None else str(value) for value in overrides),
         "origins": merged.origins,
         "notices": merged.notices,
     }

@@ -84,6 +84,7 @@ def problems(config: Config) -> Iterator[Problem]:
     yield from _ranges(config.TRAIN)
     yield from _crops(config.TRAIN, config.TEST)
     yield from _memory(config.TRAIN)
+    yield from _numerics(config.TRAIN)
     yield from _processes(config)
 
 
@@ -253,6 +254,15 @@ def _crops(train: TrainSection, test: TestSection) -> Iterator[Problem]:
                 ((section, key), ("TRAIN", "output_stride")),
                 f"{section}.{key} {side} must not be smaller than TRAIN.output_stride {stride}",
             )
+
+
+def _numerics(train: TrainSection) -> Iterator[Problem]:
+    if train.deterministic and train.arch == "psp" and train.ppm_pooling == "max":
+        yield (
+            _of("TRAIN", "deterministic", "ppm_pooling"),
+            "TRAIN.deterministic does not go with TRAIN.ppm_pooling max, whose backward pass has "
+            "no deterministic algorithm on GPUs; set TRAIN.ppm_pooling average",
+        )
 
 
 def _memory(train: TrainSection) -> Iterator[Problem]:

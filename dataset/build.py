@@ -1,5 +1,6 @@
 """The one place where a config becomes data: lists, labels, names, loaders."""
 
+import shlex
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -138,7 +139,8 @@ def open_packed(
     """The packed copy of "train" or "val" in `DATA.packed`; None if the files are to be read."""
     if config.DATA.packed is None:
         return None
-    command = f"python tool/prepare.py pack {config.command_arguments()} --out {config.DATA.packed}"
+    out = shlex.quote(config.DATA.packed)
+    command = f"python tool/prepare.py pack {config.command_arguments()} --out {out}"
     return PackedPairs(
         Path(config.DATA.packed),
         part,

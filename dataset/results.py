@@ -1,18 +1,24 @@
-"""The results of a test as files: predictions, and the archive for a benchmark's server.
+"""The results of a test as files: predictions, which of them are done, a server's archive.
 
 The catalog describes what a server accepts (`submission`): the values to store, the path inside the
 archive, whether the PNG has the classes' palette, and the size that every prediction must have.
 """
 
+import hashlib
+import json
 import os
 import tarfile
 import zipfile
-from collections.abc import Sequence
+from collections import deque
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path, PurePosixPath
+from typing import Any
 
 import numpy as np
 
 from ..config.errors import DataError
+from ..util.distributed import process_group
 from ..util.files import atomic_write
 from ..util.images import colorize, read_label, write_png
 from .description import DatasetDescription
@@ -115,3 +121,90 @@ class PredictionFiles:
 
     def read(self, name: str) -> np.ndarray:
         return read_label(self.gray / self.relative[name])
+
+
+class ProgressJournal:
+    """The names of the images that are done, in a hidden folder beside their predictions.
+
+    It holds for one set of settings: where anything that decides a prediction has changed, the
+    journal starts again. It is removed when the test has ended, so that the same command then tests
+    everything again. Each process writes its own file; all are read.
+
+    Args:
+        folder: of the results.
+        settings: what decides the predictions (checkpoint, scales, list, ...), as plain values.
+    """
+
+    def __init__(self, folder: Path, settings: dict[str, Any]) -> None:
+        self.folder = folder / ".journal"
+        text = json.dumps(settings, sort_keys=True, default=str)
+        self.digest = hashlib.sha256(text.encode()).hexdigest()
+        if process_group.is_main() and self._read_digest() != self.digest:
+            self.remove()
+            with atomic_write(self.folder / "settings") as file:
+                file.write(self.digest.encode())
+        process_group.barrier()
+        self.done = self._read_done()
+        process_group.barrier()
+        self._file = open(self._own(), "a", encoding="utf-8")  # noqa: SIM115 - open for the test
+
+    def _own(self) -> Path:
+        return self.folder / f"done-{process_group.rank()}.txt"
+
+    def _read_digest(self) -> str | None:
+        path = self.folder / "settings"
+        return path.read_text(encoding="ascii") if path.is_file() else None
+
+    def _read_done(self) -> set[str]:
+        names: set[str] = set()
+        for path in self.folder.glob("done-*.txt"):
+            text = path.read_text(encoding="utf-8", errors="replace")
+            lines = text.split("\n")[:-1]  # a line without its end was cut
+            names.update(json.loads(line) for line in lines if line.startswith('"'))
+        return names
+
+    def add(self, names: Iterable[str]) -> None:
+        """These images, tested together, are done and their predictions are written."""
+        self._file.write("".join(json.dumps(name) + "\n" for name in names))
+        self._file.flush()
+
+    def finish(self) -> None:
+        """The test has ended: forget it. Every process must call it."""
+        self._file.close()
+        process_group.barrier()
+        if process_group.is_main():
+            self.remove()
+
+    def remove(self) -> None:
+        for path in self.folder.glob("*"):
+            path.unlink(missing_ok=True)
+        if self.folder.is_dir():
+            os.rmdir(self.folder)
+
+
+class BoundedThreadPool:
+    """Runs calls in `threads` threads until it is left; at most `waiting` of them are unfinished.
+
+    An error of a call is raised by a later `submit` or at the end.
+    """
+
+    def __init__(self, threads: int = 2, waiting: int = 8) -> None:
+        self._pool = ThreadPoolExecutor(threads)
+        self._waiting = waiting
+        self._calls: deque[Future] = deque()
+
+    def submit(self, function: Callable[..., Any], *arguments: Any) -> None:
+        while len(self._calls) >= self._waiting:
+            self._calls.popleft().result()
+        self._calls.append(self._pool.submit(function, *arguments))
+
+    def __enter__(self) -> "BoundedThreadPool":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Wait for everything, also where the main thread has failed."""
+        try:
+            while self._calls:
+                self._calls.popleft().result()
+        finally:
+            self._pool.shutdown()

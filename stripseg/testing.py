@@ -17,15 +17,18 @@ from .config.schema import Config, NetworkOptions
 from .dataset.build import build_classes, build_evaluation_set, description_of
 from .dataset.classification.build import build_evaluation_images, class_names
 from .dataset.loader import evaluation_samples, shares
-from .dataset.results import PredictionFiles, SubmissionWriter
+from .dataset.results import (
+    BoundedThreadPool,
+    PredictionFiles,
+    ProgressJournal,
+    SubmissionWriter,
+)
 from .dataset.segmentation import EvaluationSet, Sample
 from .util.distributed import process_group
 from .util.files import atomic_write
 from .util.inference.classification import classification_table
 from .util.inference.evaluator import Evaluator
-from .util.inference.progress_journal import ProgressJournal
 from .util.inference.sliding_window import SlidingWindow
-from .util.inference.thread_pool import BoundedThreadPool
 from .util.logger import progress
 from .util.metrics import ConfusionMatrix, Scores, check_prediction, score_table
 from .util.precision import choose_precision

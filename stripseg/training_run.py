@@ -18,22 +18,23 @@ from .config.schema import Config
 from .config.types import shown
 from .dataset.build import build_training_loader, build_training_set
 from .dataset.classification.build import build_training_images, class_images
-from .dataset.classification.images import TrainingImages
+from .dataset.classification.images import EvaluationImages, TrainingImages
 from .dataset.loader import TrainingLoader, class_pixels
 from .dataset.preparation.check import refuse_bad_data
-from .dataset.segmentation import TrainingSet
+from .dataset.segmentation import EvaluationSet, TrainingSet
 from .model.build import build_network
 from .model.weights import load_weights
 from .util.checkpoint import CheckpointFolder, read_checkpoint
 from .util.distributed import process_group
-from .util.files import atomic_write, link_or_copy
+from .util.files import link_or_copy, write_text
 from .util.logger import run_logger
+from .util.memory import explained_out_of_memory, training_remedies
 from .util.precision import choose_precision, set_numerics
 from .util.training.losses import SegmentationLoss, balanced_class_weights
 from .util.training.parallelize import check_batch_norm, place_network
 from .util.training.run_log import RunLog
 from .util.training.trainer import Trainer
-from .validation import validator
+from .validation import validation_data, validator
 
 
 @dataclass(frozen=True)
@@ -42,13 +43,23 @@ class Plan:
 
     Args:
         config: with a number for `TRAIN.batch_size`.
+        dtype: of the network's arithmetic.
+        images: of the training list, a few of them tried out.
+        validation: images to validate on, or None.
+        checkpoints: the run's folder.
         checkpoint: content of the one to resume from, or None.
         origin: its path.
     """
 
     config: Config
+    device: torch.device
+    dtype: torch.dtype
+    images: TrainingSet | TrainingImages
+    validation: EvaluationSet | EvaluationImages | None
+    checkpoints: CheckpointFolder
     checkpoint: dict[str, Any] | None
-    origin: str = ""
+    origin: str
+    log: logging.Logger
 
 
 @dataclass(frozen=True)
@@ -64,105 +75,107 @@ class Parts:
 
 def build_trainer(config: Config, device: torch.device) -> Trainer:
     """Return the trainer of a run, restored from the checkpoint in its folder if there is one."""
+    return build_planned(plan_run(config, device))
+
+
+def plan_run(config: Config, device: torch.device) -> Plan:
+    """Try out the data, find the checkpoint to resume from, and settle the batch size."""
     folder = Path(config.TRAIN.save_path)
     log = start_log(config, folder)
     set_numerics(deterministic=config.TRAIN.deterministic)
     dtype = choose_precision(config.TRAIN.precision, device, key="TRAIN.precision")
     checkpoints = CheckpointFolder(folder, keep=config.TRAIN.keep_last, complain=log.error)
-    images = training_data(config)
-    plan = plan_run(config, checkpoints, images=len(images), device=device, dtype=dtype, log=log)
-    config = plan.config
-    if process_group.is_main():
-        save_effective(config, folder / "config.yaml")
-    parts = build_parts(plan, images, device=device, dtype=dtype, log=log)
-    board = open_board(config, folder, plan.checkpoint)
-    trainer = Trainer(
-        config,
-        device=device,
-        dtype=dtype,
-        network=parts.network,
-        segmenter=parts.segmenter,
-        optimizer=parts.optimizer,
-        loss=parts.loss,
-        loader=parts.loader,
-        checkpoints=checkpoints,
-        run_log=RunLog(
-            config,
-            device,
-            log=log,
-            folder=folder,
-            steps_per_epoch=parts.loader.steps_per_epoch,
-            ignore_label=parts.loss.ignore_label,
-            board=board,
-        ),
-        validate=validator(config, parts.segmenter, device, dtype, board=board),
-    )
-    if plan.checkpoint is not None:
-        trainer.load_state_dict(plan.checkpoint, origin=plan.origin)
-        log.info(f"resuming from {plan.origin} at step {trainer.step} of {trainer.total_steps}")
-    describe_run(config, parts, device, dtype, log)
-    return trainer
-
-
-def plan_run(
-    config: Config,
-    checkpoints: CheckpointFolder,
-    *,
-    images: int,
-    device: torch.device,
-    dtype: torch.dtype,
-    log: logging.Logger,
-) -> Plan:
-    """Find the checkpoint to resume from and the batch size; `images`: length of the list."""
-    resumed = find_resume(config, checkpoints, log)
+    images, validation = training_data(config), validation_data(config)
+    origin, checkpoint = find_resume(config, checkpoints, log)
     if config.TRAIN.batch_size == "auto":
         with torch.random.fork_rng(devices=[]):
             trial = build_network(config)
         config = settle_batch_size(
             config,
             trial,
-            images=images,
+            images=len(images),
             device=device,
             dtype=dtype,
-            resumed=resumed[1] if resumed else None,
+            resumed=checkpoint,
             log=log,
         )
-    if resumed is None:
-        return Plan(config, None)
-    return Plan(config, resumed[1], str(resumed[0]))
+    if process_group.is_main():
+        save_effective(config, folder / "config.yaml")
+    return Plan(
+        config, device, dtype, images, validation, checkpoints, checkpoint, str(origin), log
+    )
 
 
-def build_parts(
-    plan: Plan,
-    images: TrainingSet | TrainingImages,
-    *,
-    device: torch.device,
-    dtype: torch.dtype,
-    log: logging.Logger,
-) -> Parts:
+def build_planned(plan: Plan) -> Trainer:
+    """Build the parts and the trainer; restore it from the plan's checkpoint.
+
+    Raises:
+        OutOfMemoryError: the network and what training adds to it do not fit the device.
+    """
+    config, log, folder = plan.config, plan.log, plan.checkpoints.folder
+    with explained_out_of_memory(
+        training_remedies(config.TRAIN),
+        phase="building the network",
+        last=plan.checkpoints.last,
+    ):
+        parts = build_parts(plan)
+        board = open_board(config, folder, plan.checkpoint)
+        run_log = RunLog(
+            config,
+            plan.device,
+            log=log,
+            folder=folder,
+            steps_per_epoch=parts.loader.steps_per_epoch,
+            ignore_label=parts.loss.ignore_label,
+            board=board,
+        )
+        trainer = Trainer(
+            config,
+            device=plan.device,
+            dtype=plan.dtype,
+            network=parts.network,
+            segmenter=parts.segmenter,
+            optimizer=parts.optimizer,
+            loss=parts.loss,
+            loader=parts.loader,
+            checkpoints=plan.checkpoints,
+            run_log=run_log,
+            validate=validator(
+                config, plan.validation, parts.segmenter, plan.device, plan.dtype, board=board
+            ),
+        )
+        if plan.checkpoint is not None:
+            trainer.load_state_dict(plan.checkpoint, origin=plan.origin)
+    if plan.checkpoint is not None:
+        log.info(f"resuming from {plan.origin} at step {trainer.step} of {trainer.total_steps}")
+    describe_run(plan, parts)
+    return trainer
+
+
+def build_parts(plan: Plan) -> Parts:
     """Build the network, with initial weights or the checkpoint's, optimizer, loss and loader."""
     config = plan.config
     loader = build_training_loader(
         config,
-        images,
+        plan.images,
         rank=process_group.rank(),
         world_size=process_group.world_size(),
-        pin_memory=device.type == "cuda",
+        pin_memory=plan.device.type == "cuda",
     )
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(config.TRAIN.manual_seed or 0)
         segmenter = build_network(config)
     check_batch_norm(config, segmenter)
     if plan.checkpoint is None:
-        initialise_weights(config, segmenter, log)
+        initialise_weights(config, segmenter, plan.log)
     else:
         restore_weights(config, segmenter, plan.checkpoint, origin=plan.origin)
-    network = place_network(config, segmenter, device, dtype=dtype)
+    network = place_network(config, segmenter, plan.device, dtype=plan.dtype)
     return Parts(
         segmenter=segmenter,
         network=network,
         optimizer=optimizer_of(config, segmenter),
-        loss=loss_of(config, weights_of_classes(config, images, log)),
+        loss=loss_of(config, weights_of_classes(config, plan.images, plan.log)),
         loader=loader,
     )
 
@@ -189,31 +202,30 @@ def start_log(config: Config, folder: Path) -> logging.Logger:
     return log
 
 
-def describe_run(
-    config: Config, parts: Parts, device: torch.device, dtype: torch.dtype, log: logging.Logger
-) -> None:
-    train, loader = config.TRAIN, parts.loader
+def describe_run(plan: Plan, parts: Parts) -> None:
+    config, loader = plan.config, parts.loader
+    train = config.TRAIN
     millions = sum(p.numel() for p in parts.segmenter.parameters()) / 1e6
-    log.info(
+    plan.log.info(
         f"{train.arch} on {train.backbone}, {millions:.2f}M parameters, {config.DATA.classes} "
         f"classes; {len(loader.dataset)} images, {loader.steps_per_epoch} steps per epoch of batch "
         f"{train.batch_size}, {train.epochs} epochs; {process_group.world_size()} process(es) on "
-        f"{device.type}, {str(dtype).removeprefix('torch.')}"
+        f"{plan.device.type}, {str(plan.dtype).removeprefix('torch.')}"
     )
 
 
 def find_resume(
     config: Config, checkpoints: CheckpointFolder, log: logging.Logger
-) -> tuple[Path, dict[str, Any]] | None:
-    """(path, content) of the checkpoint that `TRAIN.resume` means; None to start from scratch."""
+) -> tuple[Path, dict[str, Any] | None]:
+    """(path, content) of the checkpoint that `TRAIN.resume` means; no content: from scratch."""
     wanted = config.TRAIN.resume
     if wanted == "none":
-        return None
+        return checkpoints.last, None
     if wanted != "auto":
         return Path(wanted), read_checkpoint(wanted)
     found = checkpoints.newest_good()
     if found is None:
-        return None
+        return checkpoints.last, None
     path, content, warnings_ = found
     for warning in warnings_:
         log.warning(f"warning: {warning}")
@@ -301,7 +313,6 @@ def save_effective(config: Config, path: str | Path) -> None:
     path = Path(path)
     text = yaml.safe_dump(config.model_dump(), sort_keys=False, allow_unicode=True)
     try:
-        with atomic_write(path) as file:
-            file.write(f"# every option of {shown(config.source)}\n{text}".encode())
+        write_text(path, f"# every option of {shown(config.source)}\n{text}")
     except OSError as error:
         raise ConfigError(f"{path}: cannot be written: {error.strerror}") from None

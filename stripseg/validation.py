@@ -14,31 +14,51 @@ from .dataset.build import build_classes, build_validation_set
 from .dataset.classification.build import build_evaluation_images
 from .dataset.classification.images import EvaluationImages
 from .dataset.loader import evaluation_samples, shares
-from .dataset.segmentation import Sample
+from .dataset.segmentation import EvaluationSet, Sample
 from .util.distributed import process_group
-from .util.images import as_rgb, colorize, overlay
+from .util.images import Normalization, as_rgb, colorize, overlay
 from .util.inference.classification import ClassificationEvaluator, ClassificationScores
 from .util.inference.evaluator import Evaluator
 from .util.inference.sliding_window import SlidingWindow
 from .util.logger import progress
 from .util.metrics import ConfusionMatrix, Scores
-from .util.normalization import Normalization
 from .util.training.trainer import Validate
 
 
+def validation_data(config: Config) -> EvaluationSet | EvaluationImages | None:
+    """The images that `TRAIN` validates on; None where it does not validate.
+
+    Raises:
+        DataError: they do not exist or cannot be used.
+    """
+    if not config.TRAIN.evaluate:
+        return None
+    return (
+        build_evaluation_images(config, "val")
+        if config.classifies
+        else build_validation_set(config)
+    )
+
+
 def validator(
-    config: Config, network: nn.Module, device: torch.device, dtype: torch.dtype, *, board: Any
+    config: Config,
+    data: EvaluationSet | EvaluationImages | None,
+    network: nn.Module,
+    device: torch.device,
+    dtype: torch.dtype,
+    *,
+    board: Any,
 ) -> Validate | None:
-    """The validation that `TRAIN` asks for, done as the test does it.
+    """The validation on `data`, done as the test does it; None without data.
 
     Args:
         board: a TensorBoard writer for sample predictions, or None.
     """
-    if not config.TRAIN.evaluate:
+    if data is None:
         return None
-    if config.classifies:
-        return ClassificationValidator(config, network, device, dtype)
-    return SegmentationValidator(config, network, device, dtype, board=board)
+    if isinstance(data, EvaluationImages):
+        return ClassificationValidator(config, data, network, device, dtype)
+    return SegmentationValidator(config, data, network, device, dtype, board=board)
 
 
 class SegmentationValidator:
@@ -47,6 +67,7 @@ class SegmentationValidator:
     def __init__(
         self,
         config: Config,
+        dataset: EvaluationSet,
         network: nn.Module,
         device: torch.device,
         dtype: torch.dtype,
@@ -54,12 +75,16 @@ class SegmentationValidator:
         board: Any = None,
     ) -> None:
         self.config = config
+        self.dataset = dataset
         self.network = network
         self.device = device
         self.dtype = dtype
         self.board = board
-        self.dataset = build_validation_set(config)
-        self.colors = build_classes(config).colors
+
+    @cached_property
+    def colors(self) -> np.ndarray:
+        """(K, 3): of the classes, for sample predictions."""
+        return build_classes(self.config).colors
 
     @cached_property
     def engine(self) -> SlidingWindow:
@@ -104,13 +129,18 @@ class ClassificationValidator:
     """Every image of the validation split once."""
 
     def __init__(
-        self, config: Config, network: nn.Module, device: torch.device, dtype: torch.dtype
+        self,
+        config: Config,
+        dataset: EvaluationImages,
+        network: nn.Module,
+        device: torch.device,
+        dtype: torch.dtype,
     ) -> None:
         self.config = config
+        self.dataset = dataset
         self.network = network
         self.device = device
         self.dtype = dtype
-        self.dataset = build_evaluation_images(config, "val")
 
     def __call__(self, step: int, note: Callable[[str], None]) -> ClassificationScores:
         """Validate after step `step`; `note` is given the name of each image."""

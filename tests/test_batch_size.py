@@ -10,23 +10,23 @@ from reference import fcn
 from torch import nn
 from yamls import complaint
 
-from stripseg import batch_size as tool_batch_size
-from stripseg.batch_size import settle_batch_size, trial_step
-from stripseg.config.errors import TrainingError
-from stripseg.config.load import load_config
-from stripseg.training_run import build_trainer
-from stripseg.util import memory
-from stripseg.util.checkpoint import read_checkpoint
-from stripseg.util.distributed import process_group
-from stripseg.util.training import auto_batch_size as batch_size
-from stripseg.util.training.auto_batch_size import (
+from stripseg import batch_size
+from stripseg.batch_size import (
     agreed_share,
     bytes_kept,
     fits_cpu,
     fits_gpu,
     is_too_much,
     largest_that_fits,
+    settle_batch_size,
+    trial_step,
 )
+from stripseg.config.errors import TrainingError
+from stripseg.config.load import load_config
+from stripseg.training_run import build_trainer
+from stripseg.util import memory
+from stripseg.util.checkpoint import read_checkpoint
+from stripseg.util.distributed import process_group
 
 CPU = torch.device("cpu")
 AUTO = ["TRAIN.batch_size", "auto", "TRAIN.evaluate", "False"]
@@ -80,7 +80,7 @@ def test_a_resumed_run_does_not_search_again(
 ) -> None:
     """Config, checkpoint and log have the number; run the same command to resume with it."""
     with monkeypatch.context() as patch:
-        patch.setattr(tool_batch_size, "fits_on", lambda *_: lambda images: images <= 3)
+        patch.setattr(batch_size, "fits_on", lambda *_: lambda images: images <= 3)
         build_trainer(load_config(small_config, AUTO), CPU).fit(until=1)
     folder = tmp_path / "run" / "model"
     assert yaml.safe_load((folder / "config.yaml").read_text())["TRAIN"]["batch_size"] == 3

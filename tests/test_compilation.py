@@ -8,6 +8,7 @@ import torch
 from processes import run_processes
 from torch import Tensor, nn
 
+from stripseg.config.errors import OutOfMemoryError
 from stripseg.config.load import find_config, load_config
 from stripseg.model.build import build_network
 from stripseg.training_run import build_trainer
@@ -59,7 +60,7 @@ def test_a_failure_is_told_and_changes_nothing(
     monkeypatch.setattr(torch, "compile", compiler)
     weights, _, log = trained(small_config, tmp_path / "compiled", "TRAIN.compile", "True")
     assert_equal(plain, weights)
-    assert f"TRAIN.compile: not possible here {reason}; going on without" in log
+    assert f"TRAIN.compile: not possible {reason}; continuing without it" in log
 
 
 def test_what_compiles_is_used_under_the_same_keys(
@@ -85,12 +86,21 @@ def test_what_compiles_is_used_under_the_same_keys(
     assert "the network is compiled" in log
 
 
-def test_too_little_memory_is_no_reason_to_go_on(small_config: Path, monkeypatch) -> None:
+@pytest.mark.parametrize(
+    "error",
+    [
+        torch.OutOfMemoryError("CUDA out of memory"),
+        RuntimeError("cuDNN error: CUDNN_STATUS_ALLOC_FAILED"),
+    ],
+)
+def test_too_little_memory_is_explained(small_config: Path, monkeypatch, error: Exception) -> None:
+    """Without compilation a step would need as much."""
+
     def full(network: nn.Module) -> None:
-        raise torch.OutOfMemoryError("CUDA out of memory")
+        raise error
 
     monkeypatch.setattr(torch, "compile", full)
-    with pytest.raises(torch.OutOfMemoryError):
+    with pytest.raises(OutOfMemoryError, match="while building the network .*TRAIN.batch_size"):
         build_trainer(load_config(small_config, WORDS), CPU)
 
 

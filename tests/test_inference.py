@@ -18,8 +18,7 @@ from torch.nn import functional as F
 from stripseg.build import build_engine
 from stripseg.config.load import load_config
 from stripseg.util.inference import sliding_window as inference
-from stripseg.util.inference.resampling import resampling
-from stripseg.util.inference.score_map import _ScaleSums, scaled_size, window_starts
+from stripseg.util.inference.score_map import _ScaleSums, resampling, scaled_size, window_starts
 from stripseg.util.inference.sliding_window import InferenceSettings, SlidingWindow
 
 ROOT = Path(__file__).resolve().parent.parent

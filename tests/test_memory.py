@@ -139,5 +139,16 @@ def test_no_process_is_left_when_one_runs_out_of_memory(small_config: Path, tmp_
         [*command, "TRAIN.save_steps", "1"], capture_output=True, text=True, timeout=200
     )
     assert done.returncode != 0
-    assert "error: out of memory in a training step (CUDA out of memory.)" in done.stderr
+    assert "error: out of memory while training (CUDA out of memory.)" in done.stderr
     assert "exitcode  : 71" in done.stderr
+
+
+def test_out_of_memory_in_validation_names_its_options(small_config: Path) -> None:
+    trainer = build_trainer(load_config(small_config), torch.device("cpu"))
+
+    def full(*_: object) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory.")
+
+    trainer.validate = full
+    with pytest.raises(OutOfMemoryError, match="while validating .*TRAIN.batch_size_val below"):
+        trainer.fit()

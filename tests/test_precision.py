@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from stripseg.build import load_engine
+from stripseg.config.errors import ConfigError
 from stripseg.config.load import load_config
 from stripseg.training_run import build_trainer
 from stripseg.util.precision import set_numerics
@@ -55,3 +56,9 @@ def test_a_deterministic_run(small_config: Path, monkeypatch: pytest.MonkeyPatch
     assert chosen() == {"tf32": False, "tries algorithms": False, "deterministic": True}
 
     assert os.environ["CUBLAS_WORKSPACE_CONFIG"] == ":4096:8"
+
+
+def test_maximum_pooling_has_no_deterministic_backward_pass(small_config: Path) -> None:
+    words = ["TRAIN.deterministic", "True", "TRAIN.arch", "psp", "TRAIN.ppm_pooling", "max"]
+    with pytest.raises(ConfigError, match="TRAIN.ppm_pooling max, .*set TRAIN.ppm_pooling average"):
+        load_config(small_config, words)

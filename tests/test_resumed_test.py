@@ -10,10 +10,10 @@ from PIL import Image
 
 from stripseg.config.errors import DataError
 from stripseg.config.load import load_config
+from stripseg.dataset.results import ProgressJournal
 from stripseg.dataset.segmentation import EvaluationSet
 from stripseg.testing import what_decides
 from stripseg.tool import test, train
-from stripseg.util.inference.progress_journal import ProgressJournal
 from stripseg.util.inference.sliding_window import SlidingWindow
 
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -164,9 +165,12 @@ def test_a_run_tells_it_after_its_first_epoch_alone(small_config: Path, tmp_path
     assert log.index("where the time goes: ") < log.index("epoch 2/2")
 
 
-def test_a_slow_loader_is_named_in_the_log(small_config: Path, tmp_path: Path) -> None:
+def test_a_slow_loader_is_named_in_the_log(
+    small_config: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     trainer = build_trainer(load_config(small_config, ["TRAIN.evaluate", "False"]), CPU)
-    time = trainer.timer.clock = Time()
+    time = Time()
+    monkeypatch.setattr("stripseg.util.training.trainer.StepTimer", partial(StepTimer, clock=time))
     batches = trainer.loader.batches
 
     def slow(first: int, last: int) -> Iterator:

@@ -1,4 +1,4 @@
-"""Pictures in and out: strict reading, atomic writing, colours and overlays."""
+"""Images in and out: strict reading, atomic writing, normalisation, colours and overlays."""
 
 import io
 from collections.abc import Sequence
@@ -7,7 +7,9 @@ from pathlib import Path
 import cv2
 import numpy as np
 import tifffile
+import torch
 from PIL import Image
+from torch import Tensor
 
 from ..config.errors import DataError
 from .files import atomic_write
@@ -206,3 +208,23 @@ def overlay(image: np.ndarray, prediction: np.ndarray, colors: np.ndarray, *, op
     """The colours of `prediction` laid over `image` of any channels: (H, W, 3) uint8."""
     blended = as_rgb(image) * (1 - opacity) + colorize(prediction, colors) * opacity
     return blended.round().astype(np.uint8)
+
+
+class Normalization:
+    """(N, C, H, W) pixels of 0..255 -> float32, minus `mean`, divided by `std`.
+
+    Args:
+        mean, std: one value per channel, in pixel units.
+        device: where the images will be.
+    """
+
+    def __init__(
+        self, mean: Sequence[float], std: Sequence[float], device: torch.device | str = "cpu"
+    ) -> None:
+        self.mean, self.std = (
+            torch.tensor(values, dtype=torch.float32, device=device).view(1, -1, 1, 1)
+            for values in (mean, std)
+        )
+
+    def __call__(self, image: Tensor) -> Tensor:
+        return (image.float() - self.mean) / self.std

@@ -1,6 +1,6 @@
 """Free memory of a device, and which errors mean that there was not enough of it."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -58,11 +58,12 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 
 @contextmanager
-def explained_out_of_memory(train: TrainSection, last: Path) -> Iterator[None]:
-    """Turn an allocation that fails in a training step into a message with the remedies.
+def explained_out_of_memory(remedies: Sequence[str], *, phase: str, last: Path) -> Iterator[None]:
+    """Turn an allocation that fails into a message with the remedies.
 
     Args:
-        last: the newest checkpoint, which a failing step leaves as it is.
+        phase: "training", "validating", ...: completes the message "out of memory while".
+        last: the newest checkpoint, which the failure leaves as it is.
     Raises:
         OutOfMemoryError: in place of PyTorch's error.
     """
@@ -72,17 +73,31 @@ def explained_out_of_memory(train: TrainSection, last: Path) -> Iterator[None]:
         if not is_out_of_memory(error):
             raise
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        remedies = []
-        if not train.activation_checkpointing and not train.backbone.startswith("timm/"):
-            remedies.append("set TRAIN.activation_checkpointing True")
-        if train.precision == "fp32":
-            remedies.append("set TRAIN.precision bf16")
-        remedies += [
-            f"raise TRAIN.accumulation_steps above {train.accumulation_steps}",
-            f"lower TRAIN.batch_size below {train.batch_size}",
-            f"lower the crop, TRAIN.train_h {train.train_h} and TRAIN.train_w {train.train_w}",
-        ]
         kept = f"; {last} is as it was" if last.is_file() else ""
         raise OutOfMemoryError(
-            f"out of memory in a training step ({reason}): {', or '.join(remedies)}{kept}"
+            f"out of memory while {phase} ({reason}): {', or '.join(remedies)}{kept}"
         ) from error
+
+
+def training_remedies(train: TrainSection) -> list[str]:
+    """Return what to change where a training step does not fit the memory, best first."""
+    remedies = []
+    if not train.activation_checkpointing and not train.backbone.startswith("timm/"):
+        remedies.append("set TRAIN.activation_checkpointing True")
+    if train.precision == "fp32":
+        remedies.append("set TRAIN.precision bf16")
+    return [
+        *remedies,
+        f"raise TRAIN.accumulation_steps above {train.accumulation_steps}",
+        f"lower TRAIN.batch_size below {train.batch_size}",
+        f"lower the crop, TRAIN.train_h {train.train_h} and TRAIN.train_w {train.train_w}",
+    ]
+
+
+def validation_remedies(train: TrainSection) -> list[str]:
+    """Return what to change where a validation does not fit the memory that training leaves."""
+    return [
+        f"lower TRAIN.batch_size_val below {train.batch_size_val}",
+        "lower the window, TEST.test_h and TEST.test_w",
+        *training_remedies(train),
+    ]

@@ -1,6 +1,5 @@
 """Numeric precision: which type a network computes in, and what "fp32" means on a GPU."""
 
-import contextlib
 import os
 
 import torch
@@ -33,13 +32,6 @@ def has_native_bfloat16(device: torch.device) -> bool:
     except OSError:
         return False
     return "avx512_bf16" in flags or "amx_bf16" in flags or " bf16" in flags
-
-
-def autocast(device: torch.device, dtype: torch.dtype) -> contextlib.AbstractContextManager:
-    """Return the context of a forward pass in `dtype`; it does nothing for fp32."""
-    if dtype == torch.float32:
-        return contextlib.nullcontext()
-    return torch.autocast(device.type, dtype=dtype)
 
 
 def set_numerics(*, deterministic: bool = False) -> None:

@@ -11,7 +11,6 @@ from torch.nn import functional as F
 
 from ..distributed import process_group
 from ..metrics import ConfusionMatrix
-from ..precision import autocast
 from .evaluator import EvaluationSample, evaluation_mode
 
 WIDEST = 20  # classes of the largest confusion matrix that is shown as text
@@ -93,7 +92,8 @@ class ClassificationEvaluator:
     def _evaluate(self, group: Sequence[EvaluationSample]) -> None:
         image = torch.from_numpy(np.stack([sample.image for sample in group])).to(self.device)
         label = torch.tensor([int(sample.label) for sample in group], device=self.device)
-        with autocast(self.device, self.dtype):
+        mixed = self.dtype != torch.float32
+        with torch.autocast(self.device.type, self.dtype, enabled=mixed):
             logits = self.network(self.prepare(image.permute(0, 3, 1, 2))).logits
         logits = logits.float()
         likeliest = logits.topk(min(5, logits.shape[1]), dim=1).indices  # (N, 5)

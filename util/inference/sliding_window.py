@@ -9,11 +9,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from ..images import Normalization
 from ..memory import free_memory, is_out_of_memory
-from ..normalization import Normalization
-from ..precision import autocast
-from .resampling import half_pixel_resize, resampling
-from .score_map import ScoreMap, Window, scaled_size
+from .score_map import ScoreMap, Window, half_pixel_resize, resampling, scaled_size
 
 CHUNK = 2**21, 2**28  # bytes of scores computed at a time: on the CPU, to stay in cache; elsewhere
 STRIP = 64  # image rows per strip, where the scores of the whole image do not fit in memory
@@ -192,7 +190,8 @@ class SlidingWindow:
         count = len(pixels)
         if self.settings.flip:
             pixels = torch.cat([pixels, pixels.flip(-1)])
-        with autocast(self.device, self.dtype):
+        mixed = self.dtype != torch.float32
+        with torch.autocast(self.device.type, self.dtype, enabled=mixed):
             output = self.logits(pixels.contiguous(memory_format=self.memory_format))
         logits = (output if isinstance(output, Tensor) else output[0]).float()
         if self.settings.flip:

@@ -13,7 +13,7 @@ from torch.nn.parallel import DistributedDataParallel
 from ...config.errors import TrainingError
 from ...config.schema import Config
 from ..distributed import process_group, sync_batch_norm
-from ..precision import autocast
+from ..memory import is_out_of_memory
 
 
 def check_batch_norm(config: Config, segmenter: nn.Module) -> None:
@@ -118,14 +118,16 @@ def compile_or_eager(
     `state_dict` keys stay as they are. Every process must call it, and all return the same kind.
 
     Raises:
-        torch.OutOfMemoryError: the pass does not fit the device of some process.
+        RuntimeError, MemoryError: the pass does not fit the device of some process; see
+            `is_out_of_memory`.
     """
     log = logging.getLogger("stripseg")
     device = next(network.parameters()).device
     buffers = list(network.buffers())
     before = [buffer.clone() for buffer in buffers]
     was_training = network.training
-    full: torch.OutOfMemoryError | None = None
+    reason = "another process cannot"
+    full: BaseException | None = None  # what says that memory does not suffice
     with torch.random.fork_rng([device] if device.type == "cuda" else []):
         try:
             compiled = torch.compile(network)
@@ -133,15 +135,13 @@ def compile_or_eager(
             if channels_last:
                 image = image.contiguous(memory_format=torch.channels_last)
             compiled.train()
-            with autocast(device, dtype):
+            with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
                 outputs = [out for out in compiled(image) if out is not None]
             sum(out.float().mean() for out in outputs).backward()
-        except torch.OutOfMemoryError as error:  # the other processes must hear of it
-            full, compiled = error, network
         except Exception as error:  # the compiler's own errors have no common ancestor
-            reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-            log.warning(f"warning: TRAIN.compile: not possible here ({reason}); going on without")
             compiled = network
+            full = error if is_out_of_memory(error) else None  # the other processes must hear of it
+            reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         finally:
             network.zero_grad(set_to_none=True)
             network.train(was_training)
@@ -151,6 +151,7 @@ def compile_or_eager(
     if process_group.any_process(full is not None):
         raise full or torch.OutOfMemoryError("another process ran out of memory while compiling")
     if process_group.any_process(compiled is network):
+        log.warning(f"warning: TRAIN.compile: not possible ({reason}); continuing without it")
         return network
     log.info("the network is compiled (TRAIN.compile)")
     return compiled

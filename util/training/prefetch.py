@@ -11,7 +11,7 @@ from torch import Tensor
 from ...config.schema import Config
 from ..distributed import process_group
 from ..distributed.watchdog import COMPUTING, READING
-from ..normalization import Normalization
+from ..images import Normalization
 from .mixup import mix
 from .step_timer import StepTimer
 

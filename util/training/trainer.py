@@ -3,6 +3,7 @@
 import time
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
+from functools import partial
 from typing import Any, Protocol
 
 import torch
@@ -14,7 +15,7 @@ from ..checkpoint import CheckpointFolder, check_training_state
 from ..distributed import process_group
 from ..distributed.watchdog import EVALUATING, READING, Watchdog
 from ..logger import progress
-from ..memory import explained_out_of_memory
+from ..memory import explained_out_of_memory, training_remedies, validation_remedies
 from ..seeds import derived_seed
 from ..signals import Stopped, StopRequest
 from .ema import EMA
@@ -76,6 +77,7 @@ class Trainer:
         self.config = config
         self.train = train
         self.device = device
+        self.dtype = dtype
         self.network = network
         self.segmenter = segmenter
         self.optimizer = optimizer
@@ -95,14 +97,6 @@ class Trainer:
             loss_scale=scale if isinstance(scale, float) else None,
             ema=self.ema,
         )
-        self.request = StopRequest()
-        self.watchdog = Watchdog(
-            minutes=config.Distributed.timeout_minutes,
-            complain=run_log.log.error,
-            lost=lambda: self.request.ask("the end of its launcher"),
-        )
-        self.timer = StepTimer(device, dtype=dtype, passes=train.accumulation_steps)
-        self.prefetcher = Prefetcher(config, device, timer=self.timer, note=self.watchdog.note)
         self.last_save = time.monotonic()
 
     @property
@@ -123,22 +117,32 @@ class Trainer:
             OutOfMemoryError: a step does not fit the memory; the newest checkpoint stays.
         """
         end = self.total_steps if until is None else min(self.total_steps, until)
-        self.network.train()
-        self.watchdog.note(self.step + 1, READING)
+        request = StopRequest()
+        watchdog = Watchdog(
+            minutes=self.config.Distributed.timeout_minutes,
+            complain=self.run_log.log.error,
+            lost=lambda: request.ask("the end of its launcher"),
+        )
         generators = [self.device] if self.device.type == "cuda" else []
-        explained = explained_out_of_memory(self.train, self.checkpoints.last)
-        with self.request, self.watchdog, torch.random.fork_rng(generators), explained:
+        explained = explained_out_of_memory(
+            training_remedies(self.train), phase="training", last=self.checkpoints.last
+        )
+        self.network.train()
+        watchdog.note(self.step + 1, READING)
+        with request, watchdog, torch.random.fork_rng(generators), explained:
             try:
-                self._steps(end)
+                self._steps(end, request, watchdog)
                 if self.step % self.loader.steps_per_epoch:
                     self.save()
             finally:
                 self.checkpoints.finish()
 
-    def _steps(self, end: int) -> None:
+    def _steps(self, end: int, request: StopRequest, watchdog: Watchdog) -> None:
         train, per_epoch = self.train, self.loader.steps_per_epoch
+        timer = StepTimer(self.device, dtype=self.dtype, passes=train.accumulation_steps)
+        prefetcher = Prefetcher(self.config, self.device, timer=timer, note=watchdog.note)
         loaded = self.loader.batches(self.step, end)
-        batches = self.prefetcher.prepared(loaded, first_step=self.step)
+        batches = prefetcher.prepared(loaded, first_step=self.step)
         bar = {"total": self.total_steps, "start": self.step, "unit": "step", "what": "training"}
         for batch in progress(batches, **bar):
             lr = lr_at(train, self.step, per_epoch)
@@ -146,7 +150,7 @@ class Trainer:
             # dropout is a function of (seed, step, process), so resuming needs no generator state
             seed = derived_seed(train.manual_seed or 0, self.step, process_group.rank())
             torch.manual_seed(seed)
-            with self.timer.computing():
+            with timer.computing():
                 figures = self.train_step(batch)
             self.step += 1
             self.run_log.add(batch, figures)
@@ -154,22 +158,21 @@ class Trainer:
                 self.run_log.report(self.step, lr)
                 self._stop_if_diverged()
             if self.step % per_epoch == 0:
-                self._finish_epoch()
+                if timer.active and (line := timer.conclude(self.segmenter)):
+                    self.run_log.log.info(line)
+                self._finish_epoch(watchdog)
             elif self._save_is_due():
                 self.save()
-            self._stop_if_asked()
+            self._stop_if_asked(request)
 
-    def _finish_epoch(self) -> None:
+    def _finish_epoch(self, watchdog: Watchdog) -> None:
         """Training figures, validation, checkpoints."""
         train, epoch = self.train, self.epoch
-        if self.timer.active and (line := self.timer.conclude(self.segmenter)):
-            self.run_log.log.info(line)
         figures = {"train": self.run_log.training_figures(self.step)}
         last = epoch == train.epochs
         improved = False
         if self.validate is not None and (epoch % train.evaluate_freq == 0 or last):
-            with nullcontext() if self.ema is None else self.ema.applied():
-                scores = self.validate(self.step, self._note_image)
+            scores = self._validate(partial(watchdog.note, self.step, EVALUATING))
             figures["val"] = scores.figures()
             self.run_log.report_epoch("val", figures["val"], self.step)
             improved = scores.score > self.best_score
@@ -183,9 +186,13 @@ class Trainer:
             self.run_log.log.info(f"best so far: {self.checkpoints.best}")
         self.run_log.restart_clock()
 
-    def _note_image(self, name: str) -> None:
-        """Record for the watchdog which image is being validated."""
-        self.watchdog.note(self.step, EVALUATING, name)
+    def _validate(self, note: Callable[[str], None]) -> ValidationScores:
+        """Validate the weights to use: the averaged ones where there are any."""
+        explained = explained_out_of_memory(
+            validation_remedies(self.train), phase="validating", last=self.checkpoints.last
+        )
+        with explained, nullcontext() if self.ema is None else self.ema.applied():
+            return self.validate(self.step, note)
 
     def _stop_if_diverged(self) -> None:
         """Save and stop if more than `TRAIN.skipped_steps` steps in a row were skipped.
@@ -203,16 +210,16 @@ class Trainer:
                 f"{self.checkpoints.last} has the weights from before them"
             )
 
-    def _stop_if_asked(self) -> None:
+    def _stop_if_asked(self, request: StopRequest) -> None:
         """Save and stop if any process has received a signal.
 
         Raises:
             Stopped: one has.
         """
-        if process_group.any_process(self.request.name is not None):
+        if process_group.any_process(request.name is not None):
             self.save()
             self.checkpoints.finish()
-            reason = self.request.name or "another process"
+            reason = request.name or "another process"
             raise Stopped(
                 f"stopped by {reason} after step {self.step} of {self.total_steps}; saved in "
                 f"{self.checkpoints.last}, run the same command to resume"
