@@ -230,7 +230,7 @@ class TrainSection(NetworkOptions):
     )
     crop_area: list[float] = option(
         [0.08, 1.0],
-        "classifier on folders of images: least and largest share of the picture that is cut "
+        "classifier on folders of images: least and largest share of the image that is cut "
         "out and resized to the crop",
         gt=0,
         le=1,

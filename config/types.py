@@ -48,14 +48,14 @@ class Kind:
         """What to add to the complaint about a value."""
         return ""
 
-    def complain(self, value: Any) -> str:
+    def message(self, value: Any) -> str:
         return f"must be {self.phrase}, not {shown(value)}{self.hint(value)}"
 
     def validate(self, value: Any) -> Any:
         try:
             return self.parse(value)
         except (ValueError, TypeError, OverflowError):
-            raise ValueError(self.complain(value)) from None
+            raise ValueError(self.message(value)) from None
 
 
 def _number(value: Any) -> float:

@@ -175,7 +175,7 @@ def _classification(config: Config) -> Iterator[Problem]:
     for section, key, wanted, reason in (
         ("TRAIN", "loss", "cross_entropy", "OHEM chooses pixels"),
         ("DATA", "packed", None, "packing is for images with label maps"),
-        ("TEST", "has_prediction", False, "a classifier saves no pictures of labels"),
+        ("TEST", "has_prediction", False, "a classifier saves no images of labels"),
     ):
         value = getattr(getattr(config, section), key)
         if value != wanted:

@@ -15,7 +15,7 @@ class Augmentation:
     """The training augmentation of the family (PSPNet, SPNet), as a pure function of a generator.
 
     Args:
-        crop: output (height, width) in pixels; smaller pictures are padded.
+        crop: output (height, width) in pixels; smaller images are padded.
         scale: smallest and largest factor of a uniform random scale.
         rotation: smallest and largest angle in degrees, drawn with `rotate_probability`.
         blur_probability: of a 5x5 Gaussian blur.
@@ -47,9 +47,9 @@ class Augmentation:
         return image, label[..., 0]
 
     def sample_map(self, size: tuple[int, int], generator: np.random.Generator) -> np.ndarray:
-        """(2, 3) affine map from pixel (x, y) of the crop to pixel (x, y) of the picture.
+        """(2, 3) affine map from pixel (x, y) of the crop to pixel (x, y) of the image.
 
-        Drawn as the family draws it: scale the picture, rotate it about its centre, mirror it,
+        Drawn as the family draws it: scale the image, rotate it about its centre, mirror it,
         pad it evenly up to the crop, and cut the crop anywhere.
         """
         height, width = size
@@ -74,9 +74,9 @@ class Augmentation:
 def warp_image(
     image: np.ndarray, to_source: np.ndarray, size: tuple[int, int], fill: Sequence[int]
 ) -> np.ndarray:
-    """(h, w, C) of `size` from an (H, W, C) picture of any number of channels.
+    """(h, w, C) of `size` from an (H, W, C) image of any number of channels.
 
-    Of the picture only the rectangle is read that the map leads to: pages of a mapped file that lie
+    Of the image only the rectangle is read that the map leads to: pages of a mapped file that lie
     outside are never loaded. The rectangle keeps its place in a canvas that is otherwise left
     unset, since shifting the map instead would round differently.
     """
@@ -99,7 +99,7 @@ def warp_image(
 def source_window(
     to_source: np.ndarray, crop: tuple[int, int], size: tuple[int, int]
 ) -> tuple[slice, slice]:
-    """Rows and columns of a picture of `size` that a crop can read, at least one of each."""
+    """Rows and columns of an image of `size` that a crop can read, at least one of each."""
     height, width = crop
     corners = np.array([[0, width - 1, 0, width - 1], [0, 0, height - 1, height - 1], [1, 1, 1, 1]])
     slices = []
@@ -111,7 +111,7 @@ def source_window(
 
 
 def warp(
-    picture: np.ndarray,
+    image: np.ndarray,
     to_source: np.ndarray,
     size: tuple[int, int],
     fill: Sequence[int],
@@ -119,7 +119,7 @@ def warp(
 ) -> np.ndarray:
     """(h, w, channels) of `size`, each pixel read where the (2, 3) map `to_source` leads."""
     warped = cv2.warpAffine(
-        picture,
+        image,
         to_source,
         dsize=size[::-1],
         flags=interpolation | cv2.WARP_INVERSE_MAP,
@@ -130,7 +130,7 @@ def warp(
 
 
 def crop_start(side: int, crop: int, generator: np.random.Generator) -> int:
-    """First pixel of the crop along one side of the scaled picture; negative where it is padded."""
+    """First pixel of the crop along one side of the scaled image; negative where it is padded."""
     padding = max(crop - side, 0)
     return int(generator.integers(0, max(side, crop) - crop + 1)) - padding // 2
 

@@ -85,7 +85,7 @@ def load_weights(network: nn.Module, content: Mapping, *, origin: str, exact: bo
 def adapt_channels(state: dict[str, Tensor], target: Mapping[str, Tensor]) -> list[str]:
     """Fit a convolution over RGB in `state` to another number of image channels; its keys.
 
-    One channel gets the sum over R, G and B: a grey picture gives what it gave as three equal
+    One channel gets the sum over R, G and B: a grey image gives what it gave as three equal
     channels. More get the weights of R, G, B, R, G, ... in turn, times 3 / channels, so that the
     response keeps its size.
     """

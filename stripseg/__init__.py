@@ -3,7 +3,7 @@
 import os
 from pathlib import Path
 
-# OpenCV reads this once, when it is loaded: a picture that claims to be larger is refused
+# OpenCV reads this once, when it is loaded: a image that claims to be larger is refused
 os.environ.setdefault("OPENCV_IO_MAX_IMAGE_PIXELS", str(2**28))
 
 __version__ = "0.1.0"

@@ -84,7 +84,7 @@ def plan_run(config: Config, device: torch.device) -> Plan:
     log = start_log(config, folder)
     set_numerics(deterministic=config.TRAIN.deterministic)
     dtype = choose_precision(config.TRAIN.precision, device, key="TRAIN.precision")
-    checkpoints = CheckpointFolder(folder, keep=config.TRAIN.keep_last, complain=log.error)
+    checkpoints = CheckpointFolder(folder, keep=config.TRAIN.keep_last, warn=log.error)
     images, validation = training_data(config), validation_data(config)
     origin, checkpoint = find_resume(config, checkpoints, log)
     if config.TRAIN.batch_size == "auto":

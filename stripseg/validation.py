@@ -121,8 +121,8 @@ class SegmentationValidator:
         for sample, prediction in zip(group, predictions, strict=True):
             truth = colorize(sample.label, self.colors)
             shown = overlay(sample.image, prediction, self.colors)
-            picture = np.concatenate([as_rgb(sample.image), truth, shown], axis=1)
-            self.board.add_image(f"val/{sample.index}", picture, step, dataformats="HWC")
+            image = np.concatenate([as_rgb(sample.image), truth, shown], axis=1)
+            self.board.add_image(f"val/{sample.index}", image, step, dataformats="HWC")
 
 
 class ClassificationValidator:

@@ -163,7 +163,7 @@ def watchdogs(monkeypatch, count: int) -> list[Watchdog]:
     for rank in range(count):
         monkeypatch.setattr(process_group, "rank", lambda rank=rank: rank)
         monkeypatch.setattr(process_group, "world_size", lambda: count)
-        dogs.append(Watchdog(minutes=0.01, complain=print, lost=lambda: None))
+        dogs.append(Watchdog(minutes=0.01, warn=print, lost=lambda: None))
     return dogs
 
 

@@ -32,7 +32,7 @@ def test_a_trial_is_no_process_of_the_launcher_around_it(tmp_path: Path, monkeyp
 
 def test_the_last_epochs_figure_is_the_trials(tmp_path: Path) -> None:
     for epoch, value in ((1, 0.7), (2, 0.6)):
-        write_epoch(tmp_path / "model", epoch, {"val": {"mIoU": value}}, complain=print)
+        write_epoch(tmp_path / "model", epoch, {"val": {"mIoU": value}}, warn=print)
         outcome = outcome_of(tmp_path, "pass")
         if epoch == 1:
             assert (outcome.state, outcome.error) == ("FAIL", "no mIoU of the last epoch, 2")
@@ -56,18 +56,18 @@ def test_a_trial_asked_to_stop_may_save(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("line", ["123", "null", "[1]", '{"epoch": "1"}', '{"epoch": 1, "va', "\0"])
 def test_damaged_lines_are_passed_over(tmp_path: Path, line: str) -> None:
-    write_epoch(tmp_path, 1, {"val": {"mIoU": 0.5}}, complain=print)
+    write_epoch(tmp_path, 1, {"val": {"mIoU": 0.5}}, warn=print)
     path = tmp_path / "epochs.jsonl"
     path.write_text(f"{line}\n{path.read_text()}")
     complaints = []
-    write_epoch(tmp_path, 2, {"val": {"mIoU": 0.6}}, complain=complaints.append)
+    write_epoch(tmp_path, 2, {"val": {"mIoU": 0.6}}, warn=complaints.append)
     assert complaints == []
     assert read_epochs(tmp_path) == {1: {"val": {"mIoU": 0.5}}, 2: {"val": {"mIoU": 0.6}}}
 
 
 def test_epochs_are_written_once(tmp_path: Path) -> None:
     for epoch, value in ((1, 0.1), (2, 0.2), (3, 0.3), (2, 0.25)):  # stopped after 3, resumed at 1
-        write_epoch(tmp_path, epoch, {"val": {"mIoU": value}}, complain=print)
+        write_epoch(tmp_path, epoch, {"val": {"mIoU": value}}, warn=print)
     assert read_epochs(tmp_path) == {1: {"val": {"mIoU": 0.1}}, 2: {"val": {"mIoU": 0.25}}}
 
 

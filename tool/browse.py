@@ -21,7 +21,7 @@ from stripseg.dataset.segmentation import TrainingSet, read_pair
 from stripseg.util.files import atomic_write
 from stripseg.util.images import as_rgb, colorize, write_png
 
-TILE = 240  # height of a picture on the sheet, pixels
+TILE = 240  # height of an image on the sheet, pixels
 GAP = 6
 BLACK = np.zeros(3, np.uint8)
 
@@ -41,7 +41,7 @@ def main(argv: Sequence[str]) -> int | None:
     count = max(1, min(options.count, len(dataset)))
     chosen = np.unique(np.linspace(0, len(dataset) - 1, count).round().astype(int))
     rows = {
-        dataset.pairs[index].name: pictures(dataset, int(index), classes, options.crops)
+        dataset.pairs[index].name: images(dataset, int(index), classes, options.crops)
         for index in chosen
     }
     if output.suffix == ".png":
@@ -53,7 +53,7 @@ def main(argv: Sequence[str]) -> int | None:
     return None
 
 
-def pictures(dataset: TrainingSet, index: int, classes: Classes, crops: int) -> list[np.ndarray]:
+def images(dataset: TrainingSet, index: int, classes: Classes, crops: int) -> list[np.ndarray]:
     """The image, the same with its label, and crops of several epochs with their labels."""
     sample = read_pair(dataset.pairs[index], dataset.encoding, index, channels=dataset.channels)
     row = [as_rgb(sample.image), with_label(sample.image, sample.label, classes)]
@@ -77,7 +77,7 @@ def with_label(image: np.ndarray, label: np.ndarray, classes: Classes) -> np.nda
 
 
 def side_by_side(row: Sequence[np.ndarray]) -> np.ndarray:
-    """Pictures at one height in a row."""
+    """Images at one height in a row."""
     scaled = [
         cv2.resize(p, (max(1, round(p.shape[1] * TILE / p.shape[0])), TILE), interpolation=3)
         for p in row
@@ -86,7 +86,7 @@ def side_by_side(row: Sequence[np.ndarray]) -> np.ndarray:
 
 
 def stacked(parts: Sequence[np.ndarray], *, axis: int) -> np.ndarray:
-    """Pictures after one another with gaps, padded with white across."""
+    """Images after one another with gaps, padded with white across."""
     other = 1 - axis
     longest = max(part.shape[other] for part in parts)
     padded = []
@@ -98,7 +98,7 @@ def stacked(parts: Sequence[np.ndarray], *, axis: int) -> np.ndarray:
 
 
 def page(rows: dict[str, list[np.ndarray]], dataset: TrainingSet, classes: Classes) -> str:
-    """One HTML file with the pictures inside."""
+    """One HTML file with the images inside."""
     swatches = "".join(
         f'<span><i style="background:rgb({r},{g},{b})"></i>{html.escape(name)}</span>'
         for name, (r, g, b) in zip(classes.names, classes.colors.tolist(), strict=True)
@@ -114,9 +114,9 @@ i{{display:inline-block;width:1em;height:1em;margin:0 .3em 0 1em;border:1px soli
 {len(dataset)} images in all.</p><p>{swatches}</p>{body}"""
 
 
-def inline(picture: np.ndarray) -> str:
+def inline(image: np.ndarray) -> str:
     buffer = io.BytesIO()
-    Image.fromarray(picture).save(buffer, "JPEG", quality=85)
+    Image.fromarray(image).save(buffer, "JPEG", quality=85)
     return f'<img src="data:image/jpeg;base64,{base64.b64encode(buffer.getvalue()).decode()}">'
 
 

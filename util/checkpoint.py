@@ -155,7 +155,7 @@ class CheckpointFolder:
 
     `train_epoch_N.pth` are kept for the last `keep` saved epochs, under the family's names.
     Writing happens beside the training: `save` returns when the content is copied, `finish` when
-    all is written. A file that cannot be written (a full disk) is reported to `complain`; those
+    all is written. A file that cannot be written (a full disk) is reported to `warn`; those
     before it stay.
     """
 
@@ -164,11 +164,11 @@ class CheckpointFolder:
         folder: str | Path,
         *,
         keep: int = 2,
-        complain: Callable[[str], None] = warnings.warn,
+        warn: Callable[[str], None] = warnings.warn,
     ) -> None:
         self.folder = Path(folder)
         self.keep = keep
-        self.complain = complain
+        self.warn = warn
         self._writer = ThreadPoolExecutor(1)
         self._written: Future | None = None
 
@@ -194,7 +194,7 @@ class CheckpointFolder:
             if best:
                 self.keep_best()
         except (OSError, RuntimeError) as error:  # PyTorch's writer raises the latter
-            self.complain(
+            self.warn(
                 f"{self.last}: THE CHECKPOINT COULD NOT BE WRITTEN ({error}); training continues, "
                 "the checkpoints before it are as they were. Make room on the disk"
             )

@@ -1,6 +1,6 @@
 """Handwritten digits that scikit-learn ships, written as CIFAR-10's archives.
 
-1,797 pictures of 8x8 by 13 people (Alpaydin and Kaynak, UCI 1998, the test part), nearest neighbour
+1,797 images of 8x8 by 13 people (Alpaydin and Kaynak, UCI 1998, the test part), nearest neighbour
 to 32x32: the smallest real set of ten classes that needs no download.
 """
 

@@ -1,4 +1,4 @@
-"""A built-in set of ten classes of 32x32 pictures, written as CIFAR-10's archives.
+"""A built-in set of ten classes of 32x32 images, written as CIFAR-10's archives.
 
 Six of the classes are told apart only by what happens far away, along a line (does it go through?)
 and across it (is there a second one?), the others by a small compact shape. Colours, position,
@@ -79,7 +79,7 @@ def drawings() -> tuple[Drawing, ...]:
 
 
 def render(seed: int, stream: int, index: int) -> tuple[np.ndarray, int]:
-    """((32, 32, 3) uint8 RGB, class) of one picture, a function of the three numbers alone."""
+    """((32, 32, 3) uint8 RGB, class) of one image, a function of the three numbers alone."""
     rng = np.random.Generator(np.random.PCG64([seed, stream, index]))
     label = int(rng.integers(len(CLASSES)))
     distance = drawings()[label](rng)

@@ -141,7 +141,7 @@ def classic_stem(in_channels: int, channels: int, norm_layer: NormLayer) -> nn.S
 
 
 def cifar_stem(in_channels: int, channels: int, norm_layer: NormLayer) -> nn.Sequential:
-    """One 3x3 convolution that keeps the size, for pictures of 32x32 pixels."""
+    """One 3x3 convolution that keeps the size, for images of 32x32 pixels."""
     return nn.Sequential(
         nn.Conv2d(in_channels, channels, 3, padding=1, bias=False),
         norm_layer(channels),

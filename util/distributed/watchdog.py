@@ -41,13 +41,13 @@ class Watchdog:
     """
 
     def __init__(
-        self, *, minutes: float, complain: Callable[[str], None], lost: Callable[[], None]
+        self, *, minutes: float, warn: Callable[[str], None], lost: Callable[[], None]
     ) -> None:
         self.store = process_group.message_store()
         self.rank = process_group.rank()
         self.processes = process_group.world_size()
         self.limit = 60 * minutes
-        self.complain = complain
+        self.warn = warn
         self.lost = lost
         self.own = Heartbeat(0, READING)
         self.heartbeats: dict[int, Heartbeat] = {}  # the last one of each process
@@ -134,7 +134,7 @@ class Watchdog:
         new = [rank for rank in silent if rank not in self.reported]
         self.reported = set(silent)
         if new:
-            self.complain(f"{self._describe(new)} does not respond")
+            self.warn(f"{self._describe(new)} does not respond")
 
     def _end(self) -> None:
         """Name the processes that block the others, and end the job: the launcher ends the rest."""

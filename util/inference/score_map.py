@@ -199,7 +199,7 @@ def visits(side: int, starts: Sequence[int], crop: int) -> Tensor:
 
 
 class Resampling:
-    """Bilinear resizing of one side of a picture, from `source` to `target` pixels.
+    """Bilinear resizing of one side of a image, from `source` to `target` pixels.
 
     Args:
         aligned: with aligned corners, as the networks of the family resize their logits; else

@@ -37,11 +37,11 @@ def record_of(line: str) -> dict[str, Any] | None:
 
 
 def write_epoch(
-    folder: Path, epoch: int, figures: Figures, *, complain: Callable[[str], None]
+    folder: Path, epoch: int, figures: Figures, *, warn: Callable[[str], None]
 ) -> None:
     """Add an epoch; entries of it and of later epochs from an earlier attempt are dropped.
 
-    A file that cannot be written is reported to `complain`, and the run continues.
+    A file that cannot be written is reported to `warn`, and the run continues.
     """
     path = folder / NAME
     try:
@@ -50,4 +50,4 @@ def write_epoch(
             for index, entry in {**known, epoch: figures}.items():
                 file.write(json.dumps({"epoch": index, **entry}).encode() + b"\n")
     except OSError as error:
-        complain(f"{path}: the figures of epoch {epoch} could not be written ({error})")
+        warn(f"{path}: the figures of epoch {epoch} could not be written ({error})")

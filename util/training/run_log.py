@@ -126,7 +126,7 @@ class RunLog:
         """Add {"train": {...}, "val": {...}} to epochs.jsonl."""
         if process_group.is_main():
             epoch = step // self.steps_per_epoch
-            write_epoch(self.folder, epoch, figures, complain=self.log.error)
+            write_epoch(self.folder, epoch, figures, warn=self.log.error)
 
     def restart_clock(self) -> None:
         """Leave the time until now, such as that of a validation, out of the time per step."""

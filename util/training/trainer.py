@@ -120,7 +120,7 @@ class Trainer:
         request = StopRequest()
         watchdog = Watchdog(
             minutes=self.config.Distributed.timeout_minutes,
-            complain=self.run_log.log.error,
+            warn=self.run_log.log.error,
             lost=lambda: request.ask("the end of its launcher"),
         )
         generators = [self.device] if self.device.type == "cuda" else []
