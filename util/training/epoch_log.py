@@ -36,9 +36,7 @@ def record_of(line: str) -> dict[str, Any] | None:
     return record if whole and all(isinstance(split, dict) for split in splits) else None
 
 
-def write_epoch(
-    folder: Path, epoch: int, figures: Figures, *, warn: Callable[[str], None]
-) -> None:
+def write_epoch(folder: Path, epoch: int, figures: Figures, *, warn: Callable[[str], None]) -> None:
     """Add an epoch; entries of it and of later epochs from an earlier attempt are dropped.
 
     A file that cannot be written is reported to `warn`, and the run continues.
