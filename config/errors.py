@@ -31,3 +31,7 @@ class OutOfMemoryError(TrainingError):
     """A training step does not fit the memory of its device."""
 
     exit_code = 71  # EX_OSERR: for scripts that try again with a smaller batch
+
+
+class ExportError(StripsegError):
+    """A network cannot be exported, or its export does not compute the same."""

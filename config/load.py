@@ -48,12 +48,44 @@ def load_config(path: str | Path, overrides: Sequence[Any] = ()) -> Config:
     Raises ConfigError with one line for each mistake.
     """
     path = Path(path)
-    merged = _merge([*_read_layers(path, []), _override_layer(overrides)])
-    merged.notices += retire(merged.tree, merged.origins)
     dataset, experiment = _names_from(path)
+    return _checked(_read_layers(path, []), overrides, str(path), dataset, experiment)
+
+
+def config_from(
+    content: Mapping[str, Any],
+    overrides: Sequence[Any] = (),
+    *,
+    source: str,
+    dataset: str = "data",
+    experiment: str = "run",
+) -> Config:
+    """Check options that are in memory, {section: {key: value}} as a YAML file has them.
+
+    Args:
+        source: where they are from, for messages.
+    Raises:
+        ConfigError: one line for each mistake.
+    """
+    content = dict(content)
+    top = {"experiment": content.pop("experiment")} if "experiment" in content else {}
+    layer = Layer(source, _sections(content, source), top)
+    return _checked([layer], overrides, source, dataset, experiment)
+
+
+def _checked(
+    layers: Sequence[Layer],
+    overrides: Sequence[Any],
+    source: str,
+    dataset: str,
+    experiment: str,
+) -> Config:
+    """Merge, validate, derive and check; `dataset` and `experiment` where no layer names them."""
+    merged = _merge([*layers, _override_layer(overrides)])
+    merged.notices += retire(merged.tree, merged.origins)
     values = {
         "experiment": experiment,
-        "source": str(path),
+        "source": source,
         "overrides": tuple("null" if value is None else str(value) for value in overrides),
         "origins": merged.origins,
         "notices": merged.notices,
@@ -61,7 +93,7 @@ def load_config(path: str | Path, overrides: Sequence[Any] = ()) -> Config:
     try:
         config = Config.model_validate({**values, **merged.top, **merged.tree})
     except ValidationError as error:
-        raise ConfigError(explain(error, str(path), merged.origins)) from None
+        raise ConfigError(explain(error, source, merged.origins)) from None
     config = fill_in(config, dataset)
     lines = [
         f"{config.origin(*('.'.join(key) for key in keys))}: {sentence}"

@@ -1,5 +1,7 @@
 """Objects from a config: loss, optimizer, inference engine, a trained network."""
 
+from pathlib import Path
+
 import torch
 from torch import Tensor, nn
 
@@ -7,6 +9,7 @@ from .config.compatibility import check_same_network
 from .config.schema import IGNORED_IMAGE, Config
 from .model.build import build_network
 from .model.weights import load_weights
+from .onnx_network import OnnxNetwork
 from .util.checkpoint import read_checkpoint
 from .util.inference.sliding_window import (
     InferenceSettings,
@@ -74,9 +77,17 @@ def build_engine(
 
 
 def load_network(config: Config, device: torch.device) -> nn.Module:
-    """The network with the weights of `TEST.model_path`, strictly loaded, ready to predict."""
+    """The network with the weights of `TEST.model_path`, strictly loaded, ready to predict.
+
+    Raises:
+        CheckpointError: the file cannot be read, or is of another network.
+    """
     set_numerics(deterministic=config.TRAIN.deterministic)
     path = config.TEST.model_path
+    if Path(path).suffix.lower() == ".onnx":
+        exported = OnnxNetwork(path, device)
+        check_same_network({"config": exported.card.config}, config, origin=path)
+        return exported
     content = read_checkpoint(path)
     network = build_network(config)
     load_weights(network, content, origin=str(path), exact=True)

@@ -30,11 +30,41 @@ from .util.inference.classification import classification_table
 from .util.inference.evaluator import Evaluator
 from .util.inference.sliding_window import SlidingWindow
 from .util.logger import progress
-from .util.metrics import ConfusionMatrix, Scores, check_prediction, score_table
+from .util.metrics import ConfusionMatrix, Scores, check_prediction, score_table, scores_of
 from .util.precision import choose_precision
 from .validation import classification_scores
 
 CLASSIFIED_PER_BATCH = 8  # a classifier's images in a forward pass, if TEST.batch_size is empty
+
+
+class TestResult:
+    """Figures of a test; also one by one for each image.
+
+    Attributes:
+        mean_iou, mean_accuracy, pixel_accuracy: fractions.
+        classes: {name: {"iou": ..., "accuracy": ..., "pixels": ...}}.
+        per_image: [{"name": ..., "mean_iou": of the classes in it, "pixel_accuracy": ...}].
+    """
+
+    __test__ = False  # pytest would take the name for a test
+
+    def __init__(self, scores: Scores, names: Sequence[str], per_image: Sequence[dict]) -> None:
+        self.scores = scores
+        self.names = list(names)
+        self.mean_iou = scores.mean_iou
+        self.mean_accuracy = scores.mean_accuracy
+        self.pixel_accuracy = scores.pixel_accuracy
+        self.classes = {
+            entry["name"]: {key: entry[key] for key in ("iou", "accuracy", "pixels")}
+            for entry in scores.as_dict(names)["classes"]
+        }
+        self.per_image = list(per_image)
+
+    def __repr__(self) -> str:
+        return (
+            f"TestResult(mean_iou={self.mean_iou:.4f}, mean_accuracy={self.mean_accuracy:.4f}, "
+            f"pixel_accuracy={self.pixel_accuracy:.4f}, {len(self.per_image)} images)"
+        )
 
 
 def run_test(config: Config, device: torch.device, log: logging.Logger) -> None:
@@ -169,6 +199,31 @@ def predict_and_save(
         saving = replace(evaluator, on_predictions=partial(pool.submit, save))
         saving.run(samples_of(config, dataset, missing, show=True))
     journal.finish()
+
+
+def evaluate(
+    config: Config, engine: SlidingWindow, dataset: EvaluationSet, names: Sequence[str]
+) -> TestResult:
+    """Test on a dataset in this process, and write nothing."""
+    confusion = ConfusionMatrix(
+        config.DATA.classes, ignore_label=config.TRAIN.ignore_label, device=engine.device
+    )
+    per_image: list[dict] = []
+
+    def record(sample: Sample, counts: np.ndarray) -> None:
+        own = scores_of(torch.from_numpy(counts))
+        per_image.append(
+            {
+                "name": sample.name,
+                "mean_iou": own.mean_iou_present,
+                "pixel_accuracy": own.pixel_accuracy,
+            }
+        )
+
+    size = images_per_group(config, engine.device)
+    evaluator = Evaluator(engine, confusion, size, on_counts=record)
+    evaluator.run(samples_of(config, dataset, shares(len(dataset), size), show=True))
+    return TestResult(evaluator.scores(), names, per_image)
 
 
 def samples_of(

@@ -2,6 +2,7 @@
 
 import logging
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,7 @@ from .dataset.preparation.check import refuse_bad_data
 from .dataset.segmentation import EvaluationSet, TrainingSet
 from .model.build import build_network
 from .model.weights import load_weights
+from .model_card import card_of_run, validation_protocol
 from .util.checkpoint import CheckpointFolder, read_checkpoint
 from .util.distributed import process_group
 from .util.files import link_or_copy, write_text
@@ -35,6 +37,8 @@ from .util.training.parallelize import check_batch_norm, place_network
 from .util.training.run_log import RunLog
 from .util.training.trainer import Trainer
 from .validation import validation_data, validator
+
+OnEpoch = Callable[[int, dict[str, dict[str, float]]], None]
 
 
 @dataclass(frozen=True)
@@ -49,6 +53,7 @@ class Plan:
         checkpoints: the run's folder.
         checkpoint: content of the one to resume from, or None.
         origin: its path.
+        card: the model card, as plain values.
     """
 
     config: Config
@@ -59,6 +64,7 @@ class Plan:
     checkpoints: CheckpointFolder
     checkpoint: dict[str, Any] | None
     origin: str
+    card: dict[str, Any]
     log: logging.Logger
 
 
@@ -73,9 +79,11 @@ class Parts:
     loader: TrainingLoader
 
 
-def build_trainer(config: Config, device: torch.device) -> Trainer:
+def build_trainer(
+    config: Config, device: torch.device, *, on_epoch: OnEpoch | None = None
+) -> Trainer:
     """Return the trainer of a run, restored from the checkpoint in its folder if there is one."""
-    return build_planned(plan_run(config, device))
+    return build_planned(plan_run(config, device), on_epoch=on_epoch)
 
 
 def plan_run(config: Config, device: torch.device) -> Plan:
@@ -102,13 +110,24 @@ def plan_run(config: Config, device: torch.device) -> Plan:
     if process_group.is_main():
         save_effective(config, folder / "config.yaml")
     return Plan(
-        config, device, dtype, images, validation, checkpoints, checkpoint, str(origin), log
+        config=config,
+        device=device,
+        dtype=dtype,
+        images=images,
+        validation=validation,
+        checkpoints=checkpoints,
+        checkpoint=checkpoint,
+        origin=str(origin),
+        card=card_of_run(config, images).as_dict(),
+        log=log,
     )
 
 
-def build_planned(plan: Plan) -> Trainer:
+def build_planned(plan: Plan, *, on_epoch: OnEpoch | None = None) -> Trainer:
     """Build the parts and the trainer; restore it from the plan's checkpoint.
 
+    Args:
+        on_epoch: called after each epoch with its number and {"train": {...}, "val": {...}}.
     Raises:
         OutOfMemoryError: the network and what training adds to it do not fit the device.
     """
@@ -143,6 +162,9 @@ def build_planned(plan: Plan) -> Trainer:
             validate=validator(
                 config, plan.validation, parts.segmenter, plan.device, plan.dtype, board=board
             ),
+            card=plan.card,
+            protocol=validation_protocol(config),
+            on_epoch=on_epoch,
         )
         if plan.checkpoint is not None:
             trainer.load_state_dict(plan.checkpoint, origin=plan.origin)

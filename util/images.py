@@ -33,7 +33,12 @@ def read_image(path: Path, channels: int = 3) -> np.ndarray:
     Raises:
         DataError: the file is missing, no image, ends early, or has another number of channels.
     """
-    content = _read_bytes(path, "image")
+    return decode_image(_read_bytes(path, "image"), channels, origin=path)
+
+
+def decode_image(content: bytes, channels: int = 3, *, origin: Path) -> np.ndarray:
+    """The same for the bytes of a file; `origin` is its name, for messages."""
+    path = origin
     if channels not in (1, 3):
         return _read_channels(path, content, channels)
     direct = DECODES_TO_RGB and content.startswith((b"\x89PNG", b"\xff\xd8"))

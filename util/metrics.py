@@ -63,8 +63,10 @@ class ConfusionMatrix:
         self.ignore_label = ignore_label
         self.counts = torch.zeros(classes, classes, dtype=torch.int64, device=device)
 
-    def update(self, prediction: Tensor, label: Tensor) -> None:
+    def update(self, prediction: Tensor, label: Tensor) -> Tensor:
         """Add predictions and labels of equal shape; integer values, no host synchronisation.
+
+        Returns their own counts, (K, K): a row for each label.
 
         Values outside the classes other than `ignore_label` are caught where files are read.
         """
@@ -78,7 +80,9 @@ class ConfusionMatrix:
             counted.index_add_(0, pairs.int(), torch.ones_like(pairs, dtype=torch.int64))
         else:
             counted = torch.bincount(pairs, minlength=bins)
-        self.counts += counted[: -self.classes].view(self.classes, self.classes)
+        counted = counted[: -self.classes].view(self.classes, self.classes)
+        self.counts += counted
+        return counted
 
     def reduce(self) -> None:
         """Sum over all processes, once, at the end."""
@@ -86,21 +90,26 @@ class ConfusionMatrix:
 
     def scores(self) -> Scores:
         """The figures of everything counted so far (I / (U + 1e-10), as the family has it)."""
-        counts = self.counts.cpu().double()
-        hits, labelled, predicted = counts.diag(), counts.sum(1), counts.sum(0)
-        union = labelled + predicted - hits
-        iou = hits / (union + 1e-10)
-        accuracy = hits / (labelled + 1e-10)
-        present = union > 0
-        return Scores(
-            mean_iou=iou.mean().item(),
-            mean_accuracy=accuracy.mean().item(),
-            pixel_accuracy=(hits.sum() / (labelled.sum() + 1e-10)).item(),
-            mean_iou_present=iou[present].mean().item() if present.any() else 0.0,
-            iou=tuple(iou.tolist()),
-            accuracy=tuple(accuracy.tolist()),
-            pixels=tuple(int(v) for v in labelled.tolist()),
-        )
+        return scores_of(self.counts)
+
+
+def scores_of(counts: Tensor) -> Scores:
+    """The figures of (K, K) counts, a row for each label."""
+    counts = counts.cpu().double()
+    hits, labelled, predicted = counts.diag(), counts.sum(1), counts.sum(0)
+    union = labelled + predicted - hits
+    iou = hits / (union + 1e-10)
+    accuracy = hits / (labelled + 1e-10)
+    present = union > 0
+    return Scores(
+        mean_iou=iou.mean().item(),
+        mean_accuracy=accuracy.mean().item(),
+        pixel_accuracy=(hits.sum() / (labelled.sum() + 1e-10)).item(),
+        mean_iou_present=iou[present].mean().item() if present.any() else 0.0,
+        iou=tuple(iou.tolist()),
+        accuracy=tuple(accuracy.tolist()),
+        pixels=tuple(int(v) for v in labelled.tolist()),
+    )
 
 
 def check_prediction(prediction: Tensor, classes: int, *, origin: str) -> None:

@@ -118,6 +118,25 @@ def choose_devices(wanted: Sequence[int] | None, *, key: str) -> list[torch.devi
     return [torch.device("cuda", index) for index in wanted] or [torch.device("cpu")]
 
 
+def named_device(name: str | torch.device | None) -> torch.device:
+    """The device of a name such as "cpu" or "cuda:1"; of None the first GPU, or the CPU.
+
+    Raises:
+        DeviceError: there is no such device here.
+    """
+    if name is None:
+        return choose_devices(None, key="device")[0]
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise DeviceError(f"device {name!r} does not exist; give cpu, cuda or cuda:1") from error
+    if device.type == "cuda":
+        return choose_devices([device.index or 0], key="device")[0]
+    if device.type != "cpu":
+        raise DeviceError(f"device {name!r} is not supported; give cpu, cuda or cuda:1")
+    return device
+
+
 def start(device: torch.device, *, backend: str = "auto", timeout_minutes: float = 30) -> None:
     """Join the process group that torchrun described in the environment; nothing without one."""
     if device.type == "cuda":

@@ -36,6 +36,8 @@ class Evaluator:
         group_size: images of one group, by index, share forward passes.
         on_predictions: called with the wanted samples of a group and their predictions, (H, W)
             uint8 on the host, to save or to show them: while the device works on the next group.
+        on_counts: called with each labelled sample and its own (K, K) confusion counts, at the same
+            time.
         wanted: which samples `on_predictions` wants; the others' predictions stay on the device.
     """
 
@@ -44,6 +46,7 @@ class Evaluator:
     group_size: int = 1
     on_predictions: Callable[[Sequence[EvaluationSample], Sequence[np.ndarray]], None] | None = None
     wanted: Callable[[EvaluationSample], bool] = every
+    on_counts: Callable[[EvaluationSample, np.ndarray], None] | None = None
 
     def run(self, samples: Iterable[EvaluationSample]) -> None:
         """Predict and count the samples, which come in list order."""
@@ -65,21 +68,24 @@ class Evaluator:
             None if sample.label is None else upload(sample.label, device) for sample in group
         ]
         predictions = self.engine.predict_group([sample.image for sample in group])
-        for label, prediction in zip(labels, predictions, strict=True):
+        counted, wanted = [], []
+        for sample, label, prediction in zip(group, labels, predictions, strict=True):
             if label is not None:
-                self.confusion.update(prediction.to(device), label)
-        if self.on_predictions is None:
-            return nothing
-        wanted = [
-            (sample, HostCopy(prediction.to(torch.uint8)))
-            for sample, prediction in zip(group, predictions, strict=True)
-            if self.wanted(sample)
-        ]
-        if not wanted:
-            return nothing
-        return lambda: self.on_predictions(
-            [sample for sample, _ in wanted], [copy.array() for _, copy in wanted]
-        )
+                counts = self.confusion.update(prediction.to(device), label)
+                if self.on_counts is not None:
+                    counted.append((sample, HostCopy(counts)))
+            if self.on_predictions is not None and self.wanted(sample):
+                wanted.append((sample, HostCopy(prediction.to(torch.uint8))))
+
+        def deliver() -> None:
+            for sample, copy in counted:
+                self.on_counts(sample, copy.array())
+            if wanted:
+                self.on_predictions(
+                    [sample for sample, _ in wanted], [copy.array() for _, copy in wanted]
+                )
+
+        return deliver
 
     def scores(self) -> Scores:
         """The figures over all processes; every process must call it, once."""

@@ -1,7 +1,7 @@
 """The training loop: one path for CPU, one GPU and many processes."""
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import nullcontext
 from functools import partial
 from typing import Any, Protocol
@@ -56,6 +56,11 @@ class Trainer:
         segmenter: the same without the wrapper: its tensors are what is saved.
         dtype: of the network's arithmetic.
         validate: run between epochs; None trains without validation.
+        card: plain values that every checkpoint carries (the model card); the figures of the last
+            validation are added as `figures`.
+        protocol: of the validation, for these figures.
+        on_epoch: called after each epoch with its number and {"train": {...}, "val": {...}}, by
+            every process.
     """
 
     def __init__(
@@ -72,6 +77,9 @@ class Trainer:
         checkpoints: CheckpointFolder,
         run_log: RunLog,
         validate: Validate | None = None,
+        card: Mapping[str, Any] | None = None,
+        protocol: Mapping[str, Any] | None = None,
+        on_epoch: Callable[[int, dict[str, dict[str, float]]], None] | None = None,
     ) -> None:
         train, scale = config.TRAIN, config.Distributed.loss_scale
         self.config = config
@@ -85,6 +93,9 @@ class Trainer:
         self.checkpoints = checkpoints
         self.run_log = run_log
         self.validate = validate
+        self.card = dict(card or {})
+        self.protocol = dict(protocol or {})
+        self.on_epoch = on_epoch
         self.step = 0  # optimizer steps done
         self.best_score = -1.0
         self.ema = EMA(segmenter, train.average_decay) if train.average_decay else None
@@ -175,6 +186,11 @@ class Trainer:
             scores = self._validate(partial(watchdog.note, self.step, EVALUATING))
             figures["val"] = scores.figures()
             self.run_log.report_epoch("val", figures["val"], self.step)
+            self.card["figures"] = {
+                "epoch": epoch,
+                "val": figures["val"],
+                "protocol": self.protocol,
+            }
             improved = scores.score > self.best_score
             self.best_score = max(self.best_score, scores.score)
         # before the checkpoint: a resumed run does not come here again
@@ -184,6 +200,8 @@ class Trainer:
             self.save(epoch=epoch if due else None, best=improved)
         if improved:
             self.run_log.log.info(f"best so far: {self.checkpoints.best}")
+        if self.on_epoch is not None:
+            self.on_epoch(epoch, figures)
         self.run_log.restart_clock()
 
     def _validate(self, note: Callable[[str], None]) -> ValidationScores:
@@ -264,6 +282,7 @@ class Trainer:
             "best_mean_iou": self.best_score,  # the key is older than classifiers
             **self.run_log.state_dict(),
             "config": self.config.model_dump(mode="json"),
+            "card": self.card,
         }
 
     def load_state_dict(self, content: dict[str, Any], *, origin: str) -> None:
@@ -288,4 +307,6 @@ class Trainer:
             self.train_step.scaler.load_state_dict(content["scaler"])
         self.step = content["step"]
         self.best_score = content["best_mean_iou"]
+        if "figures" in content.get("card", {}):
+            self.card["figures"] = content["card"]["figures"]
         self.run_log.load_state_dict(content)

@@ -1,0 +1,138 @@
+"""Networks by name: `create_model`, `list_models`, `list_backbones`."""
+
+from fnmatch import fnmatch
+from typing import Any
+
+from torch import Tensor, nn
+
+from .config.errors import CheckpointError, ConfigError
+from .config.load import config_from, option_meant
+from .config.schema import Config
+from .model.backbone.resnet import DEPTHS
+from .model.build import HEADS, build_segmenter
+from .model.segmenter import Segmenter
+from .model.weights import load_weights
+from .util.checkpoint import read_checkpoint
+
+OWN_BACKBONES = tuple(
+    name
+    for depth in DEPTHS
+    for name in (
+        f"resnet{depth}",
+        f"resnet{depth}s",
+        f"resnet{depth}d",
+        f"pyconvresnet{depth}",
+        f"pyconvhgresnet{depth}",
+    )
+)
+
+
+class LogitsSegmenter(Segmenter):
+    """A `Segmenter` whose output is the logits alone: (N, C, H, W) -> (N, K, H, W)."""
+
+    def forward(self, image: Tensor) -> Tensor:
+        return super().forward(image).logits
+
+
+def create_model(
+    model: str = "spnet",
+    *,
+    classes: int,
+    backbone: str = "resnet50",
+    in_channels: int = 3,
+    pretrained: str | bool = False,
+    **options: Any,
+) -> LogitsSegmenter:
+    """A segmentation network with fresh weights: (N, C, H, W) normalised -> (N, K, H, W) logits.
+
+    Any height and width; its checkpoints have the keys of trained networks.
+
+    Args:
+        model: the head; `list_models` names them.
+        classes: K.
+        backbone: `list_backbones` names them.
+        pretrained: a file of weights for the backbone or for all of it, recognised by its content;
+            True takes timm's for `timm/NAME`, which may download them.
+        options: further options of the network, such as `output_stride=16` or
+            `mixed_pooling_modules=1`: those of TRAIN in docs/config.md.
+    Raises:
+        ConfigError: a name or value that does not exist, with the nearest one that does.
+        CheckpointError: the file of weights is missing, damaged or fits no part of the network.
+
+    >>> import torch, stripseg
+    >>> model = stripseg.create_model("spnet", backbone="resnet18", classes=11).eval()
+    >>> model(torch.zeros(1, 3, 97, 129)).shape
+    torch.Size([1, 11, 97, 129])
+    """
+    config = network_config(model, classes, backbone, in_channels, options)
+    segmenter = build_segmenter(config)
+    network = LogitsSegmenter(segmenter.backbone, segmenter.head)
+    if pretrained is True:
+        load_timm_weights(network, backbone, in_channels)
+    elif pretrained:
+        content = read_checkpoint(pretrained)
+        load_weights(network, content, origin=str(pretrained), exact=False)
+    return network
+
+
+def network_config(
+    model: str, classes: int, backbone: str, in_channels: int, options: dict[str, Any]
+) -> Config:
+    """The config that describes such a network alone."""
+    words = [word for key, value in options.items() for word in (option_meant(key), value)]
+    network = {"arch": model, "backbone": backbone, "aux_weight": 0}
+    content = {
+        "DATA": {"data_root": ".", "classes": classes, "in_channels": in_channels},
+        "TRAIN": network,
+    }
+    return config_from(content, words, source="create_model")
+
+
+def load_timm_weights(network: nn.Module, backbone: str, in_channels: int) -> None:
+    """Fill the backbone with timm's pretrained weights.
+
+    Raises:
+        ConfigError: the backbone is not of timm.
+        CheckpointError: they cannot be had.
+    """
+    if not backbone.startswith("timm/"):
+        raise ConfigError(
+            f"pretrained=True: there are no weights to fetch for {backbone}; name a file, or take "
+            "a backbone timm/NAME"
+        )
+    import timm
+
+    name = backbone.removeprefix("timm/")
+    try:
+        donor = timm.create_model(name, pretrained=True, in_chans=in_channels)
+    except Exception as error:  # networks, hubs and caches fail in many ways
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise CheckpointError(f"timm's weights of {name} cannot be had: {reason}") from error
+    load_weights(network, donor.state_dict(), origin=f"timm's {name}", exact=False)
+
+
+def list_models(pattern: str = "*") -> list[str]:
+    """The heads that `create_model` knows, sorted, by a pattern such as "ps*".
+
+    >>> import stripseg
+    >>> stripseg.list_models()
+    ['fcn', 'psa', 'psp', 'pyconvsegnet', 'spnet']
+    """
+    return sorted(name for name in HEADS if fnmatch(name, pattern))
+
+
+def list_backbones(pattern: str = "*") -> list[str]:
+    """The backbones that `create_model` knows; those of timm (`timm/NAME`) where it is installed.
+
+    >>> import stripseg
+    >>> stripseg.list_backbones("resnet18*")
+    ['resnet18', 'resnet18d', 'resnet18s']
+    """
+    names = list(OWN_BACKBONES)
+    try:
+        import timm
+    except ImportError:
+        pass
+    else:
+        names += [f"timm/{name}" for name in timm.list_models()]
+    return sorted(name for name in names if fnmatch(name, pattern))

@@ -1,0 +1,421 @@
+"""A trained network from its file: `load`, then `predict`, `test`, `export`.
+
+segmenter = stripseg.load("exp/camvid/spnet18/model/best.pth")
+segmenter.predict("photo.jpg").save("photo_classes.png")
+"""
+
+import glob
+import os
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor, nn
+
+from .build import build_engine
+from .config.errors import CheckpointError, ConfigError, DataError
+from .config.legacy import drop_retired
+from .config.load import config_from, option_meant
+from .config.schema import SECTIONS, Config
+from .dataset.build import build_evaluation_set
+from .model.build import build_network
+from .model.weights import load_weights
+from .model_card import ModelCard, card_of_checkpoint
+from .onnx_network import OnnxNetwork
+from .testing import TestResult, evaluate
+from .util.checkpoint import read_checkpoint
+from .util.distributed import process_group
+from .util.images import IMAGE_SUFFIXES, colorize, decode_image, overlay, read_image, write_png
+from .util.inference.sliding_window import SlidingWindow, usual_batch_size
+from .util.precision import choose_precision
+
+HUB = "hf://"
+Source = Any  # path, bytes, PIL image, array, tensor, or many of these
+
+
+class Prediction:
+    """The classes of one image, at the image's own size.
+
+    Attributes:
+        mask: (H, W) uint8, or int32 with more than 256 classes: the class of every pixel.
+        image: (H, W, C) uint8, as the network saw it.
+        path: of the file it was read from, or None.
+        names, colors: of the classes, in index order.
+    """
+
+    def __init__(
+        self, network: "TrainedNetwork", engine: SlidingWindow, image: np.ndarray, mask: np.ndarray
+    ) -> None:
+        self._network, self._engine = network, engine
+        self.image = image
+        self.mask = mask
+        self.path: Path | None = None
+        self.names = network.names
+        self.colors = network.colors
+
+    @property
+    def probabilities(self) -> np.ndarray:
+        """(K, H, W) float32, summing to 1 over K; computed when first asked for, and not kept."""
+        return self._engine.probabilities(self.image).cpu().numpy()
+
+    @property
+    def present(self) -> list[str]:
+        """Names of the classes in the mask, the largest area first."""
+        counts = np.bincount(self.mask.ravel(), minlength=len(self.names))
+        return [self.names[index] for index in np.argsort(-counts, kind="stable") if counts[index]]
+
+    def overlay(self, opacity: float = 0.5) -> Image.Image:
+        """The classes' colours over the image, as a PIL image."""
+        return Image.fromarray(overlay(self.image, self.mask, self.colors, opacity=opacity))
+
+    def colored(self) -> Image.Image:
+        """The classes' colours alone, as a PIL image."""
+        return Image.fromarray(colorize(self.mask, self.colors))
+
+    def save(self, path: str | Path) -> Path:
+        """Write the mask: a PNG of class indices, with the classes' colours as its palette."""
+        path = Path(path)
+        if path.suffix.lower() != ".png":
+            raise DataError(f"{path}: a mask is written as .png, which keeps the indices exact")
+        if len(self.names) > 256:
+            raise DataError(f"{path}: a PNG's palette has 256 colours, not {len(self.names)}")
+        write_png(path, self.mask.astype(np.uint8), self.colors.tolist())
+        return path
+
+    def __repr__(self) -> str:
+        height, width = self.mask.shape
+        return f"Prediction({self.path or 'image'}, {height}x{width}, {', '.join(self.present)})"
+
+
+class TrainedNetwork:
+    """A trained segmentation network with its card, ready to predict.
+
+    Attributes:
+        network: what computes logits: an nn.Module, or an exported file's.
+        card: names, colours, config, figures (`ModelCard`).
+        config: the options that it predicts and tests with.
+        device: where it computes.
+    """
+
+    def __init__(
+        self,
+        network: nn.Module,
+        card: ModelCard,
+        config: Config,
+        device: torch.device,
+        *,
+        path: str = "",
+    ) -> None:
+        self.network = network
+        self.card = card
+        self.config = config
+        self.device = device
+        self.path = path
+
+    @property
+    def names(self) -> list[str]:
+        return self.card.names
+
+    @property
+    def colors(self) -> np.ndarray:
+        """(K, 3) uint8."""
+        return self.card.colors
+
+    def engine(
+        self,
+        *,
+        scales: Sequence[float] | None = None,
+        flip: bool | None = None,
+        base_size: int | None = None,
+        window: tuple[int, int] | None = None,
+        batch_size: int | None = None,
+    ) -> SlidingWindow:
+        """The inference engine; what is None is as in TEST of the config."""
+        test = self.config.TEST
+        engine = build_engine(
+            self.config,
+            self.network,
+            device=self.device,
+            dtype=choose_precision(test.precision, self.device, key="TEST.precision"),
+            batch_size=batch_size or test.batch_size or usual_batch_size(self.device),
+        )
+        given = {
+            "scales": None if scales is None else tuple(scales),
+            "flip": flip,
+            "base_size": base_size,
+            "crop": self._window(window),
+        }
+        settings = {key: value for key, value in given.items() if value is not None}
+        if settings:
+            return SlidingWindow(
+                self.network,
+                replace(engine.settings, **settings),
+                device=self.device,
+                dtype=engine.dtype,
+                channels_last=test.channels_last,
+            )
+        return engine
+
+    def _window(self, window: tuple[int, int] | None) -> tuple[int, int] | None:
+        """The window asked for, or the only one that an export with a fixed shape takes.
+
+        Raises:
+            ConfigError: the export takes another one.
+        """
+        fixed = self.network.window if isinstance(self.network, OnnxNetwork) else None
+        if window is not None and fixed is not None and tuple(window) != fixed:
+            raise ConfigError(
+                f"{self.path}: was exported for windows of {fixed[0]}x{fixed[1]} alone, not "
+                f"{window[0]}x{window[1]}; export it without --window"
+            )
+        return fixed or window
+
+    def predict(
+        self,
+        source: Source,
+        *,
+        scales: Sequence[float] | None = None,
+        flip: bool | None = None,
+        base_size: int | None = None,
+        window: tuple[int, int] | None = None,
+        together: int = 1,
+    ) -> "Prediction | Iterator[Prediction]":
+        """Predict one image, or lazily many.
+
+        Args:
+            source: a path, the bytes of a file, a PIL image, an (H, W, 3) RGB or (H, W) grey uint8
+                array, or a (3, H, W) tensor of 0..255: one `Prediction`. A folder, a glob such as
+                "photos/*.jpg", a list or any iterable of the former: an iterator of them, in order.
+            scales, flip, base_size, window: as TEST of the config says if None.
+            together: images whose windows share forward passes, for small images on a GPU.
+        Raises:
+            DataError: an image is missing, damaged, or has another number of channels.
+        """
+        engine = self.engine(scales=scales, flip=flip, base_size=base_size, window=window)
+        many = sources_of(source)
+        if many is None:
+            return self._predict([self._read(source)], engine)[0]
+        return self._stream(many, engine, together)
+
+    def _stream(
+        self, sources: Iterable[Source], engine: SlidingWindow, together: int
+    ) -> Iterator[Prediction]:
+        read = map(self._read, sources)
+        while group := list(islice(read, max(1, together))):
+            yield from self._predict(group, engine)
+
+    def _predict(
+        self, images: Sequence[tuple[np.ndarray, Path | None]], engine: SlidingWindow
+    ) -> list[Prediction]:
+        engine.network.eval()
+        masks = engine.predict_group([image for image, _ in images])
+        dtype = torch.uint8 if len(self.names) <= 256 else torch.int32
+        predictions = []
+        for (image, path), mask in zip(images, masks, strict=True):
+            prediction = Prediction(self, engine, image, mask.to(dtype).cpu().numpy())
+            prediction.path = path
+            predictions.append(prediction)
+        return predictions
+
+    def _read(self, source: Source) -> tuple[np.ndarray, Path | None]:
+        """(H, W, C) uint8 and the path, of one image."""
+        channels = self.config.DATA.in_channels
+        if isinstance(source, str | os.PathLike):
+            return read_image(Path(source).expanduser(), channels), Path(source)
+        if isinstance(source, bytes | bytearray):
+            return decode_image(bytes(source), channels, origin=Path("bytes")), None
+        return as_array(source, channels), None
+
+    def test(self, list_file: str | Path | None = None, **options: Any) -> TestResult:
+        """Test on the pairs of a list, as `sh tool/test.sh` does; nothing is written.
+
+        Args:
+            list_file: lines of "image label"; the config's TEST.test_list if None.
+            options: further options by their names, such as `data_root="data"` or `scales=[1.0]`.
+        Raises:
+            ConfigError: an option or file that does not exist.
+            DataError: an image or label that cannot be used.
+        """
+        if list_file is not None:
+            options = {"TEST.test_list": str(list_file), **options}
+        words = [word for key, value in options.items() for word in (option_meant(key), value)]
+        config = inference_config(self.card.config, self.path, words)
+        same = TrainedNetwork(self.network, self.card, config, self.device, path=self.path)
+        dataset = build_evaluation_set(config, config.TEST.test_list, split=config.TEST.split)
+        return evaluate(config, same.engine(), dataset, self.names)
+
+    def export(self, path: str | Path, **options: Any) -> Path:
+        """Write an export that was compared with this network: .onnx, or .pt2 (torch.export).
+
+        Args:
+            options: those of `stripseg.export.export_network`, such as `window=(480, 480)`.
+        Raises:
+            ExportError: it cannot be exported, or the export computes something else.
+        """
+        from .export import export_network  # needs the extra `export`
+
+        return export_network(self, Path(path), **options).path
+
+    def save_pretrained(self, folder: str | Path) -> Path:
+        """Write a folder to share: weights (safetensors), config and card (JSON), README.md.
+
+        `load` reads it again, also from the Hugging Face hub as hf://OWNER/NAME.
+        """
+        from .sharing import write_folder
+
+        return write_folder(self, Path(folder))
+
+    def __repr__(self) -> str:
+        train = self.card.config["TRAIN"]
+        return (
+            f"TrainedNetwork({self.path}: {train['arch']} on {train['backbone']}, "
+            f"{len(self.names)} classes, {self.device})"
+        )
+
+
+def load(path: str | Path, *, device: str | torch.device | None = None) -> TrainedNetwork:
+    """A trained segmentation network from its file, whatever the file is.
+
+    Args:
+        path: a checkpoint of stripseg (.pth), an export (.onnx), a folder that `save_pretrained`
+            wrote, or hf://OWNER/NAME on the Hugging Face hub (needs `huggingface_hub`).
+        device: such as "cpu" or "cuda:1"; the first GPU where there is one, if None.
+    Raises:
+        CheckpointError: the file is missing, damaged, of no trained segmentation network, or does
+            not say what network it is.
+        DeviceError: the device does not exist here.
+    """
+    place = process_group.named_device(device)
+    text = str(path)
+    if text.startswith(HUB):
+        from .sharing import fetch
+
+        path = fetch(text.removeprefix(HUB))
+    path = Path(path).expanduser()
+    if path.suffix.lower() == ".onnx":
+        network = OnnxNetwork(path, place)
+        return TrainedNetwork(
+            network,
+            network.card,
+            inference_config(network.card.config, text),
+            network.device,
+            path=text,
+        )
+    if path.is_dir():
+        from .sharing import read_folder
+
+        content = read_folder(path)
+    else:
+        content = read_checkpoint(path)
+    return from_content(content, text, place)
+
+
+def from_content(content: Mapping[str, Any], origin: str, device: torch.device) -> TrainedNetwork:
+    """The network of a checkpoint's content.
+
+    Raises:
+        CheckpointError: it is of a classifier, or does not say what network it is.
+    """
+    card = card_of_checkpoint(content, origin=origin)
+    config = inference_config(card.config, origin)
+    if config.classifies:
+        raise CheckpointError(
+            f"{origin}: names the class of a whole image; test it with `stripseg test`"
+        )
+    network = build_network(config)
+    load_weights(network, content, origin=origin, exact=True)
+    network.eval().to(device)
+    if config.TEST.channels_last:
+        network.to(memory_format=torch.channels_last)
+    return TrainedNetwork(network, card, config, device, path=origin)
+
+
+def inference_config(stored: Mapping[str, Any], origin: str, words: Sequence[Any] = ()) -> Config:
+    """The config that a trained network carries, for predicting here.
+
+    Options of the machine that trained it (GPUs, processes, where results go) are left out.
+
+    Args:
+        words: KEY VALUE ... that override it.
+    """
+    tree: dict[str, Any] = {name: dict(stored.get(name, {})) for name in SECTIONS}
+    drop_retired(tree)
+    tree["Distributed"] = {}
+    tree["TRAIN"] |= {"train_gpu": [], "save_path": None, "pretrained": None, "weight": None}
+    tree["TRAIN"]["resume"] = "none"
+    tree["TEST"] |= {"save_folder": None, "model_path": origin, "test_gpu": None}
+    if "experiment" in stored:
+        tree["experiment"] = stored["experiment"]
+    try:
+        return config_from(
+            tree, words, source=origin, dataset=tree["DATA"].get("dataset") or "data"
+        )
+    except ConfigError as error:
+        if words:
+            raise
+        raise CheckpointError(f"{origin}: its config cannot be used here: {error}") from error
+
+
+def sources_of(source: Source) -> Iterable[Source] | None:
+    """The images that `source` stands for; None where it is one image.
+
+    Raises:
+        DataError: a folder or glob without images.
+    """
+    if isinstance(source, str | os.PathLike):
+        text = os.path.expanduser(os.fspath(source))
+        if os.path.isdir(text):
+            found = sorted(p for p in Path(text).rglob("*") if is_image(p))
+        elif not os.path.exists(text) and glob.has_magic(text):
+            found = sorted(p for p in map(Path, glob.glob(text, recursive=True)) if is_image(p))
+        else:
+            return None
+        if not found:
+            raise DataError(f"{text}: no image there ({', '.join(IMAGE_SUFFIXES)})")
+        return found
+    one = isinstance(source, bytes | bytearray | np.ndarray | Tensor | Image.Image)
+    if one or not isinstance(source, Iterable):
+        return None
+    return source
+
+
+def is_image(path: Path) -> bool:
+    """Return whether a file in a folder is meant as an image, and is not hidden."""
+    return path.suffix.lower() in IMAGE_SUFFIXES and not path.name.startswith(".")
+
+
+def as_array(image: Any, channels: int) -> np.ndarray:
+    """(H, W, C) uint8 of a PIL image, an array or a tensor.
+
+    Raises:
+        DataError: another shape or type.
+    """
+    if isinstance(image, Image.Image):
+        image = np.array(image.convert("L" if channels == 1 else "RGB"))
+    elif isinstance(image, Tensor):
+        if image.ndim != 3 or image.shape[0] != channels:
+            raise DataError(
+                f"a tensor must be ({channels}, H, W), not {tuple(image.shape)}; values are 0..255"
+            )
+        if image.is_floating_point() and image.numel() and float(image.max()) <= 1:
+            raise DataError(
+                "the tensor's values are at most 1, and 0..255 is expected; multiply by 255"
+            )
+        image = image.detach().round().clamp(0, 255).to("cpu", torch.uint8).permute(1, 2, 0).numpy()
+    if not isinstance(image, np.ndarray):
+        raise DataError(
+            f"a {type(image).__name__} is not an image; give a path, bytes, a PIL image, an array "
+            "or a tensor"
+        )
+    if image.ndim == 2:
+        image = np.repeat(image[:, :, None], channels, axis=2) if channels in (1, 3) else image
+    if image.ndim != 3 or image.shape[2] != channels or image.dtype != np.uint8 or not image.size:
+        raise DataError(
+            f"an array must be (H, W, {channels}) uint8, not {image.shape} {image.dtype}"
+        )
+    return np.ascontiguousarray(image)

@@ -1,0 +1,146 @@
+"""Training from Python: `stripseg.train` builds the same config as a YAML file and runs it here."""
+
+import logging
+import os
+from collections.abc import Mapping
+from contextlib import closing, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from .config.errors import ConfigError
+from .config.load import config_from, find_config, load_config, option_meant
+from .config.schema import Config
+from .config.validate import check_files
+from .dataset.build import official_splits
+from .model.build import check_arch
+from .training_run import OnEpoch, build_trainer
+from .util.checkpoint import folder_lock
+from .util.distributed import process_group
+from .util.training.epoch_log import read_epochs
+
+
+@dataclass(frozen=True)
+class TrainingResult:
+    """What a run has left.
+
+    Args:
+        figures: of the last epoch, {"train": {"loss": ...}, "val": {"mIoU": ...}}.
+        epochs: {epoch: figures} of all of them.
+        folder: of the checkpoints and the log.
+        best, last: checkpoints; `best` is None without a validation.
+        config: of the run, every option filled in; `config.yaml` in the folder repeats it.
+    """
+
+    figures: dict[str, dict[str, float]]
+    epochs: dict[int, dict[str, dict[str, float]]]
+    folder: Path
+    best: Path | None
+    last: Path
+    config: Config
+
+
+def train(
+    dataset: str | os.PathLike | Mapping[str, Any],
+    experiment: str | None = None,
+    *,
+    device: str | torch.device | None = None,
+    on_epoch: OnEpoch | None = None,
+    **options: Any,
+) -> TrainingResult:
+    """Train in this process, from where the run's folder says to the end, like `sh tool/train.sh`.
+
+    The caller's random state, signal handlers, log handlers and numeric settings are as before
+    afterwards.
+
+    Args:
+        dataset: with `experiment` the words of the command, such as "camvid", "spnet18"; alone the
+            path of a YAML file, or a mapping {"DATA": {...}, "TRAIN": {...}, "TEST": {...}}.
+        device: such as "cpu" or "cuda:1"; the first GPU where there is one, if None.
+        on_epoch: called after each epoch with its number and figures.
+        options: further options by their names, such as `epochs=50`, `data_root="data/camvid"`;
+            `test__batch_size=4` for one of another section.
+    Raises:
+        ConfigError: a mistake in the options, in the words of the command.
+        StripsegError: whatever ends the command with a message.
+    """
+    config = config_of(dataset, experiment, options)
+    check_arch(config)
+    check_files(config, "train", official_splits=official_splits(config))
+    place = process_group.named_device(device)
+    folder = Path(config.TRAIN.save_path)
+    with restored_settings(), folder_lock(folder):
+        trainer = build_trainer(config, place, on_epoch=on_epoch)
+        with closing(trainer.run_log):
+            if trainer.step < trainer.total_steps:
+                trainer.fit()
+    epochs = read_epochs(folder)
+    best = trainer.checkpoints.best
+    return TrainingResult(
+        figures=epochs[max(epochs)] if epochs else {},
+        epochs=epochs,
+        folder=folder,
+        best=best if best.is_file() else None,
+        last=trainer.checkpoints.last,
+        config=trainer.config,
+    )
+
+
+def config_of(
+    dataset: str | os.PathLike | Mapping[str, Any],
+    experiment: str | None,
+    options: Mapping[str, Any],
+) -> Config:
+    """The config that the arguments of `train` mean.
+
+    Raises:
+        ConfigError: a mistake in it.
+    """
+    words = [word for key, value in options.items() for word in (option_named(key), value)]
+    if isinstance(dataset, Mapping):
+        if experiment is not None:
+            words += ["experiment", experiment]
+        return config_from(dataset, words, source="the mapping given")
+    if experiment is not None:
+        return load_config(find_config(str(dataset), experiment), words)
+    if Path(dataset).suffix not in (".yaml", ".yml"):
+        raise ConfigError(
+            f"{dataset}: name an experiment, too, such as train('ade20k', 'spnet50'), or give the "
+            "path of a YAML file"
+        )
+    return load_config(dataset, words)
+
+
+def option_named(key: str) -> str:
+    """`TEST.batch_size` for the keyword `test__batch_size`, `TRAIN.epochs` for `epochs`."""
+    section, separator, name = key.partition("__")
+    if not separator:
+        return option_meant(key)
+    return f"{section if section.lower() == 'distributed' else section.upper()}.{name}".replace(
+        "distributed.", "Distributed."
+    )
+
+
+@contextmanager
+def restored_settings():
+    """Put back, at the end, what a run sets for its process."""
+    logger = logging.getLogger("stripseg")
+    handlers, level, propagate = list(logger.handlers), logger.level, logger.propagate
+    logger.handlers = []  # the caller's stay open
+    backends = torch.backends
+    tf32 = backends.cuda.matmul.allow_tf32, backends.cudnn.allow_tf32
+    benchmark = backends.cudnn.benchmark
+    deterministic = torch.are_deterministic_algorithms_enabled()
+    try:
+        with torch.random.fork_rng():
+            yield
+    finally:
+        for handler in list(logger.handlers):
+            logger.removeHandler(handler)
+            handler.close()
+        logger.handlers, logger.level, logger.propagate = handlers, level, propagate
+        backends.cuda.matmul.allow_tf32, backends.cudnn.allow_tf32 = tf32
+        backends.cudnn.benchmark = benchmark
+        torch.use_deterministic_algorithms(deterministic)
