@@ -10,6 +10,7 @@ from .config.schema import IGNORED_IMAGE, Config
 from .model.build import build_network
 from .model.weights import load_weights
 from .onnx_network import OnnxNetwork
+from .sharing import read_folder
 from .util.checkpoint import read_checkpoint
 from .util.inference.sliding_window import (
     InferenceSettings,
@@ -88,7 +89,7 @@ def load_network(config: Config, device: torch.device) -> nn.Module:
         exported = OnnxNetwork(path, device)
         check_same_network({"config": exported.card.config}, config, origin=path)
         return exported
-    content = read_checkpoint(path)
+    content = read_folder(Path(path)) if Path(path).is_dir() else read_checkpoint(path)
     network = build_network(config)
     load_weights(network, content, origin=str(path), exact=True)
     check_same_network(content, config, origin=path)

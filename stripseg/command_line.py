@@ -14,6 +14,11 @@ from .config.errors import DeviceError, StripsegError
 from .config.load import find_config, load_config
 from .config.schema import Config
 from .model.build import check_arch, check_segments
+from .model_card import ModelCard, card_of_checkpoint
+from .onnx_network import OnnxNetwork
+from .sharing import CARD, read_folder
+from .trained_network import inference_config
+from .util.checkpoint import read_checkpoint
 from .util.distributed import process_group
 from .util.distributed.slurm import slurm_step
 from .util.signals import STOPPED, Stopped
@@ -55,6 +60,7 @@ def argument_parser(command: str, description: str) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog=command,
         description=description,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
         usage=f"{command} DATASET EXPERIMENT [options] [KEY VALUE ...]\n"
         f"       {command} --config FILE [options] [KEY VALUE ...]",
     )
@@ -84,6 +90,11 @@ def parse_config(
     """
     options = parser.parse_intermixed_args(list(argv))
     words = options.words
+    if words and not options.config and is_network(words[0]):
+        config = config_of_network(words[0], words[1:])
+        if not classifiers:
+            check_segments(config)
+        return options, config
     if options.config:
         path = options.config
     elif len(words) < 2:
@@ -96,6 +107,32 @@ def parse_config(
     if not classifiers:
         check_segments(config)
     return options, config
+
+
+def is_network(word: str) -> bool:
+    """Return whether a word names a trained network's file in place of a dataset."""
+    return Path(word).suffix.lower() in (".pth", ".onnx") or (Path(word) / CARD).is_file()
+
+
+def config_of_network(path: str, words: Sequence[str]) -> Config:
+    """The config that a trained network's file carries, with overrides.
+
+    Raises:
+        CheckpointError: it cannot be read, or does not say what network it is.
+    """
+    return inference_config(card_of(path).config, path, words)
+
+
+def card_of(path: str) -> ModelCard:
+    """The model card in a trained network's file or folder.
+
+    Raises:
+        CheckpointError: it cannot be read, or does not say what network it is.
+    """
+    if Path(path).suffix.lower() == ".onnx":
+        return OnnxNetwork(path, torch.device("cpu")).card
+    content = read_folder(Path(path)) if Path(path).is_dir() else read_checkpoint(path)
+    return card_of_checkpoint(content, origin=path)
 
 
 def process_count(config: Config, devices: Sequence[torch.device]) -> int:

@@ -199,8 +199,16 @@ class TrainedNetwork:
         engine = self.engine(scales=scales, flip=flip, base_size=base_size, window=window)
         many = sources_of(source)
         if many is None:
-            return self._predict([self._read(source)], engine)[0]
+            return self.predict_with(engine, source)
         return self._stream(many, engine, together)
+
+    def predict_with(self, engine: SlidingWindow, source: Source) -> Prediction:
+        """Predict one image with an engine that `engine` gave, which keeps what it has learnt.
+
+        Raises:
+            DataError: the image is missing, damaged, or has another number of channels.
+        """
+        return self._predict([self._read(source)], engine)[0]
 
     def _stream(
         self, sources: Iterable[Source], engine: SlidingWindow, together: int

@@ -1,4 +1,4 @@
-"""See a dataset: `python tool/browse.py DATASET EXPERIMENT [--count N] [--output FILE.png|.html]`.
+"""See a dataset: `stripseg browse DATASET EXPERIMENT [--count N] [--output FILE.png|.html]`.
 
 Writes a contact sheet: images with their labels laid over, as stored and as training sees them.
 """
@@ -28,7 +28,7 @@ BLACK = np.zeros(3, np.uint8)
 
 def main(argv: Sequence[str]) -> int | None:
     """Choose images, draw them, write the sheet."""
-    parser = command_line.argument_parser("browse.py", __doc__)
+    parser = command_line.argument_parser("stripseg browse", __doc__)
     parser.add_argument("--count", type=int, default=8, help="images on the sheet")
     parser.add_argument("--crops", type=int, default=3, help="augmented crops of each image")
     parser.add_argument("--output", type=Path, default=None, help="a .png or .html file")

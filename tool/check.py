@@ -1,4 +1,4 @@
-"""Check a dataset: `python tool/check.py DATASET EXPERIMENT [--json FILE] [KEY VALUE ...]`.
+"""Check a dataset: `stripseg check DATASET EXPERIMENT [--json FILE] [KEY VALUE ...]`.
 
 Reads everything that a training run of this config will read. Exits with 1 if it found an error.
 """
@@ -26,7 +26,7 @@ FILES_SHOWN = 4
 
 def main(argv: Sequence[str]) -> int | None:
     """Examine, diagnose, report."""
-    parser = command_line.argument_parser("check.py", __doc__)
+    parser = command_line.argument_parser("stripseg check", __doc__)
     parser.add_argument("--json", type=Path, help="write the report as JSON, too")
     parser.add_argument("--workers", type=int, default=min(16, os.cpu_count() or 1))
     options, config = command_line.parse_config(parser, argv)

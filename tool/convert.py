@@ -1,4 +1,4 @@
-"""Convert weights between authors' layouts: `python tool/convert.py INPUT OUTPUT [--to AUTHOR]`.
+"""Convert weights between authors' layouts: `stripseg convert INPUT OUTPUT [--to AUTHOR]`.
 
 INPUT is a weights file of any known author, recognised by its content; of a timm network, which has
 names of its own, say --timm. OUTPUT, .pth or .safetensors, has the same tensors under stripseg's
@@ -27,7 +27,7 @@ def word(family: Family) -> str:
 
 def main(argv: Sequence[str]) -> int | None:
     """Read, translate, write."""
-    parser = argparse.ArgumentParser(prog="convert.py", description=__doc__)
+    parser = argparse.ArgumentParser(prog="stripseg convert", description=__doc__)
     parser.add_argument("input", type=Path, help="weights of any known author")
     parser.add_argument("output", type=Path, help="file to write, .pth or .safetensors")
     parser.add_argument(

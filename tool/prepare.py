@@ -1,14 +1,14 @@
-"""Prepare data: `python tool/prepare.py COMMAND ...`; each command has its own --help.
+"""Prepare data: `stripseg prepare COMMAND ...`; each command has its own --help.
 
-prepare.py shapes ROOT      writes the built-in dataset below ROOT
-prepare.py shapes10 ROOT    writes the built-in set for classification below ROOT
-prepare.py digits ROOT      writes scikit-learn's handwritten digits below ROOT
-prepare.py cifar10 ROOT     checks CIFAR's archives in ROOT; --download fetches them
-prepare.py DATASET ROOT     writes the lists of an official download in ROOT and checks its counts
-prepare.py custom --images DIR --labels DIR --name NAME
-                            lists, classes and a config for your own data
-prepare.py pack DATASET EXPERIMENT --out DIR
-                            a packed copy of a config's lists, for faster training
+stripseg prepare shapes ROOT       write the built-in dataset below ROOT
+stripseg prepare shapes10 ROOT     write the built-in set for classification below ROOT
+stripseg prepare digits ROOT       write scikit-learn's handwritten digits below ROOT
+stripseg prepare cifar10 ROOT      check CIFAR's archives in ROOT; --download fetches them
+stripseg prepare DATASET ROOT      lists of an official download in ROOT, its counts checked
+stripseg prepare custom --images DIR --labels DIR --name NAME
+                                   lists, classes and a config for your own data
+stripseg prepare pack DATASET EXPERIMENT --out DIR
+                                   a packed copy of a config's lists, for faster training
 """
 
 import argparse
@@ -62,7 +62,9 @@ def main(argv: Sequence[str]) -> int | None:
 def parse(argv: Sequence[str]) -> argparse.Namespace:
     """The options of a command; `prepare` is the function that carries it out."""
     parser = argparse.ArgumentParser(
-        prog="prepare.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        prog="stripseg prepare",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     commands = parser.add_subparsers(dest="dataset", metavar="COMMAND", required=True)
 
@@ -314,7 +316,8 @@ def class_summary(found: Sequence[inspection.Inspection], numbering: custom.Clas
 def prepare_pack(argv: Sequence[str]) -> None:
     """Write the packed copies and print how to train from them."""
     parser = command_line.argument_parser(
-        "prepare.py pack", "Pack a config's training and validation lists for faster training."
+        "stripseg prepare pack",
+        "Pack a config's training and validation lists for faster training.",
     )
     parser.add_argument("--out", type=Path, help="folder of the copy; DATA.packed if left out")
     add_workers(parser)

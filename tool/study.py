@@ -1,4 +1,4 @@
-"""A matrix of runs to a table and pictures: `python tool/study.py STUDY.yaml [--report]`.
+"""A matrix of runs to a table and pictures: `stripseg study STUDY.yaml [--report]`.
 
 Every config, with every combination of the options that vary and every seed, is trained and
 tested in a process of its own. Finished runs are not repeated: run the same command to resume
@@ -30,7 +30,7 @@ RUN = "run.json"  # what a run was begun with
 
 def main(argv: Sequence[str]) -> int | None:
     """Make the missing runs, then the report of those there are."""
-    parser = argparse.ArgumentParser(prog="study.py", description=__doc__)
+    parser = argparse.ArgumentParser(prog="stripseg study", description=__doc__)
     parser.add_argument("file", metavar="STUDY.yaml", help="what to compare")
     parser.add_argument("--report", action="store_true", help="only write table and pictures")
     options = parser.parse_args(list(argv))

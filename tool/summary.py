@@ -1,4 +1,4 @@
-"""What networks cost: `python tool/summary.py DATASET EXPERIMENT [DATASET EXPERIMENT ...]`.
+"""What networks cost: `stripseg summary DATASET EXPERIMENT [DATASET EXPERIMENT ...]`.
 
 One config gets a table of its parts at the training crop, several are compared, one line each.
 Multiply-adds count convolutions and matrix products; activations are what the layers put out in
@@ -15,7 +15,6 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from stripseg import command_line
-from stripseg.config.errors import CheckpointError, ConfigError
 from stripseg.config.load import find_config, load_config, stored_config
 from stripseg.config.schema import Config
 from stripseg.model.backbone.attention import (
@@ -30,21 +29,20 @@ from stripseg.model.build import build_network
 from stripseg.model.classifier import ImageClassifier
 from stripseg.model.fcn import FCNHead
 from stripseg.model.strip_pooling import StripPoolingModule
-from stripseg.util.checkpoint import read_checkpoint
 
 
 def main(argv: Sequence[str]) -> int | None:
     """Build each network without memory for it, measure, print."""
     parser = argparse.ArgumentParser(
-        prog="summary.py",
+        prog="stripseg summary",
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument(
         "words",
         nargs="*",
-        metavar="DATASET EXPERIMENT [SECTION.KEY VALUE]",
-        help="configs by name, then options with their section, for all of them",
+        metavar="DATASET EXPERIMENT | FILE [SECTION.KEY VALUE]",
+        help="configs by name, or trained networks; then options of the configs",
     )
     parser.add_argument(
         "--config", action="append", default=[], help="a YAML file; may be repeated"
@@ -56,9 +54,12 @@ def main(argv: Sequence[str]) -> int | None:
         help="a checkpoint of stripseg; may be repeated",
     )
     options = parser.parse_args(argv)
-    names = options.words
+    names, files = [], []
+    for word in options.words:
+        (files if command_line.is_network(word) else names).append(word)
     first_key = next((i for i, word in enumerate(names) if "." in word), len(names))
     names, overrides = names[:first_key], names[first_key:]
+    options.checkpoint += files
     if len(names) % 2 or not (names or options.config or options.checkpoint):
         parser.error("name a dataset and an experiment, such as: ade20k spnet50")
     configs = [
@@ -68,25 +69,15 @@ def main(argv: Sequence[str]) -> int | None:
     configs += [load_config(path, overrides) for path in options.config]
     if overrides and options.checkpoint:
         parser.error("options change configs, not what a checkpoint holds; name its config instead")
-    configs += [config_in(path) for path in options.checkpoint]
+    for path in options.checkpoint:
+        card = command_line.card_of(path)
+        print("\n".join([path, *(f"  {line}" for line in card.lines())]))
+        configs.append(stored_config(card.config, path))
     results = [(config, summarise_config(config)) for config in configs]
     if len(results) == 1:
         print(part_table(results[0][1]))
     print(comparison(results))
     return None
-
-
-def config_in(path: str) -> Config:
-    content = read_checkpoint(path).get("config")
-    if content is None:
-        raise CheckpointError(
-            f"{path}: has no config, so it is not known what network its weights belong to; name a "
-            "config instead"
-        )
-    try:
-        return stored_config(content, path)
-    except ConfigError as error:
-        raise CheckpointError(f"{path}: its config is of another version: {error}") from error
 
 
 def summarise_config(config: Config) -> list["Part"]:

@@ -1,4 +1,4 @@
-"""Try many options: `python tool/sweep.py SWEEP.yaml [--workers N] [--report]`.
+"""Try many options: `stripseg sweep SWEEP.yaml [--workers N] [--report]`.
 
 The file is of the format of Weights & Biases; docs/sweep.md describes it. Trials, table and
 pictures come to exp/sweeps/NAME. The same command resumes after a stop; started several times at
@@ -66,7 +66,7 @@ def main(argv: Sequence[str]) -> int | None:
 
 
 def parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="sweep.py", description=__doc__)
+    parser = argparse.ArgumentParser(prog="stripseg sweep", description=__doc__)
     parser.add_argument("file", metavar="SWEEP.yaml", help="what to try: see docs/sweep.md")
     parser.add_argument("--workers", type=positive, default=1, help="trials at the same time")
     parser.add_argument("--report", action="store_true", help="only write table and pictures")

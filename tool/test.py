@@ -1,4 +1,9 @@
-"""Test a network: `python tool/test.py DATASET EXPERIMENT [KEY VALUE ...]`."""
+"""Test a network: `stripseg test DATASET EXPERIMENT [KEY VALUE ...]`, or a file in their place.
+
+stripseg test ade20k spnet50 TEST.scales "[0.5, 0.75, 1.0, 1.25, 1.5, 1.75]"
+stripseg test exp/camvid/spnet18/model/best.pth      with the config it was trained with
+stripseg test spnet18.onnx DATA.data_root data/camvid
+"""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,7 +18,7 @@ from stripseg.util.logger import run_logger
 
 def main(argv: Sequence[str]) -> int | None:
     """Predict, save, count, report."""
-    parser = command_line.argument_parser("test.py", __doc__)
+    parser = command_line.argument_parser("stripseg test", __doc__)
     _, config = command_line.parse_config(parser, argv, classifiers=True)
     check_files(config, "test", official_splits=official_splits(config))
     devices = process_group.choose_devices(config.TEST.test_gpu, key="TEST.test_gpu")

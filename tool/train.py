@@ -1,4 +1,9 @@
-"""Train a network: `python tool/train.py DATASET EXPERIMENT [KEY VALUE ...]`."""
+"""Train a network: `stripseg train DATASET EXPERIMENT [KEY VALUE ...]`.
+
+stripseg train ade20k spnet50                  config/ade20k/ade20k_spnet50.yaml
+stripseg train camvid spnet18 TRAIN.epochs 50 DATA.data_root data/camvid
+stripseg train --config my.yaml --fresh        from scratch; the earlier run is kept aside
+"""
 
 import os
 from collections.abc import Sequence
@@ -18,7 +23,7 @@ from stripseg.util.distributed import process_group
 
 def main(argv: Sequence[str]) -> int | None:
     """Parse, decide on processes, train."""
-    parser = command_line.argument_parser("train.py", __doc__)
+    parser = command_line.argument_parser("stripseg train", __doc__)
     parser.add_argument(
         "--fresh",
         action="store_true",

@@ -1,0 +1,182 @@
+"""An ONNX export in int8 (static, per channel), and what it and the others give on this machine."""
+
+import os
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from .build import build_engine
+from .config.errors import ExportError
+from .config.schema import Config
+from .dataset.build import build_evaluation_set
+from .dataset.loader import evaluation_samples
+from .dataset.segmentation import EvaluationSet
+from .export import missing_packages, quiet
+from .onnx_network import KEY, OnnxNetwork
+from .testing import evaluate
+from .trained_network import TrainedNetwork, inference_config, load
+from .util.inference.sliding_window import usual_batch_size
+
+CPU = torch.device("cpu")
+REPEATS = 5  # of a forward pass; the fastest counts
+
+
+@dataclass(frozen=True)
+class Row:
+    """A way to run the network: seconds per window, bytes of its file, mIoU on the list."""
+
+    name: str
+    seconds: float
+    size: int
+    mean_iou: float
+
+
+def quantize(
+    source: Path, target: Path, *, words: Sequence[str], windows: int = 64
+) -> tuple[Path, Config]:
+    """Write `source` (.onnx) as `target` with convolutions in int8.
+
+    Args:
+        words: KEY VALUE ... for the config in the file: TEST.test_list names the images to
+            calibrate with, DATA.data_root where they are.
+        windows: how many to calibrate with, spread over the list.
+    Raises:
+        ExportError: onnxruntime's quantization is missing or failed.
+        DataError: an image cannot be used.
+    """
+    try:
+        import onnx
+        from onnxruntime.quantization import QuantFormat, QuantType, quantize_static
+        from onnxruntime.quantization.shape_inference import quant_pre_process
+    except ImportError as error:
+        raise ExportError(missing_packages(error.name or "onnxruntime")) from error
+    network = OnnxNetwork(source, CPU)
+    config = inference_config(network.card.config, str(source), words)
+    dataset = build_evaluation_set(config, config.TEST.test_list, split="val")
+    reader = Calibration(config, dataset, network, windows)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    prepared = target.with_name(f".{target.stem}.{os.getpid()}.prepared.onnx")
+    temporary = target.with_name(f".{target.stem}.{os.getpid()}.onnx")
+    try:
+        with quiet():
+            quant_pre_process(str(source), str(prepared), skip_symbolic_shape=True)
+            quantize_static(
+                str(prepared),
+                str(temporary),
+                reader,
+                quant_format=QuantFormat.QDQ,
+                per_channel=True,
+                activation_type=QuantType.QUInt8,
+                weight_type=QuantType.QInt8,
+                op_types_to_quantize=["Conv"],
+            )
+        model = onnx.load(str(temporary))
+        if KEY not in {entry.key for entry in model.metadata_props}:
+            original = onnx.load(str(source), load_external_data=False)
+            model.metadata_props.extend(original.metadata_props)
+            onnx.save(model, str(temporary))
+        os.replace(temporary, target)
+    except (RuntimeError, ValueError) as error:
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise ExportError(f"{source}: could not be quantized ({reason})") from error
+    finally:
+        prepared.unlink(missing_ok=True)
+        temporary.unlink(missing_ok=True)
+    return target, config
+
+
+class Recorder(nn.Module):
+    """Keeps what the engine gives the network; answers with zeros."""
+
+    def __init__(self, classes: int) -> None:
+        super().__init__()
+        self.classes = classes
+        self.seen: list[np.ndarray] = []
+        self.eval()
+
+    def forward(self, image: Tensor) -> Tensor:
+        self.seen += [window[None].float().contiguous().numpy() for window in image]
+        return torch.zeros(len(image), self.classes, *image.shape[2:])
+
+
+class Calibration:
+    """ONNX Runtime's calibration reader: windows as the engine gives them, one at a time."""
+
+    def __init__(
+        self, config: Config, dataset: EvaluationSet, network: OnnxNetwork, windows: int
+    ) -> None:
+        recorder = Recorder(config.DATA.classes)
+        engine = build_engine(config, recorder, device=CPU, dtype=torch.float32, batch_size=1)
+        chosen = np.unique(np.linspace(0, len(dataset) - 1, windows).round().astype(int))
+        each = -(-windows // len(chosen))
+        self.windows: list[np.ndarray] = []
+        for sample in evaluation_samples(dataset, [int(i) for i in chosen], 0):
+            recorder.seen = []
+            engine.predict(sample.image)
+            own = np.unique(np.linspace(0, len(recorder.seen) - 1, each).round().astype(int))
+            self.windows += [recorder.seen[index] for index in own]
+        self.name = network.input
+        self.next = 0
+
+    def get_next(self) -> dict[str, np.ndarray] | None:
+        if self.next == len(self.windows):
+            return None
+        self.next += 1
+        return {self.name: self.windows[self.next - 1]}
+
+
+def measure(paths: Sequence[tuple[str, Path, str]], words: Sequence[str]) -> list[Row]:
+    """Test each file on the list and time its forward pass on one window.
+
+    Args:
+        paths: (name of the row, file, TEST.precision).
+        words: KEY VALUE ... : the list, the data, how to test.
+    """
+    rows = []
+    for name, path, precision in paths:
+        trained = load(path, device="cpu")
+        config = inference_config(
+            trained.card.config, str(path), [*words, "TEST.precision", precision]
+        )
+        same = TrainedNetwork(trained.network, trained.card, config, CPU, path=str(path))
+        dataset = build_evaluation_set(config, config.TEST.test_list, split="val")
+        result = evaluate(
+            config, same.engine(batch_size=usual_batch_size(CPU)), dataset, same.names
+        )
+        rows.append(
+            Row(name, window_seconds(same, precision), path.stat().st_size, result.mean_iou)
+        )
+    return rows
+
+
+@torch.inference_mode()
+def window_seconds(trained: TrainedNetwork, precision: str) -> float:
+    """Seconds of one forward pass on one window, the fastest of a few."""
+    test = trained.config.TEST
+    image = torch.randn(1, trained.config.DATA.in_channels, test.test_h, test.test_w)
+    if test.channels_last:
+        image = image.contiguous(memory_format=torch.channels_last)
+    logits = getattr(trained.network, "coarse_logits", trained.network)
+    fastest = float("inf")
+    with torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16"):
+        for _ in range(REPEATS):
+            start = time.perf_counter()
+            logits(image)
+            fastest = min(fastest, time.perf_counter() - start)
+    return fastest
+
+
+def table(rows: Sequence[Row]) -> str:
+    """The rows as text; speed against the first."""
+    lines = [f"{'runtime':24}{'ms/window':>11}{'speed':>8}{'MB':>8}{'mIoU':>9}"]
+    for row in rows:
+        lines.append(
+            f"{row.name:24}{1000 * row.seconds:11.1f}{rows[0].seconds / row.seconds:7.2f}x"
+            f"{row.size / 1e6:8.1f}{row.mean_iou:9.4f}"
+        )
+    return "\n".join(lines)

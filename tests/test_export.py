@@ -1,0 +1,245 @@
+"""Exports: the same logits at any size, predicted through the engine, in int8, or not written."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+import torch
+from torch import nn
+
+import stripseg
+from stripseg import export as exporting
+from stripseg.config.errors import CheckpointError, ExportError
+from stripseg.config.load import config_from
+from stripseg.export import export_network, free_axes
+from stripseg.model.build import build_network
+from stripseg.tool import export as export_tool
+from stripseg.tool import main as command
+from stripseg.tool import quantize as quantize_tool
+from stripseg.trained_network import TrainedNetwork, from_content
+
+
+def untrained(data: Path, arch: str, backbone: str, **options: object) -> TrainedNetwork:
+    """A network of random weights and statistics, as if loaded from a checkpoint."""
+    content = {
+        "DATA": {
+            "dataset": "shapes",
+            "data_root": str(data),
+            "train_list": "train.txt",
+            "classes": 9,
+            "outside_root": True,
+        },
+        "TRAIN": {
+            "arch": arch,
+            "backbone": backbone,
+            "train_h": 64,
+            "train_w": 72,
+            "evaluate": False,
+            **options,
+        },
+        "TEST": {"test_list": "val.txt", "base_size": 0, "workers": 0},
+    }
+    config = config_from(content, source="test")
+    torch.manual_seed(3)
+    network = build_network(config)
+    for module in network.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            nn.init.normal_(module.running_mean, std=0.1)
+            nn.init.uniform_(module.running_var, 0.5, 1.5)
+    stored = {"config": config.model_dump(mode="json"), "state_dict": network.state_dict()}
+    return from_content(stored, "test.pth", torch.device("cpu"))
+
+
+@pytest.fixture(scope="module")
+def exported(small_shapes: Path, tmp_path_factory) -> tuple[TrainedNetwork, Path]:
+    """SPNet-18 and its ONNX file."""
+    trained = untrained(small_shapes, "spnet", "resnet18")
+    path = tmp_path_factory.mktemp("export") / "spnet18.onnx"
+    export_network(trained, path)
+    return trained, path
+
+
+HEADS = ("spnet", "psp", "psa", "pyconvsegnet", "fcn")
+BACKBONES = ("resnet18", "pyconvresnet18", "timm/resnet10t")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("backbone", BACKBONES)
+@pytest.mark.parametrize("arch", HEADS)
+def test_every_head_and_backbone_exports(
+    small_shapes: Path, tmp_path: Path, arch: str, backbone: str
+) -> None:
+    """At eight sizes and two batch sizes, odd ones and smaller than the grids among them."""
+    export = export_network(untrained(small_shapes, arch, backbone), tmp_path / "network.onnx")
+    assert len(export.comparisons) == 17
+    assert all(row.fits for row in export.comparisons)
+    assert max(row.largest for row in export.comparisons) > 1e-3
+    assert [path.name for path in tmp_path.iterdir()] == ["network.onnx"]  # weights inside
+
+
+def test_the_file_says_what_it_is(exported: tuple[TrainedNetwork, Path]) -> None:
+    trained, path = exported
+    model = onnx.load(str(path))
+    assert {entry.domain: entry.version for entry in model.opset_import}[""] == 18
+    assert not any(node.op_type == "BatchNormalization" for node in model.graph.node)
+    facts = json.loads({entry.key: entry.value for entry in model.metadata_props}["stripseg"])
+    assert facts["card"]["names"] == trained.names
+    assert facts["config"]["DATA"]["mean"] == trained.config.DATA.mean
+    loaded = stripseg.load(path, device="cpu")
+    assert loaded.names == trained.names
+    assert (loaded.colors == trained.colors).all()
+
+
+def test_onnxruntime_alone_runs_it(exported: tuple[TrainedNetwork, Path]) -> None:
+    """With free batch, height and width."""
+    trained, path = exported
+    session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+    for shape in ((1, 3, 71, 50), (4, 3, 32, 200)):
+        image = torch.randn(shape)
+        with torch.no_grad():
+            expected = trained.network(image).logits
+        (got,) = session.run(["logits"], {"image": image.numpy()})
+        np.testing.assert_allclose(got, expected.numpy(), atol=1e-4)
+
+
+def test_the_engine_runs_it_like_the_checkpoint(
+    exported: tuple[TrainedNetwork, Path], small_shapes: Path
+) -> None:
+    trained, path = exported
+    again = stripseg.load(path, device="cpu")
+    expected, got = trained.test(scales=[0.75, 1.0]), again.test(scales=[0.75, 1.0])
+    assert got.mean_iou == pytest.approx(expected.mean_iou, abs=5e-4)
+    photo = next((small_shapes / "images").rglob("*.jpg"))
+    assert (again.predict(photo).mask == trained.predict(photo).mask).mean() > 0.999
+
+
+def test_pixels_in_class_map_out(small_shapes: Path, tmp_path: Path) -> None:
+    trained = untrained(small_shapes, "fcn", "resnet18")
+    path = export_network(trained, tmp_path / "map.onnx", pixels=True, class_map=True).path
+    session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+    pixels = np.random.default_rng(0).integers(0, 256, (2, 65, 91, 3), np.uint8)
+    (got,) = session.run(None, {"image": pixels})
+    assert got.dtype == np.uint8
+    assert got.shape == (2, 65, 91)
+    with pytest.raises(CheckpointError, match="was exported with --class-map"):
+        stripseg.load(path)
+
+
+def test_a_fixed_window(small_shapes: Path, tmp_path: Path) -> None:
+    trained = untrained(small_shapes, "fcn", "resnet18")
+    path = export_network(trained, tmp_path / "window.onnx", window=(48, 64)).path
+    session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+    assert session.get_inputs()[0].shape[1:] == [3, 48, 64]
+    fixed = stripseg.load(path, device="cpu")
+    expected = trained.predict(np.zeros((90, 90, 3), np.uint8), window=(48, 64)).mask
+    assert (fixed.predict(np.zeros((90, 90, 3), np.uint8)).mask == expected).mean() > 0.999
+    with pytest.raises(stripseg.StripsegError, match="for windows of 48x64 alone, not 32x32"):
+        fixed.predict(np.zeros((90, 90, 3), np.uint8), window=(32, 32))
+
+
+def test_torch_export(small_shapes: Path, tmp_path: Path) -> None:
+    path = untrained(small_shapes, "psp", "resnet18").export(tmp_path / "psp18.pt2")
+    assert torch.export.load(path).module()(torch.randn(1, 3, 50, 60)).shape == (1, 9, 50, 60)
+
+
+@pytest.mark.parametrize(
+    ("options", "output", "message"),
+    [
+        ({"arch": "psp", "ppm_pooling": "max"}, "a.onnx", "ppm_pooling max cannot be exported"),
+        ({"arch": "psp", "zoom_factor": 2}, "a.onnx", "zoom_factor 2 gives logits smaller"),
+        ({"arch": "fcn"}, "a.tflite", r"written as \.onnx or \.pt2"),
+    ],
+)
+def test_what_cannot_be_exported(
+    small_shapes: Path, tmp_path: Path, options: dict, output: str, message: str
+) -> None:
+    trained = untrained(small_shapes, backbone="resnet18", **options)
+    with pytest.raises(ExportError, match=message):
+        trained.export(tmp_path / output)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_export_that_differs_is_not_written(
+    small_shapes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One whose grid is right at the example's size alone, as exporters silently make them."""
+    trained = untrained(small_shapes, "fcn", "resnet18")
+    runner = exporting.onnx_runner
+
+    def wrong(path: Path):
+        run = runner(path)
+        return lambda batch: run(batch) * (1 if batch.shape[-1] == 129 else 1.01)
+
+    monkeypatch.setattr(exporting, "onnx_runner", wrong)
+    with pytest.raises(ExportError, match=r"not written; .* differs from the network at 1 x 96"):
+        trained.export(tmp_path / "wrong.onnx")
+    assert list(tmp_path.iterdir()) == []
+    assert free_axes(type("Module", (), {"pixels": True})) == (0, 1, 2)
+
+
+def test_files_that_are_no_export(exported: tuple[TrainedNetwork, Path], tmp_path: Path) -> None:
+    (tmp_path / "text.onnx").write_text("not ONNX")
+    with pytest.raises(CheckpointError, match="is damaged or no ONNX file"):
+        stripseg.load(tmp_path / "text.onnx")
+    model = onnx.load(str(exported[1]))
+    del model.metadata_props[:]
+    onnx.save(model, str(tmp_path / "foreign.onnx"))
+    with pytest.raises(CheckpointError, match="has no metadata of stripseg"):
+        stripseg.load(tmp_path / "foreign.onnx")
+    with pytest.raises(CheckpointError, match="export does not exist"):
+        stripseg.load(tmp_path / "none.onnx")
+    with pytest.raises(ExportError, match="is an export already"):
+        stripseg.load(exported[1]).export(tmp_path / "again.onnx")
+
+
+def test_int8(exported: tuple[TrainedNetwork, Path], tmp_path: Path, capsys) -> None:
+    _, path = exported
+    target = tmp_path / "int8.onnx"
+    words = [str(path), "--calibrate", "train.txt", "--validate", "val.txt", "--windows", "4"]
+    quantize_tool.main([*words, "--output", str(target), "--allow-drop", "1"])
+    said = capsys.readouterr().out
+    assert "ONNX Runtime fp32" in said
+    assert "ONNX Runtime int8" in said
+    assert target.stat().st_size < 0.6 * path.stat().st_size
+    assert stripseg.load(target, device="cpu").names[0] == "sky"
+    with pytest.raises(ExportError, match=r"not written; int8 lowers mIoU by .* --allow-drop -2"):
+        quantize_tool.main([*words, "--output", str(tmp_path / "no.onnx"), "--allow-drop", "-2"])
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["int8.onnx"]
+
+
+def test_the_export_command(small_shapes: Path, tmp_path: Path, capsys) -> None:
+    trained = untrained(small_shapes, "fcn", "resnet18")
+    folder = trained.save_pretrained(tmp_path / "fcn18")
+    export_tool.main([str(folder), str(tmp_path / "fcn18.onnx"), "--window", "40", "56"])
+    said = capsys.readouterr().out
+    assert "batch x height x width" in said
+    assert "3 x 40 x 56" in said
+
+
+def test_the_one_command(monkeypatch: pytest.MonkeyPatch, capsys) -> None:
+    def run(*words: str) -> int | None:
+        monkeypatch.setattr("sys.argv", ["stripseg", *words])
+        try:
+            command.main()
+        except SystemExit as end:
+            return end.code
+        return None
+
+    monkeypatch.setenv("STRIPSEG_ENVIRONMENT", "read")
+    assert run("--help") == 0
+    said = capsys.readouterr().out
+    assert all(name in said for name in command.MODULES)
+    assert run("trian") == 2
+    assert "did you mean train?" in capsys.readouterr().err
+    assert run("--version") is None
+    assert "torch" in capsys.readouterr().out
+    assert run("--commands") is None
+    assert capsys.readouterr().out.split() == list(command.MODULES)
+    for name in command.MODULES:
+        assert run(name, "--help") == 0
+        assert f"usage: stripseg {name}" in capsys.readouterr().out
+    assert run("train", "camvid", "spnet") == 2
+    assert "did you mean spnet50" in capsys.readouterr().err

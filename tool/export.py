@@ -1,0 +1,57 @@
+"""Write a trained network as a file that other programs run: `stripseg export CHECKPOINT OUT`.
+
+OUT is .onnx (ONNX, for ONNX Runtime, OpenVINO, TensorRT) or .pt2 (torch.export). The file is run at
+eight sizes and two batch sizes against the checkpoint before it gets its name.
+
+    stripseg export exp/camvid/spnet18/model/best.pth spnet18.onnx
+    stripseg export best.pth window.onnx --window 480 480     fixed size, for runtimes that want it
+    stripseg export best.pth simple.onnx --pixels --class-map  uint8 image in, class map out
+"""
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+
+from stripseg import command_line
+from stripseg.export import export_network
+from stripseg.trained_network import load
+
+
+def main(argv: Sequence[str]) -> int | None:
+    """Load, export, compare, print the comparison."""
+    parser = argparse.ArgumentParser(
+        prog="stripseg export",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("checkpoint", help="a checkpoint, or a folder that save_pretrained wrote")
+    parser.add_argument("output", type=Path, help="file to write: .onnx or .pt2")
+    shape = parser.add_argument_group("shapes and types")
+    shape.add_argument(
+        "--window",
+        type=int,
+        nargs=2,
+        metavar=("HEIGHT", "WIDTH"),
+        help="one fixed size (default: any)",
+    )
+    shape.add_argument("--pixels", action="store_true", help="input (N, H, W, C) uint8, 0..255")
+    shape.add_argument("--class-map", action="store_true", help="output (N, H, W) uint8 classes")
+    options = parser.parse_args(argv)
+    trained = load(options.checkpoint, device="cpu")
+    export = export_network(
+        trained,
+        options.output,
+        window=tuple(options.window) if options.window else None,
+        pixels=options.pixels,
+        class_map=options.class_map,
+    )
+    print(export.table())
+    megabytes = export.path.stat().st_size / 1e6
+    print(
+        f"{export.path}: {megabytes:.1f} MB, the same as {options.checkpoint} at every size tried"
+    )
+    return None
+
+
+if __name__ == "__main__":
+    command_line.run_command(main)

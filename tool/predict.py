@@ -1,0 +1,109 @@
+"""Segment images with a trained network: `stripseg predict NETWORK IMAGE [IMAGE ...]`.
+
+NETWORK is a checkpoint (.pth), an export (.onnx), a folder that save_pretrained wrote, or hf://OWNER/NAME.
+IMAGE is a file, a folder or a quoted glob. For photo.jpg, photo_gray.png (class indices),
+photo_color.png and photo_overlay.png are written.
+
+    stripseg predict exp/camvid/spnet18/model/best.pth photos/ --output segmented
+    stripseg predict best.onnx street.jpg --scales 0.75 1 1.25 --flip
+"""
+
+import argparse
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from stripseg import command_line
+from stripseg.config.errors import DataError
+from stripseg.trained_network import Prediction, load, sources_of
+from stripseg.util.images import write_png
+from stripseg.util.logger import progress, run_logger
+
+SOME_FAILED = 1
+KINDS = ("gray", "color", "overlay")
+
+
+def main(argv: Sequence[str]) -> int | None:
+    """Load, predict, write; an image that cannot be read is named, and the others go on."""
+    options = parser().parse_args(list(argv))
+    images = list(images_of(options.image, options.output))
+    log = run_logger()
+    trained = load(options.network, device=options.device)
+    engine = trained.engine(
+        scales=options.scales,
+        flip=options.flip,
+        window=tuple(options.window) if options.window else None,
+    )
+    failed = 0
+    for path, target in progress(images, total=len(images), unit="image", what="predicting"):
+        try:
+            prediction = trained.predict_with(engine, path)
+        except DataError as error:
+            print(f"error: {error}", file=sys.stderr)
+            failed += 1
+            continue
+        written = write(prediction, options.output / target, options.kinds, options.opacity)
+        log.info(f"{path} -> {written}")
+    if failed:
+        print(f"{failed} of {len(images)} images could not be predicted", file=sys.stderr)
+    return SOME_FAILED if failed else None
+
+
+def parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="stripseg predict",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("network", help="checkpoint, export, folder, or hf://OWNER/NAME")
+    parser.add_argument("image", nargs="+", help="image file, folder, or quoted glob")
+    parser.add_argument("--device", help="cpu, cuda, cuda:1 (default: a GPU if there is one)")
+    how = parser.add_argument_group("how to predict (default: as the network's config tests)")
+    how.add_argument("--scales", type=float, nargs="+", help="such as 0.75 1 1.25")
+    how.add_argument("--flip", action=argparse.BooleanOptionalAction, help="average with mirrored")
+    how.add_argument("--window", type=int, nargs=2, metavar=("HEIGHT", "WIDTH"))
+    results = parser.add_argument_group("results")
+    results.add_argument("--output", type=Path, default=Path("exp/predict"), help="folder")
+    results.add_argument("--kinds", nargs="+", choices=KINDS, default=KINDS, help="what to write")
+    results.add_argument("--opacity", type=float, default=0.5, help="of colours over the image")
+    return parser
+
+
+def images_of(words: Sequence[str], output: Path) -> Iterator[tuple[Path, str]]:
+    """(file, name of its results without suffix); results of an earlier call are left out.
+
+    Raises:
+        DataError: a word names nothing, or two images would share their results.
+    """
+    taken: dict[str, Path] = {}
+    for word in words:
+        many = sources_of(word)
+        root = Path(word) if Path(word).is_dir() else None
+        for path in [Path(word)] if many is None else many:
+            if path.resolve().is_relative_to(output.resolve()):
+                continue
+            inside = path.relative_to(root) if root else Path(path.name)
+            name = str(inside.with_suffix(""))
+            if name in taken and taken[name] != path:
+                name = str(inside)  # a.jpg and a.png: the suffix tells them apart
+            if taken.setdefault(name, path) != path:
+                raise DataError(f"{path} and {taken[name]}: would share their results; rename one")
+            yield path, name
+
+
+def write(prediction: Prediction, stem: Path, kinds: Sequence[str], opacity: float) -> str:
+    """Write the pictures asked for; return their common name."""
+    made = {
+        "gray": lambda: prediction.mask.astype(np.uint8),
+        "color": lambda: np.asarray(prediction.colored()),
+        "overlay": lambda: np.asarray(prediction.overlay(opacity)),
+    }
+    for kind in kinds:
+        write_png(stem.with_name(f"{stem.name}_{kind}.png"), made[kind]())
+    return f"{stem}_{{{','.join(kinds)}}}.png" if len(kinds) > 1 else f"{stem}_{kinds[0]}.png"
+
+
+if __name__ == "__main__":
+    command_line.run_command(main)

@@ -1,0 +1,71 @@
+"""An ONNX export in int8: `stripseg quantize MODEL.onnx --calibrate LIST [KEY VALUE ...]`.
+
+Convolutions become int8 (ONNX Runtime's static QDQ, per channel); LIST has the images to calibrate
+with. The result is then tested beside the original on --validate LIST and is refused if its mIoU is
+more than --allow-drop lower. KEY VALUE override the options in the file, such as DATA.data_root.
+
+    stripseg quantize best.onnx --calibrate train.txt --validate val.txt DATA.data_root data/camvid
+    stripseg quantize best.onnx --calibrate train.txt --checkpoint best.pth    PyTorch's rows, too
+"""
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+
+from stripseg import command_line
+from stripseg.config.errors import ExportError
+from stripseg.quantization import measure, quantize, table
+
+
+def main(argv: Sequence[str]) -> int | None:
+    """Quantize, measure, keep or refuse."""
+    parser = argparse.ArgumentParser(
+        prog="stripseg quantize",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("model", type=Path, help="an .onnx file that `stripseg export` wrote")
+    parser.add_argument("words", nargs="*", metavar="KEY VALUE", help="options of its config")
+    parser.add_argument("--calibrate", required=True, metavar="LIST", help="images to calibrate")
+    parser.add_argument("--validate", metavar="LIST", help="pairs to test on (default: calibrate)")
+    parser.add_argument("--output", type=Path, help="file to write (default: MODEL.int8.onnx)")
+    parser.add_argument("--windows", type=int, default=64, help="windows to calibrate with")
+    parser.add_argument("--checkpoint", type=Path, help="the checkpoint, for PyTorch's rows")
+    parser.add_argument(
+        "--allow-drop",
+        type=float,
+        default=0.01,
+        metavar="SHARE",
+        help="largest fall of mIoU, 0.01 is a point",
+    )
+    options = parser.parse_intermixed_args(list(argv))
+    target = options.output or options.model.with_suffix(".int8.onnx")
+    attempt = target.with_name(f"{target.stem}.unverified.onnx")
+    words = [*options.words, "TEST.test_list", options.calibrate]
+    try:
+        quantize(options.model, attempt, words=words, windows=options.windows)
+        rows = [
+            ("ONNX Runtime fp32", options.model, "fp32"),
+            ("ONNX Runtime int8", attempt, "fp32"),
+        ]
+        if options.checkpoint:
+            kinds = [("PyTorch fp32", "fp32"), ("PyTorch bf16", "bf16")]
+            rows = [(name, options.checkpoint, precision) for name, precision in kinds] + rows
+        lists = ["TEST.test_list", options.validate or options.calibrate]
+        measured = measure(rows, [*options.words, *lists])
+        print(table(measured))
+        drop = measured[-2].mean_iou - measured[-1].mean_iou
+        if drop > options.allow_drop:
+            raise ExportError(
+                f"{target}: not written; int8 lowers mIoU by {drop:.4f}, more than --allow-drop "
+                f"{options.allow_drop:g}. Calibrate with more images (--windows), or allow it"
+            )
+        attempt.replace(target)
+    finally:
+        attempt.unlink(missing_ok=True)
+    print(f"{target}: mIoU {measured[-1].mean_iou:.4f}, {-drop:+.4f} against fp32")
+    return None
+
+
+if __name__ == "__main__":
+    command_line.run_command(main)
