@@ -70,10 +70,13 @@ class TimmBackbone(nn.Module):
 
     def forward(self, image: Tensor) -> list[Tensor]:
         height, width = image.shape[-2:]
-        padded = F.pad(image, (0, -width % self.multiple, 0, -height % self.multiple))
-        maps = self.network(padded)
+        # without negative numbers, whose remainder ONNX defines otherwise
+        right, below = (
+            (self.multiple - side % self.multiple) % self.multiple for side in (width, height)
+        )
+        maps = self.network(F.pad(image, (0, right, 0, below)))
         return [
-            maps[index][:, :, : -(-height // stride), : -(-width // stride)]
+            maps[index][:, :, : (height + stride - 1) // stride, : (width + stride - 1) // stride]
             for index, stride in zip(self.chosen, self.strides, strict=True)
         ]
 
