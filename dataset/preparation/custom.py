@@ -12,7 +12,7 @@ from PIL import Image
 
 from ...config.errors import DataError
 from ...util.files import write_lines, write_text
-from ...util.images import write_png
+from ...util.images import open_picture, write_png
 from ..description import default_colors
 from ..labels import IGNORE_LABEL
 from .match import Inspection, read_any_label
@@ -187,7 +187,7 @@ def write_label(item: Inspection, numbering: ClassNumbering, folder: Path) -> Pa
     label, kind = read_any_label(item.label)
     ids = numbering.translate(as_colours(label, kind) if numbering.coloured else label)
     if item.turned:
-        with Image.open(item.image) as photo:
+        with open_picture(item.image) as photo:
             turn = QUARTER_TURNS[photo.getexif()[ORIENTATION]]
         ids = np.array(Image.fromarray(ids).transpose(turn))
     write_png(path, ids, numbering.colors)
