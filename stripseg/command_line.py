@@ -2,6 +2,7 @@
 
 import argparse
 import os
+import secrets
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -142,17 +143,20 @@ def must_launch(config: Config, processes: int) -> bool:
 def launch(module: str, argv: Sequence[str], config: Config, processes: int) -> int:
     """Start `module` in several processes through torchrun, and return their exit code.
 
-    On one machine torchrun finds a free port by itself; several machines meet at
+    On one machine they meet on its loopback interface; several machines meet at
     `Distributed.dist_url`.
     """
     from torch.distributed.elastic.multiprocessing.api import SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.run import get_args_parser, run
 
+    from .util.distributed import loopback
+
     place = config.Distributed
     arguments = ["--nproc-per-node", str(processes), "--max-restarts", str(place.max_restarts)]
     if place.world_size == 1:
-        arguments += ["--standalone"]
+        loopback.register()
+        arguments += ["--rdzv-backend", loopback.BACKEND, "--rdzv-id", secrets.token_hex(8)]
     else:
         url = urlparse(place.dist_url)
         if place.rank == 0 and not process_group.port_is_free("", url.port):
