@@ -2,6 +2,8 @@
 
 import os
 import re
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -80,3 +82,50 @@ def test_no_version_with_a_known_hole_is_installed(name: str) -> None:
 def test_security_md_names_the_floor_of_torch() -> None:
     floor = re.search(r"^torch>=(\S+)$", (ROOT / "requirements.txt").read_text(), re.MULTILINE)
     assert f"torch >= {floor[1]}" in (ROOT / "SECURITY.md").read_text()
+
+
+@pytest.fixture
+def strange_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The current folder, with modules of a stranger; the file that appears when one is run."""
+    folder, trace = tmp_path / "download", tmp_path / "a stranger's module was run"
+    folder.mkdir()
+    for name in ("yaml", "torch", "numpy", "cv2", "json", "stripseg", "sitecustomize", "config"):
+        (folder / f"{name}.py").write_text(f"open({str(trace)!r}, 'w')\nraise SystemExit(9)\n")
+    monkeypatch.chdir(folder)
+    return trace
+
+
+@pytest.fixture
+def older_python(tmp_path: Path) -> Path:
+    """A Python that does not know PYTHONSAFEPATH, as 3.10 does not."""
+    path = tmp_path / "python3.10"
+    path.write_text(f'#!/bin/sh\nexec env -u PYTHONSAFEPATH "{sys.executable}" "$@"\n')
+    path.chmod(0o755)
+    return path
+
+
+@pytest.mark.parametrize("script", ["train.sh", "test.sh"])
+@pytest.mark.parametrize("knows_safe_path", [True, False])
+def test_the_commands_import_nothing_from_the_current_folder(
+    script: str, knows_safe_path: bool, strange_folder: Path, older_python: Path
+) -> None:
+    python = sys.executable if knows_safe_path else str(older_python)
+    environment = {"PATH": "/usr/bin:/bin", "PYTHON": python}
+    command = ["sh", str(ROOT / "tool" / script), "--help"]
+    done = subprocess.run(command, capture_output=True, text=True, env=environment)
+    assert done.returncode == 0, done.stderr
+    assert not strange_folder.exists()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("knows_safe_path", [True, False])
+def test_nor_do_the_processes_they_start(
+    knows_safe_path: bool, small_config: Path, strange_folder: Path, older_python: Path
+) -> None:
+    python = sys.executable if knows_safe_path else str(older_python)
+    environment = {"PATH": "/usr/bin:/bin", "PYTHON": python, "OMP_NUM_THREADS": "1"}
+    words = ["TRAIN.epochs", "1", "TRAIN.evaluate", "False", "Distributed.processes", "2"]
+    command = ["sh", str(ROOT / "tool/train.sh"), "--config", str(small_config), *words]
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=300)
+    assert done.returncode == 0, done.stderr
+    assert not strange_folder.exists()
