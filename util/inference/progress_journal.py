@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ..distributed import process_group
-from ..files import atomic_write
+from ..files import atomic_write, no_links
 
 
 class ProgressJournal:
@@ -34,7 +34,9 @@ class ProgressJournal:
         process_group.barrier()
         self.done = self._read_done()
         process_group.barrier()
-        self._file = open(self._own(), "a", encoding="utf-8")  # noqa: SIM115 - open for the test
+        self._file = open(  # noqa: SIM115 - open for the test
+            self._own(), "a", encoding="utf-8", opener=no_links
+        )
 
     def _own(self) -> Path:
         return self.folder / f"done-{process_group.rank()}.txt"
