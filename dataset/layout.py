@@ -9,6 +9,7 @@ part of the path that image and label share, as in
 and optionally `ids`, a text file that lists the `{id}`s of the split, one per line.
 """
 
+import os
 import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -55,7 +56,7 @@ def official_pairs(
         label = None
         if with_labels and layout.labels is not None:
             label = base / fill(layout.labels, parts)
-            if not label.is_file():
+            if not os.path.isfile(label):
                 raise DataError(
                     f"{label}: the label of {base / image} does not exist; is the download whole?"
                 )
@@ -89,7 +90,7 @@ def images_by_id(layout: Split, base: Path, ids: Sequence[str]) -> Iterator[tupl
         )
     for name in ids:
         relative = fill(layout.images, {"id": name})
-        if not (base / relative).is_file():
+        if not os.path.isfile(base / relative):
             raise DataError(f"{name}: its image {base / relative} does not exist")
         yield relative, {"id": name}
 
@@ -98,15 +99,24 @@ def read_ids(path: Path, root: Path | None = None) -> list[str] | None:
     """The ids of a list, one per line; Windows folders before and a suffix behind are taken off.
 
     With `root`, None if a line is not a bare id but the path of a file below it, or of two files.
+
+    Raises:
+        DataError: the list cannot be read, or a line is a path where only ids can be.
     """
     try:
         lines = path.read_text(encoding="utf-8-sig").split("\n")
     except (OSError, UnicodeDecodeError) as error:
         raise DataError(f"{path}: the split's list cannot be read ({error})") from error
     lines = [line.strip() for line in lines if line.strip()]
-    if root is not None and any(re.search(r"[\s/]", x) or (root / x).exists() for x in lines):
+    if root is not None and any(re.search(r"[\s/]", x) or os.path.exists(root / x) for x in lines):
         return None
-    return [re.sub(r"\.(jpg|png|mat)$", "", line.rpartition("\\")[2]) for line in lines]
+    ids = [re.sub(r"\.(jpg|png|mat)$", "", line.rpartition("\\")[2]) for line in lines]
+    for name in ids:
+        if "/" in name or name in ("", ".", "..") or not name.isprintable():
+            raise DataError(
+                f"{path}: {name!r} is not an id; expected one such as 2007_000032 a line"
+            )
+    return ids
 
 
 def expression(pattern: str) -> re.Pattern[str]:

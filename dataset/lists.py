@@ -2,6 +2,7 @@
 
 import json
 import os
+import posixpath
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
@@ -10,7 +11,7 @@ from ..config.errors import DataError
 
 @dataclass(frozen=True)
 class Pair:
-    """An image and its label file; `name` is the image's path as the list gives it."""
+    """An image and its label file; `name` is the image's path as the list gives it, normalised."""
 
     name: str
     image: Path
@@ -54,7 +55,7 @@ def read_list(
     if check_files:
         for number, pair in enumerate(pairs, 1):
             for file in (pair.image, pair.label):
-                if file is not None and not file.is_file():
+                if file is not None and not os.path.isfile(file):
                     raise DataError(
                         f"{path}, line {number}: {file} does not exist; check DATA.data_root "
                         f"({root}) and the list"
@@ -73,7 +74,7 @@ def parse_line(line: str, root: Path, *, split: str, where: str) -> Pair:
     if split == "test":
         if len(fields) > 2:
             raise DataError(f"{where}: {line.strip()!r} names more than an image and its label")
-        return Pair(fields[0], locate(root, fields[0]), None)
+        return pair_of(root, fields[0], None)
     if len(fields) != 2:
         raise DataError(
             f"{where}: expected 'image label' with paths relative to DATA.data_root, got "
@@ -84,7 +85,7 @@ def parse_line(line: str, root: Path, *, split: str, where: str) -> Pair:
             f"{where}: {line.strip()!r} is of a list for classification (PASCAL VOC's "
             "ImageSets/Main); those for segmentation are in ImageSets/Segmentation"
         )
-    return Pair(fields[0], locate(root, fields[0]), locate(root, fields[1]))
+    return pair_of(root, *fields)
 
 
 def parse_json(line: str, root: Path, *, split: str, where: str) -> Pair:
@@ -98,7 +99,13 @@ def parse_json(line: str, root: Path, *, split: str, where: str) -> Pair:
         ) from error
     if label is None and split != "test":
         raise DataError(f"{where}: has no fpath_segm; such a split is tested with TEST.split test")
-    return Pair(image, locate(root, image), None if split == "test" else locate(root, str(label)))
+    return pair_of(root, image, None if split == "test" else str(label))
+
+
+def pair_of(root: Path, image: str, label: str | None) -> Pair:
+    """The pair that a list names; `a/../b.png` is `b.png`, whatever links there are."""
+    name = posixpath.normpath(image)
+    return Pair(name, locate(root, name), label and locate(root, posixpath.normpath(label)))
 
 
 def is_below(path: Path, root: Path) -> bool:
@@ -114,18 +121,18 @@ def locate(root: Path, text: str) -> Path:
     means the longest end of it that is a file below `root`.
     """
     path = root / text
-    if not PurePosixPath(text).is_absolute() or path.is_file():
+    if not PurePosixPath(text).is_absolute() or os.path.isfile(path):
         return path
     parts = PurePosixPath(text).parts
     ends = (root.joinpath(*parts[start:]) for start in range(1, len(parts)))
-    return next((end for end in ends if end.is_file()), path)
+    return next((end for end in ends if os.path.isfile(end)), path)
 
 
 def join_blanks(fields: list[str], root: Path) -> list[str]:
     """Fields of a line whose paths hold blanks: the cut at which both files exist, if any."""
     for cut in range(1, len(fields)):
         image, label = " ".join(fields[:cut]), " ".join(fields[cut:])
-        if (root / image).is_file() and (root / label).is_file():
+        if os.path.isfile(root / image) and os.path.isfile(root / label):
             return [image, label]
     whole = " ".join(fields)
-    return [whole] if (root / whole).is_file() else fields
+    return [whole] if os.path.isfile(root / whole) else fields

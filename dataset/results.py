@@ -7,6 +7,7 @@ archive, whether the PNG has the classes' palette, and the size that every predi
 import hashlib
 import json
 import os
+import posixpath
 import tarfile
 import zipfile
 from collections import deque
@@ -19,7 +20,7 @@ import numpy as np
 
 from ..config.errors import DataError
 from ..util.distributed import process_group
-from ..util.files import atomic_write
+from ..util.files import atomic_write, no_links
 from ..util.images import colorize, read_label, write_png
 from .description import DatasetDescription
 
@@ -91,8 +92,8 @@ class PredictionFiles:
     """The predictions of a test: `gray/` (class indices) and `color/` below the result folder, and
     with a `submission` the files for a benchmark's server.
 
-    Files are named like the images. Where two images of different folders share a name, the
-    folders are kept.
+    Raises:
+        DataError: two images would have the same file.
     """
 
     def __init__(
@@ -105,12 +106,7 @@ class PredictionFiles:
         self.gray, self.color = folder / "gray", folder / "color"
         self.colors = colors
         self.submission = submission
-        stems = [PurePosixPath(name.replace(os.sep, "/")).with_suffix("") for name in names]
-        flat = len({stem.name for stem in stems}) == len(stems)
-        self.relative = {
-            name: f"{stem.name if flat else str(stem).lstrip('/')}.png"
-            for name, stem in zip(names, stems, strict=True)
-        }
+        self.relative = prediction_names(names)
 
     def save(self, name: str, prediction: np.ndarray) -> None:
         """Write the (H, W) uint8 prediction of an image."""
@@ -146,7 +142,9 @@ class ProgressJournal:
         process_group.barrier()
         self.done = self._read_done()
         process_group.barrier()
-        self._file = open(self._own(), "a", encoding="utf-8")  # noqa: SIM115 - open for the test
+        self._file = open(  # noqa: SIM115 - open for the test
+            self._own(), "a", encoding="utf-8", opener=no_links
+        )
 
     def _own(self) -> Path:
         return self.folder / f"done-{process_group.rank()}.txt"
@@ -208,3 +206,35 @@ class BoundedThreadPool:
                 self._calls.popleft().result()
         finally:
             self._pool.shutdown()
+
+
+def prediction_names(names: Sequence[str]) -> dict[str, str]:
+    """{image: its prediction's path}, below a folder whatever the image is called.
+
+    Files are named like the images. Where two images share a name, the folders are kept, and the
+    suffixes too where two images of one folder differ in nothing else.
+
+    Raises:
+        DataError: two images would have the same file.
+    """
+    paths = {name: PurePosixPath(posixpath.normpath(name.replace(os.sep, "/"))) for name in names}
+    inner = {
+        name: [p for p in path.parts if p.strip("/") not in ("", "..")]
+        for name, path in paths.items()
+    }
+    for name_of in (
+        lambda parts: PurePosixPath(parts[-1]).stem,
+        lambda parts: str(PurePosixPath(*parts).with_suffix("")),
+        "/".join,
+    ):
+        files = {name: f"{name_of(parts)}.png" for name, parts in inner.items()}
+        if len(set(files.values())) == len(files):
+            return files
+    seen: dict[str, str] = {}
+    first, second = next(
+        (seen[file], name) for name, file in files.items() if seen.setdefault(file, name) != name
+    )
+    raise DataError(
+        f"{first} and {second}: their predictions would be the same file; set DATA.data_root to a "
+        "folder that holds both, and name them relative to it"
+    )

@@ -2,6 +2,7 @@
 
 import argparse
 import os
+import secrets
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -32,6 +33,7 @@ def run_command(main: Callable[[Sequence[str]], int | None]) -> None:
     A process of several leaves at once: one that fails would wait for the others, which torchrun
     ends, and threads of gloo may outlive the group and abort an ordinary exit.
     """
+    os.environ["PYTHONSAFEPATH"] = "1"  # what we start takes no modules from the current folder
     cv2.setNumThreads(
         0
     )  # loader workers are the parallelism; OpenCV's own threads compete with them
@@ -176,20 +178,23 @@ def must_launch(config: Config, processes: int) -> bool:
     )
 
 
-def launch(module: str, argv: Sequence[str], config: Config, processes: int) -> int:
-    """Start `module` in several processes through torchrun, and return their exit code.
+def launch(file: str, argv: Sequence[str], config: Config, processes: int) -> int:
+    """Start the program `file` in several processes through torchrun, and return their exit code.
 
-    On one machine torchrun finds a free port by itself; several machines meet at
+    On one machine they meet on its loopback interface; several machines meet at
     `Distributed.dist_url`.
     """
     from torch.distributed.elastic.multiprocessing.api import SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.run import get_args_parser, run
 
+    from .util.distributed import loopback
+
     place = config.Distributed
     arguments = ["--nproc-per-node", str(processes), "--max-restarts", str(place.max_restarts)]
     if place.world_size == 1:
-        arguments += ["--standalone"]
+        loopback.register()
+        arguments += ["--rdzv-backend", loopback.BACKEND, "--rdzv-id", secrets.token_hex(8)]
     else:
         url = urlparse(place.dist_url)
         if place.rank == 0 and not process_group.port_is_free("", url.port):
@@ -209,7 +214,7 @@ def launch(module: str, argv: Sequence[str], config: Config, processes: int) -> 
     if "--signals-to-handle" in parser.format_help():  # it passes these on, and waits for the end
         arguments += ["--signals-to-handle", "SIGTERM,SIGINT,SIGHUP,SIGQUIT,SIGUSR1"]
     try:
-        run(parser.parse_args([*arguments, "-m", module, *argv]))
+        run(parser.parse_args([*arguments, file, *argv]))
     except ChildFailedError as error:
         codes = [failure.exitcode for failure in error.failures.values()]
         return next((code for code in codes if code > 0), 1)

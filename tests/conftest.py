@@ -12,7 +12,9 @@ import stripseg  # noqa: F401 - before OpenCV, as in the commands: it sets the l
 ROOT = Path(__file__).resolve().parent.parent
 
 # the commands under test run as processes of their own, from any folder
-os.environ["PYTHONPATH"] = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
+os.environ["PYTHONPATH"] = os.pathsep.join(
+    [str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
+)
 os.environ.setdefault("CUDA_VISIBLE_DEVICES", "")  # figures to compare are the CPU's
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # the networks are tiny and the test processes many
 

@@ -148,6 +148,64 @@ def test_torchrun_restarts_a_run_that_lost_a_process(small_config: Path, tmp_pat
         assert torch.allclose(value, ends["struck"]["state_dict"][key], atol=1e-6), key
 
 
+@pytest.mark.slow
+@needs_proc
+def test_max_restarts_starts_a_run_again_that_lost_a_process(small_config: Path, tmp_path) -> None:
+    """By stripseg's own launcher, from the newest checkpoint."""
+    words = ["Distributed.processes", "2", "Distributed.max_restarts", "1", *QUIET]
+    run = Run(training(small_config, "TRAIN.epochs", "8", "TRAIN.save_steps", "1", *words))
+    run.wait_for(" step 2/")
+    os.kill(worker(run, 1), signal.SIGKILL)
+    assert run.end(180) == 0, run.text
+    assert run.text.count("resuming from") == 1, run.text
+    assert read_checkpoint(tmp_path / "run/model/last.pth")["step"] == 24
+
+
+def listening(family: str, processes: list[int]) -> set[str]:
+    """Addresses, as Linux writes them in hex, on which the processes wait for connections."""
+    sockets = set()
+    for number in processes:
+        for descriptor in Path(f"/proc/{number}/fd").iterdir():
+            try:
+                sockets.add(os.readlink(descriptor))
+            except OSError:
+                continue
+    rows = [line.split() for line in Path(f"/proc/net/{family}").read_text().splitlines()[1:]]
+    return {
+        row[1].split(":")[0] for row in rows if row[3] == "0A" and f"socket:[{row[9]}]" in sockets
+    }
+
+
+@pytest.mark.slow
+@needs_proc
+def test_the_processes_of_one_machine_listen_on_its_loopback_interface(small_config: Path) -> None:
+    run = Run(training(small_config, *LONG, "Distributed.processes", "2"))
+    run.wait_for(" step 2/")
+    family = [run.process.pid, worker(run, 0), worker(run, 1)]
+    addresses, wide = listening("tcp", family), listening("tcp6", family)
+    run.process.send_signal(signal.SIGTERM)
+    assert run.end() == STOPPED, run.text
+    assert addresses == {"0100007F"}  # 127.0.0.1
+    assert wide <= {"00000000000000000000000001000000"}  # ::1
+
+
+HOOKED = """
+import sys
+sys.addaudithook(lambda event, given: event == "pickle.find_class" and print("UNPICKLED", given))
+from stripseg import command_line
+from stripseg.tool.train import main
+command_line.run_command(main)
+"""
+
+
+@pytest.mark.slow
+def test_the_launcher_unpickles_nothing(small_config: Path) -> None:
+    words = ["--config", str(small_config), "TRAIN.epochs", "1", "Distributed.processes", "2"]
+    run = Run([sys.executable, "-c", HOOKED, *words, *QUIET])
+    assert run.end() == 0, run.text
+    assert "UNPICKLED" not in run.text
+
+
 # ---- the watchdog alone
 
 

@@ -87,8 +87,8 @@ def run(command: str, words: Sequence[str], place: Path, request: StopRequest) -
         TrainingError: it failed.
     """
     output = place / f"{command}.txt"
-    module = [sys.executable, "-m", f"stripseg.tool.{command}"]
-    code = follow([*module, *words], output, end=lambda: request.name is not None)
+    program = [sys.executable, str(Path(__file__).with_name(f"{command}.py"))]
+    code = follow([*program, *words], output, end=lambda: request.name is not None)
     if code == STOPPED or (code and request.name):
         raise Stopped(f"stopped in {place}; run the same command to resume")
     if code:

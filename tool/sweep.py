@@ -161,7 +161,7 @@ def run(
 
     validated = evaluates(sweep, base) and (metric != "loss" or base.classifies)
     return run_trial(
-        [sys.executable, "-m", "stripseg.tool.train", "--config", str(path)],
+        [sys.executable, str(Path(__file__).with_name("train.py")), "--config", str(path)],
         claim.folder,
         split="val" if validated else "train",
         metric=metric,
@@ -189,7 +189,7 @@ def start_workers(file: str, count: int) -> None:
         Stopped: a signal asked for it, and they have stopped.
         TrainingError: one of them failed, not only its trial.
     """
-    command = [sys.executable, "-m", "stripseg.tool.sweep", file, "--worker"]
+    command = [sys.executable, __file__, file, "--worker"]
     workers = []
     with StopRequest() as request:
         for index in range(count):

@@ -24,7 +24,7 @@ def main(argv: Sequence[str]) -> int | None:
     devices = process_group.choose_devices(config.TEST.test_gpu, key="TEST.test_gpu")
     processes = command_line.process_count(config, devices)
     if command_line.must_launch(config, processes) and not config.TEST.has_prediction:
-        return command_line.launch("stripseg.tool.test", argv, config, processes)
+        return command_line.launch(__file__, argv, config, processes)
     device = command_line.own_device(devices)
     distributed = config.Distributed
     process_group.start(

@@ -40,7 +40,7 @@ def main(argv: Sequence[str]) -> int | None:
         print(f"the earlier run is kept in {aside}" if aside else f"no earlier run in {folder}")
     if command_line.must_launch(config, processes):
         words = [word for word in argv if word != "--fresh"]
-        return command_line.launch("stripseg.tool.train", words, config, processes)
+        return command_line.launch(__file__, words, config, processes)
     device = command_line.own_device(devices)
     place = config.Distributed
     process_group.start(device, backend=place.dist_backend, timeout_minutes=place.timeout_minutes)

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from ..config.errors import CheckpointError, TrainingError
-from .files import atomic_write, link_or_copy
+from .files import atomic_write, link_or_copy, no_links
 
 try:
     import fcntl
@@ -109,13 +109,19 @@ def folder_lock(folder: Path) -> Iterator[None]:
     """Hold a run's folder, so that no second run writes there; freed when the process ends.
 
     Raises:
-        TrainingError: another run holds it.
+        TrainingError: another run holds it, or its lock cannot be made.
     """
     if fcntl is None:
         yield
         return
-    folder.mkdir(parents=True, exist_ok=True)
-    with open(folder / LOCK, "a+") as file:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = open(folder / LOCK, "a+", opener=no_links)  # noqa: SIM115 - closed by `with` below
+    except OSError as error:
+        raise TrainingError(
+            f"{error.filename}: cannot be made or opened: {error.strerror}"
+        ) from error
+    with lock as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:

@@ -1,11 +1,33 @@
 """Files that appear whole or not at all, whenever the process is stopped."""
 
+import errno
 import os
+import secrets
 import shutil
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
+
+
+def no_links(path: str, flags: int) -> int:
+    """The `opener` of a file in a folder that others may write to: a link there is not followed.
+
+    Raises:
+        OSError: the path is a link.
+    """
+    try:
+        return os.open(path, flags | getattr(os, "O_NOFOLLOW", 0), 0o666)
+    except OSError as error:
+        if error.errno == errno.ELOOP:
+            reason = "it is a link, which may lead anywhere; remove it"
+            raise OSError(errno.ELOOP, reason, path) from None
+        raise
+
+
+def temporary_beside(path: Path) -> Path:
+    """A name that nobody guesses and no other process, on whatever machine, has."""
+    return path.with_name(f".{path.name[:100]}.{secrets.token_hex(8)}.tmp")
 
 
 @contextmanager
@@ -21,9 +43,9 @@ def atomic_write(path: str | Path, *, durable: bool = False) -> Iterator[BinaryI
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary = temporary_beside(path)
     try:
-        with open(temporary, "wb") as file:
+        with open(temporary, "xb", opener=no_links) as file:
             yield file
             if durable:
                 file.flush()
@@ -51,10 +73,11 @@ def link_or_copy(source: Path, target: Path) -> None:
     `target` appears whole or not at all, and its folder is made.
     """
     target.parent.mkdir(parents=True, exist_ok=True)
-    temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
-    temporary.unlink(missing_ok=True)
+    temporary = temporary_beside(target)
     try:
         os.link(source.resolve(), temporary)
     except OSError:
-        shutil.copy2(source, temporary)
+        with open(source, "rb") as file, open(temporary, "xb", opener=no_links) as copy:
+            shutil.copyfileobj(file, copy)
+        shutil.copystat(source, temporary)
     os.replace(temporary, target)

@@ -3,12 +3,13 @@
 import io
 from collections.abc import Sequence
 from pathlib import Path
+from typing import BinaryIO
 
 import cv2
 import numpy as np
 import tifffile
 import torch
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
 from ..config.errors import DataError
@@ -17,11 +18,26 @@ from .png import with_stored_data
 
 LARGEST_IMAGE = 2**32  # bytes, decoded
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp")
+# what Pillow may open: the suffixes above, and GIF and PPM of older label sets. It knows forty more
+# formats, and one of them, EPS, starts Ghostscript
+FORMATS = ("JPEG", "PNG", "BMP", "TIFF", "WEBP", "GIF", "PPM")
 TIFF_MARKS = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")  # classic and big, of either byte order
 GREY_8_BIT = (
     b"\x08\x00"  # depth and colour type in a PNG's header; OpenCV loses a palette's indices
 )
 DECODES_TO_RGB = hasattr(cv2, "IMREAD_COLOR_RGB")  # OpenCV 4.11 and later: without a second pass
+
+
+def open_picture(source: Path | BinaryIO) -> Image.Image:
+    """Open a file of `FORMATS`, whatever its suffix says; Pillow's only entrance.
+
+    Raises:
+        OSError: it is of none of them, or damaged.
+    """
+    try:
+        return Image.open(source, formats=FORMATS)
+    except UnidentifiedImageError:  # whose message is the address of a buffer
+        raise OSError(f"not a picture that can be read: {', '.join(FORMATS)}") from None
 
 
 def read_image(path: Path, channels: int = 3) -> np.ndarray:
@@ -75,7 +91,7 @@ def _read_channels(path: Path, content: bytes, channels: int) -> np.ndarray:
             if image.ndim == 3 and fitting:
                 image = np.moveaxis(image, fitting[0], -1)
         else:
-            image = np.atleast_3d(np.array(Image.open(io.BytesIO(content))))
+            image = np.atleast_3d(np.array(open_picture(io.BytesIO(content))))
     except Exception as error:  # decoders raise whatever they like on damaged bytes
         raise DataError(f"{path}: cannot be decoded as an image ({error})") from error
     if image.ndim != 3 or image.shape[2] != channels:
@@ -101,7 +117,7 @@ def stored_channels(path: Path) -> int:
         if content[:4] in TIFF_MARKS:
             with tifffile.TiffFile(io.BytesIO(content)) as file:
                 return int(file.pages[0].samplesperpixel)
-        with Image.open(io.BytesIO(content)) as picture:
+        with open_picture(io.BytesIO(content)) as picture:
             return 3 if picture.mode == "P" else len(picture.getbands())
     except Exception as error:  # decoders raise whatever they like on damaged bytes
         raise DataError(f"{path}: cannot be decoded as an image ({error})") from error
@@ -120,7 +136,7 @@ def stored_pixels(path: Path) -> int:
             with tifffile.TiffFile(path) as file:
                 page = file.pages[0]
                 return int(page.imagelength) * int(page.imagewidth)
-        with Image.open(path) as picture:
+        with open_picture(path) as picture:
             return picture.width * picture.height
     except Exception as error:  # decoders raise whatever they like on damaged bytes
         raise DataError(f"{path}: cannot be decoded as an image ({error})") from error
@@ -144,7 +160,7 @@ def read_label(path: Path) -> np.ndarray:
         if grey.ndim == 2:
             return grey
     try:
-        picture = Image.open(io.BytesIO(content))
+        picture = open_picture(io.BytesIO(content))
         label = np.array(picture)
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
         raise DataError(f"{path}: cannot be decoded as a label image ({error})") from error

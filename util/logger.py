@@ -7,7 +7,9 @@ from pathlib import Path
 
 from tqdm import tqdm
 
+from ..config.errors import TrainingError
 from .distributed import process_group
+from .files import no_links
 
 
 def run_logger(log_file: Path | None = None) -> logging.Logger:
@@ -25,11 +27,23 @@ def run_logger(log_file: Path | None = None) -> logging.Logger:
     terminal.setFormatter(logging.Formatter("%(asctime)s %(message)s", "%H:%M:%S"))
     logger.addHandler(terminal)
     if log_file is not None and process_group.is_main():
-        log_file.parent.mkdir(parents=True, exist_ok=True)
-        plain = logging.FileHandler(log_file, encoding="utf-8")
+        try:
+            log_file.parent.mkdir(parents=True, exist_ok=True)
+            file = open(log_file, "a", encoding="utf-8", opener=no_links)  # noqa: SIM115 - for the run
+        except OSError as error:
+            raise TrainingError(f"{error.filename}: cannot be written: {error.strerror}") from error
+        plain = _Closing(file)
         plain.setFormatter(logging.Formatter("%(asctime)s %(message)s"))
         logger.addHandler(plain)
     return logger
+
+
+class _Closing(logging.StreamHandler):
+    """Writes to a file of its own."""
+
+    def close(self) -> None:
+        super().close()
+        self.stream.close()
 
 
 class _AboveBar(logging.Handler):

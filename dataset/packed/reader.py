@@ -11,6 +11,7 @@ import hashlib
 import json
 import mmap
 import os
+import re
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
@@ -90,8 +91,8 @@ class PackedPairs:
             index = json.loads(self.index_file.read_text(encoding="utf-8"))
             header, entries = index["header"], [entry_of(row) for row in index["entries"]]
             found = (header["version"], header["labels"], header["channels"])
-            self.file, self.bytes = folder / str(index["file"]), int(index["bytes"])
-        except (OSError, ValueError, KeyError, TypeError) as error:
+            self.file, self.bytes = folder / own_file(part, index["file"]), int(index["bytes"])
+        except (OSError, ValueError, KeyError, TypeError, OverflowError, RecursionError) as error:
             raise DataError(
                 f"{self.index_file}: this index of a packed copy is damaged ({error!r}); "
                 f"{self.cure}"
@@ -169,7 +170,9 @@ class PackedPairs:
                     )
             inside = 0 <= entry.offset <= self.bytes - entry.size(self.channels)
             if not entry.problem and not (
-                inside and 0 < entry.pixels == entry.height * entry.width
+                inside
+                and min(entry.height, entry.width) > 0
+                and entry.pixels == entry.height * entry.width
             ):
                 raise DataError(
                     f"{self.index_file}: this index of a packed copy is damaged (place or size "
@@ -185,7 +188,16 @@ def entry_of(row: dict[str, Any]) -> Entry:
     numbers = (*entry.sources, entry.offset, entry.pixels, entry.height, entry.width)
     if len(entry.sources) != 4 or not all(type(number) is int for number in numbers):
         raise ValueError(f"{row['name']}: expected whole numbers")
+    if not all(isinstance(text, str) for text in (entry.name, entry.label, entry.problem or "")):
+        raise ValueError(f"{row['name']}: expected text")
     return entry
+
+
+def own_file(part: str, name: str) -> str:
+    """The name of a list's pixels as the writer gives it; a ValueError where another stands."""
+    if not re.fullmatch(rf"{part}-[0-9a-f]+\.pixels", name):
+        raise ValueError(f"{name!r} is not a file of this copy")
+    return name
 
 
 def as_row(entry: Entry) -> dict[str, Any]:

@@ -16,7 +16,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from ...config.errors import DataError, TrainingError
 from ...util.checkpoint import folder_lock
-from ...util.files import atomic_write
+from ...util.files import atomic_write, no_links
 from ...util.images import stored_pixels
 from ...util.signals import leave_to_parent
 from ..labels import LabelEncoding
@@ -98,7 +98,8 @@ def pack(
                     yield
             writer.commit()
     except OSError as error:
-        raise DataError(f"{folder}: cannot be written ({error.strerror})") from error
+        where = error.filename or folder
+        raise DataError(f"{where}: cannot be written ({error.strerror})") from error
 
 
 class PackWriter:
@@ -129,6 +130,8 @@ class PackWriter:
         try:
             self._lock.enter_context(folder_lock(folder))
         except TrainingError as error:
+            if not isinstance(error.__cause__, BlockingIOError):
+                raise
             raise DataError(f"{folder}: another process is packing there; wait for it") from error
         return self
 
@@ -160,7 +163,7 @@ class PackWriter:
                 path.unlink()
         self.finished = read_journal(plan, self.journal) if self.partial.is_file() else {}
         refuse_full_disk(plan, self.partial)
-        with open(self.partial, "ab") as file:
+        with open(self.partial, "ab", opener=no_links) as file:
             file.truncate(plan.bytes)
         yield from list(self.finished.values())
         left = [index for index in range(len(pairs)) if index not in self.finished]
@@ -218,8 +221,10 @@ class Journal:
         self._files = ExitStack()
 
     def __enter__(self) -> "Journal":
-        self._log = self._files.enter_context(open(self.path, "a", encoding="utf-8"))
-        self._data = self._files.enter_context(open(self.pixels, "rb+"))
+        self._log = self._files.enter_context(
+            open(self.path, "a", encoding="utf-8", opener=no_links)
+        )
+        self._data = self._files.enter_context(open(self.pixels, "rb+", opener=no_links))
         self._files.callback(self.flush)
         return self
 
@@ -311,7 +316,7 @@ def pack_pair(
             )
     except DataError as error:
         return replace(entry, problem=str(error))
-    with open(file, "rb+") as target:
+    with open(file, "rb+", opener=no_links) as target:
         target.seek(entry.offset)
         target.write(np.ascontiguousarray(sample.image))
         target.write(np.ascontiguousarray(sample.label))
@@ -325,9 +330,9 @@ def read_journal(plan: Plan, journal: Path) -> dict[int, Entry]:
     for line in journal.read_text(encoding="utf-8").splitlines() if journal.is_file() else ():
         try:
             index, height, width = json.loads(line)
-            entry = plan.entries[index]
-        except (ValueError, TypeError, IndexError):
+            entry, whole = plan.entries[index], min(height, width) > 0
+        except (ValueError, TypeError, IndexError, RecursionError):
             continue
-        if height * width == entry.pixels:
+        if whole and height * width == entry.pixels:
             done[index] = replace(entry, height=height, width=width)
     return done

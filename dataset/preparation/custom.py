@@ -1,7 +1,6 @@
 """A user's folders of images and labels become a dataset: classes, lists, statistics, a YAML."""
 
 import hashlib
-import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,8 +10,8 @@ import yaml
 from PIL import Image
 
 from ...config.errors import DataError
-from ...util.files import write_lines, write_text
-from ...util.images import write_png
+from ...util.files import link_or_copy, write_lines, write_text
+from ...util.images import open_picture, write_png
 from ..description import default_colors
 from ..labels import IGNORE_LABEL
 from .match import Inspection, read_any_label
@@ -187,7 +186,7 @@ def write_label(item: Inspection, numbering: ClassNumbering, folder: Path) -> Pa
     label, kind = read_any_label(item.label)
     ids = numbering.translate(as_colours(label, kind) if numbering.coloured else label)
     if item.turned:
-        with Image.open(item.image) as photo:
+        with open_picture(item.image) as photo:
             turn = QUARTER_TURNS[photo.getexif()[ORIENTATION]]
         ids = np.array(Image.fromarray(ids).transpose(turn))
     write_png(path, ids, numbering.colors)
@@ -281,5 +280,5 @@ def write_config(path: Path, content: dict) -> None:
     text = "# Made by tool/prepare.py custom; every option: docs/config.md\n"
     text += yaml.safe_dump(content, sort_keys=False, allow_unicode=True)
     if path.is_file() and path.read_text(encoding="utf-8") != text:
-        shutil.copyfile(path, path.with_name(path.name + ".bak"))
+        link_or_copy(path, path.with_name(path.name + ".bak"))
     write_text(path, text)

@@ -11,7 +11,13 @@ import numpy as np
 from PIL import Image, ImageOps
 
 from ...config.errors import DataError
-from ...util.images import IMAGE_SUFFIXES, read_image, read_label, stored_channels
+from ...util.images import (
+    IMAGE_SUFFIXES,
+    open_picture,
+    read_image,
+    read_label,
+    stored_channels,
+)
 
 COLOURS_AT_MOST = 4096  # of one label; a photograph has more
 
@@ -154,7 +160,7 @@ def inspect(job: tuple[str, Path, Path]) -> Inspection:
 def read_any_label(path: Path) -> tuple[np.ndarray, Kind]:
     """(H, W) of indices, or of colours as 0xRRGGBB, and which of the two it is."""
     try:
-        with Image.open(path) as picture:
+        with open_picture(path) as picture:
             colour = picture.mode not in ("L", "P", "1", "I", "I;16", "I;16B", "F")
             rgb = np.array(picture.convert("RGB"), np.int64) if colour else None
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
@@ -169,5 +175,5 @@ def read_any_label(path: Path) -> tuple[np.ndarray, Kind]:
 
 def is_turned(path: Path) -> bool:
     """Return whether the photo's EXIF entry asks for a quarter turn."""
-    with Image.open(path) as picture:
+    with open_picture(path) as picture:
         return picture.size != ImageOps.exif_transpose(picture).size

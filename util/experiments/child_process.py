@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
+from ..files import no_links
 from ..signals import STOPPED
 
 POLL = 0.2  # seconds
@@ -29,7 +30,7 @@ def follow(command: Sequence[str], output: Path, *, end: Callable[[], bool]) -> 
         end: asked again and again; True sends SIGTERM, and the run has `PATIENCE` to save.
     """
     output.parent.mkdir(parents=True, exist_ok=True)
-    with open(output, "ab") as file:
+    with open(output, "ab", opener=no_links) as file:
         process = subprocess.Popen(
             list(command),
             stdin=subprocess.DEVNULL,

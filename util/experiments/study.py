@@ -88,7 +88,7 @@ class Study:
     def load(self, cell: Cell, origin: Path) -> Config:
         """The config of a cell, without a seed."""
         names = cell.config.split()
-        if len(names) != 2:
+        if len(names) != 2 or not all(re.fullmatch(r"\w[\w.-]*", name) for name in names):
             raise ConfigError(
                 f"{origin}: configs: {cell.config!r} is not 'DATASET EXPERIMENT', such as "
                 "'cifar10 resnet18'"
