@@ -237,7 +237,7 @@ def test_labels_that_cannot_be_classes(home: Path, label, words: list[str], mess
 def test_labels_of_two_kinds_are_refused(home: Path) -> None:
     write_pairs(3)
     save(Path("in/labels/p1.png"), COLOURS[truth(1)])
-    with pytest.raises(DataError, match=r"p1.png is a colour picture and .*p\d.png holds indices"):
+    with pytest.raises(DataError, match=r"p1.png is a colour image and .*p\d.png holds indices"):
         custom("--workers", "1")
 
 

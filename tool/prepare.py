@@ -42,6 +42,11 @@ from stripseg.dataset.packed.writer import pack
 from stripseg.dataset.preparation import custom
 from stripseg.dataset.preparation import match as inspection
 from stripseg.dataset.preparation.convert import convert
+from stripseg.dataset.preparation.label_values import (
+    ClassNumbering,
+    number_classes,
+    read_choices,
+)
 from stripseg.dataset.preparation.sbd import train_aug_ids, write_train_aug
 from stripseg.util.files import write_lines
 from stripseg.util.logger import progress
@@ -99,7 +104,22 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     own.add_argument("--images", type=Path, required=True, help="folder of images")
     own.add_argument("--labels", type=Path, required=True, help="folder of labels")
     own.add_argument("--name", required=True, help="name of the dataset")
-    own.add_argument("--colors", type=Path, help="table of `R G B name` lines")
+    own.add_argument("--colors", type=Path, help="table of `R G B name` lines, or labelmap.txt")
+    meaning = own.add_argument_group("what label values mean (found out if left out)")
+    meaning.add_argument("--values", metavar="0=road,128=car", help="value and name of each class")
+    meaning.add_argument(
+        "--ids-from", type=int, metavar="ID", help="smallest class id in the files"
+    )
+    meaning.add_argument("--ignore", type=int, metavar="VALUE", help="value that is ignored: 255")
+    meaning.add_argument(
+        "--snap", action="store_true", help="noise of JPEG or smoothing: take the nearest value"
+    )
+    meaning.add_argument("--alpha", action="store_true", help="labels are in the alpha channel")
+    meaning.add_argument(
+        "--turn-labels",
+        action="store_true",
+        help="labels fit the photos as stored: turn them by the photos' EXIF orientation, too",
+    )
     own.add_argument("--validation", type=float, default=0.15, help="share of validation images")
     own.add_argument("--seed", type=int, default=0, help="of the split")
     own.add_argument(
@@ -249,16 +269,30 @@ def prepare_custom(options: argparse.Namespace) -> None:
             f"no image of {options.images} has a label in {options.labels}: file names differ, "
             f"such as {alone[0].name} and {unused[0].name}"
         )
-    looked = inspection.inspect_pairs(pairs, options.images, workers=options.workers)
+    looked = inspection.inspect_pairs(
+        pairs,
+        options.images,
+        workers=options.workers,
+        alpha=options.alpha,
+        snap=options.snap,
+    )
     items = list(progress(looked, total=len(pairs), unit="pair", what="reading"))
-    channels = np.bincount([item.channels for item in items if not item.problem] or [3]).argmax()
+    channels = np.bincount([item.bands for item in items if not item.problem] or [3]).argmax()
     for item in items:
-        if not item.problem and max(channels, item.channels) > 4 and item.channels != channels:
+        if not item.problem and item.bands != channels:
             item.problem = f"{item.image}: has {item.channels} channels, most have {channels}"
     found = [item for item in items if item.problem is None]
     report_broken([item.problem for item in items if item.problem], alone, unused, options)
     table = custom.read_table(options.colors) if options.colors else None
-    numbering = custom.number_classes(found, table)
+    choices = read_choices(options.values, options.ids_from, options.ignore, snap=options.snap)
+    numbering = number_classes(found, table, choices)
+    if options.turn_labels:
+        for item in found:
+            item.turned = item.orientation > 1
+    for line in (*numbering.warnings, *custom.photo_warnings(found)):
+        print(f"warning: {line}")
+    for line in numbering.notes:
+        print(f"labels: {line}")
     training, validation = custom.split(found, options.validation, options.seed)
     folder = Path("dataset") / options.name
     root = Path(os.path.commonpath([options.images.resolve(), options.labels.resolve()]))
@@ -268,6 +302,10 @@ def prepare_custom(options: argparse.Namespace) -> None:
     content = custom.settings(options.name, folder, root, training, numbering)
     custom.write_config(config, content)
     print(class_summary(found, numbering))
+    if custom.own_split(found):
+        print("split: by your own folders train and val; folders called test are left out")
+    if (bands := custom.bands_of(found)) > 3:
+        print(f"channels: all {bands} bands of the TIFF files (DATA.in_channels {bands})")
     print(f"{len(training)} pairs to train on, {len(validation)} to validate: {folder}/")
     print(f"config: {config}\nnow: sh tool/train.sh {options.name} spnet18")
 
@@ -294,7 +332,7 @@ def report_broken(
         )
 
 
-def class_summary(found: Sequence[inspection.Inspection], numbering: custom.ClassNumbering) -> str:
+def class_summary(found: Sequence[inspection.Inspection], numbering: ClassNumbering) -> str:
     """The classes with their share of the pixels, and the sizes of the images."""
     pixels = numbering.pixels(found)
     images = np.zeros(256, np.int64)

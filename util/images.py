@@ -16,6 +16,7 @@ from ..config.errors import DataError
 from .files import atomic_write
 from .png import with_stored_data
 
+PACKED_GREY = {b"\x02\x00": 85, b"\x04\x00": 17}  # depth and colour type of a PNG
 LARGEST_IMAGE = 2**32  # bytes, decoded
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp")
 # what Pillow may open: the suffixes above, and GIF and PPM of older label sets. It knows forty more
@@ -25,6 +26,9 @@ TIFF_MARKS = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")  # classic and big, of eit
 GREY_8_BIT = (
     b"\x08\x00"  # depth and colour type in a PNG's header; OpenCV loses a palette's indices
 )
+Image.MAX_IMAGE_PIXELS = (
+    2**27
+)  # Pillow refuses twice this: OpenCV's limit, set in stripseg/__init__
 DECODES_TO_RGB = hasattr(cv2, "IMREAD_COLOR_RGB")  # OpenCV 4.11 and later: without a second pass
 
 
@@ -57,6 +61,9 @@ def decode_image(content: bytes, channels: int = 3, *, origin: Path) -> np.ndarr
     path = origin
     if channels not in (1, 3):
         return _read_channels(path, content, channels)
+    if content[:4] in TIFF_MARKS and _tiff_bands(path, content) > 3:
+        # OpenCV takes a fourth band for alpha and multiplies the others by it
+        return np.ascontiguousarray(_read_channels(path, content, None)[..., :channels])
     direct = DECODES_TO_RGB and content.startswith((b"\x89PNG", b"\xff\xd8"))
     color = cv2.IMREAD_COLOR_RGB if direct else cv2.IMREAD_COLOR
     flag = color if channels == 3 else cv2.IMREAD_GRAYSCALE
@@ -77,8 +84,20 @@ def _decode(path: Path, content: bytes, flag: int, what: str) -> np.ndarray:
     return image
 
 
-def _read_channels(path: Path, content: bytes, channels: int) -> np.ndarray:
-    """(H, W, channels) uint8 of a TIFF with its bands, planar or interleaved, or of RGBA."""
+def _tiff_bands(path: Path, content: bytes) -> int:
+    try:
+        with tifffile.TiffFile(io.BytesIO(content)) as file:
+            return int(file.pages[0].samplesperpixel)
+    except Exception as error:  # decoders raise whatever they like on damaged bytes
+        raise DataError(f"{path}: cannot be decoded as an image ({error})") from error
+
+
+def _read_channels(path: Path, content: bytes, channels: int | None) -> np.ndarray:
+    """(H, W, channels) uint8 of a TIFF with its bands, planar or interleaved, or of RGBA.
+
+    `channels` None takes those that the file has.
+    """
+    channels = _tiff_bands(path, content) if channels is None else channels
     try:
         if content[:4] in TIFF_MARKS:
             with tifffile.TiffFile(io.BytesIO(content)) as file:
@@ -119,6 +138,19 @@ def stored_channels(path: Path) -> int:
                 return int(file.pages[0].samplesperpixel)
         with open_picture(io.BytesIO(content)) as picture:
             return 3 if picture.mode == "P" else len(picture.getbands())
+    except Exception as error:  # decoders raise whatever they like on damaged bytes
+        raise DataError(f"{path}: cannot be decoded as an image ({error})") from error
+
+
+def stored_pages(path: Path) -> int:
+    """Pages of a TIFF that are as large as its first and hold a whole image each.
+
+    Raises:
+        DataError: the file is damaged.
+    """
+    try:
+        with tifffile.TiffFile(path) as file:
+            return sum(page.shape == file.pages[0].shape for page in file.pages)
     except Exception as error:  # decoders raise whatever they like on damaged bytes
         raise DataError(f"{path}: cannot be decoded as an image ({error})") from error
 
@@ -166,6 +198,17 @@ def read_label(path: Path) -> np.ndarray:
         raise DataError(f"{path}: cannot be decoded as a label image ({error})") from error
     if picture.mode == "1":
         label = label.astype(np.uint8)
+    if content.startswith(b"\x89PNG") and content[24:26] in PACKED_GREY:
+        label = label // PACKED_GREY[content[24:26]]  # Pillow stretches 2 and 4 bits to 0..255
+    if content[:4] in TIFF_MARKS and picture.tag_v2.get(262) == 0:  # white is zero: Pillow inverts
+        label = (1 if picture.mode == "1" else 255) - label
+    if label.dtype.kind == "f":
+        if not np.array_equal(label, np.round(label)):
+            raise DataError(
+                f"{path}: holds values that are not whole ({picture.mode}); a label file holds one "
+                "class index per pixel"
+            )
+        label = label.astype(np.int64)
     if label.ndim != 2:
         raise DataError(
             f"{path}: is a colour picture (mode {picture.mode}); a label file holds one class "
@@ -196,8 +239,23 @@ def _is_cut(content: bytes) -> bool:
     if content[:2] == b"\xff\xd8":
         # In JPEG data FF D9 ends an image and FF DA starts a scan; neither occurs inside a scan.
         end = content.rfind(b"\xff\xd9")
-        return end < 0 or content.find(b"\xff\xda", end) >= 0
+        cut = end < 0 or content.find(b"\xff\xda", end) >= 0
+        return cut and not _jpeg_ends(content)  # bytes may follow: a motion photo has a film there
     return content[:4] == b"\x89PNG" and content.rfind(b"IEND") < 0
+
+
+def _jpeg_ends(content: bytes) -> bool:
+    """Return whether the markers of a JPEG lead to its end mark."""
+    place = 2
+    while (place := content.find(b"\xff", place)) >= 0 and place + 1 < len(content):
+        marker = content[place + 1]
+        if marker == 0xD9:
+            return True
+        if marker in (0x00, 0x01, 0xFF) or 0xD0 <= marker <= 0xD8:  # data, fill, restarts
+            place += 1 if marker == 0xFF else 2
+            continue
+        place += 2 + int.from_bytes(content[place + 2 : place + 4], "big")
+    return False
 
 
 def write_png(

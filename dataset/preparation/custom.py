@@ -1,8 +1,8 @@
 """A user's folders of images and labels become a dataset: classes, lists, statistics, a YAML."""
 
 import hashlib
+import json
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -12,150 +12,68 @@ from PIL import Image
 from ...config.errors import DataError
 from ...util.files import link_or_copy, write_lines, write_text
 from ...util.images import open_picture, write_png
-from ..description import default_colors
-from ..labels import IGNORE_LABEL
-from .match import Inspection, read_any_label
+from .label_values import ClassNumbering, Colour, as_colours
+from .match import DARK, ORIENTATION, Inspection, read_any_label
 
-ORIENTATION = 0x0112  # of EXIF
-QUARTER_TURNS = {
+TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
     5: Image.Transpose.TRANSPOSE,
     6: Image.Transpose.ROTATE_270,
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
-Colour = tuple[int, int, int]
-
-
-@dataclass(frozen=True)
-class ClassNumbering:
-    """Stored label values -> class ids: `ids[i]` for `stored[i]`.
-
-    `coloured` values are 0xRRGGBB; `plain` files hold ids already and need no rewriting.
-    """
-
-    stored: np.ndarray
-    ids: np.ndarray
-    names: list[str]
-    colors: list[Colour]
-    coloured: bool = False
-    plain: bool = False
-
-    def translate(self, label: np.ndarray) -> np.ndarray:
-        return self.ids[np.searchsorted(self.stored, label)].astype(np.uint8)
-
-    def pixels(self, found: Sequence[Inspection]) -> np.ndarray:
-        """(K,) pixels of each class."""
-        total = np.zeros(256, np.int64)
-        for item in found:
-            np.add.at(total, self.translate(item.values), item.counts)
-        return total[: len(self.names)]
-
-
-def number_classes(
-    found: Sequence[Inspection], table: Sequence[tuple[Colour, str]] | None = None
-) -> ClassNumbering:
-    """What the values of all labels mean.
-
-    Indices stay as they are, 255 is ignored; sparse ones are numbered in their order; a mask of 0
-    and 255 has two classes. Colours are looked up in `table`, or numbered in their order.
-
-    Raises:
-        DataError: labels of different kinds, more than 255 classes, or a colour not in the table.
-    """
-    kinds = {item.kind for item in found}
-    if {"index", "colour"} <= kinds:
-        examples = {item.kind: item.label for item in found}
-        raise DataError(
-            f"{examples['colour']} is a colour picture and {examples['index']} holds indices; "
-            "labels must all be of one kind"
-        )
-    if "colour" in kinds or table is not None:
-        return number_colours(found, table)
-    stored = np.unique(np.concatenate([item.values for item in found]))
-    classes = stored[stored != IGNORE_LABEL]
-    if set(stored.tolist()) == {0, IGNORE_LABEL}:  # a mask
-        return ClassNumbering(stored, np.array([0, 1]), class_names(2), default_colors(2))
-    if len(classes) == 0:
-        raise DataError("every label is entirely ignored (255)")
-    if classes.min() >= 0 and classes.max() < min(IGNORE_LABEL, 8 * len(classes)):
-        count = int(classes.max()) + 1
-        plain = kinds == {"index"}
-        return ClassNumbering(
-            stored, stored, class_names(count), default_colors(count), plain=plain
-        )
-    too_many(found, classes)
-    ids = np.where(stored == IGNORE_LABEL, IGNORE_LABEL, np.searchsorted(classes, stored))
-    names = [f"value {value}" for value in classes]
-    return ClassNumbering(stored, ids, names, default_colors(len(names)))
-
-
-def number_colours(
-    found: Sequence[Inspection], table: Sequence[tuple[Colour, str]] | None
-) -> ClassNumbering:
-    for item in found:
-        item.values = as_colours(item.values, item.kind)
-        item.kind = "colour"
-    stored = np.unique(np.concatenate([item.values for item in found]))
-    too_many(found, stored)
-    if table is None:
-        colors = [unpacked(value) for value in stored]
-        names = [f"colour {r} {g} {b}" for r, g, b in colors]
-        return ClassNumbering(stored, np.arange(len(stored)), names, colors, coloured=True)
-    known = {r << 16 | g << 8 | b: index for index, ((r, g, b), _) in enumerate(table)}
-    strange = [unpacked(value) for value in stored if int(value) not in known]
-    if strange:
-        raise DataError(
-            f"the labels have colours that the table does not list: {strange[:5]}; add them, or "
-            "leave the table out to see all colours"
-        )
-    ids = np.array([known[int(value)] for value in stored])
-    names, colors = [name for _, name in table], [color for color, _ in table]
-    return ClassNumbering(stored, ids, names, colors, coloured=True)
-
-
-def as_colours(values: np.ndarray, kind: str) -> np.ndarray:
-    """Values as 0xRRGGBB; grey ones have three equal channels."""
-    return values if kind == "colour" else values.astype(np.int64) * 0x10101
-
-
-def unpacked(value: int) -> Colour:
-    return int(value) >> 16, int(value) >> 8 & 255, int(value) & 255
-
-
-def too_many(found: Sequence[Inspection], classes: np.ndarray) -> None:
-    if len(classes) > 255:
-        worst = max(found, key=lambda item: len(item.values))
-        raise DataError(
-            f"the labels have {len(classes)} different values ({worst.label} has "
-            f"{len(worst.values)}), at most 255 classes are possible; were they saved as JPEG, "
-            "or are they instance ids?"
-        )
-
-
-def class_names(count: int) -> list[str]:
-    return [f"class {index}" for index in range(count)]
+# folders that say what part of a user's own split an image is in
+PARTS = {
+    **dict.fromkeys(("train", "training", "trn"), "train"),
+    **dict.fromkeys(("val", "valid", "validation", "dev"), "val"),
+    **dict.fromkeys(("test", "testing"), "test"),
+}
 
 
 def read_table(path: Path) -> list[tuple[Colour, str]]:
-    """A colour table: `R G B name` or `name,R,G,B` a line, in class order; a heading is skipped.
+    """A colour table: `R G B name`, `name,R,G,B` or CVAT's `name:R,G,B::` per line, in class order.
+
+    A heading and lines that begin with # are skipped; names may hold numbers.
 
     Raises:
-        DataError: a line is neither, or a colour stands twice.
+        DataError: a line is none of these, or a colour stands twice.
     """
     table: list[tuple[Colour, str]] = []
     for number, line in enumerate(path.read_text(encoding="utf-8-sig").splitlines(), 1):
-        words = line.replace(",", " ").replace("\t", " ").split()
-        values = [word for word in words if word.isdigit()]
-        if not words or (number == 1 and not values):
+        entry = table_line(line)
+        if not line.strip() or line.lstrip().startswith("#"):
             continue
-        if len(values) != 3 or max(map(int, values)) > 255:
+        if entry is None:
+            if number == 1 and not any(character.isdigit() for character in line):
+                continue  # a heading
             raise DataError(f"{path}, line {number}: expected 'R G B name', got {line.strip()!r}")
-        name = " ".join(word for word in words if not word.isdigit()) or f"class {len(table)}"
-        red, green, blue = map(int, values)
-        if any(color == (red, green, blue) for color, _ in table):
-            raise DataError(f"{path}, line {number}: the colour {red} {green} {blue} stands twice")
-        table.append(((red, green, blue), name))
+        color, name = entry
+        if any(known == color for known, _ in table):
+            shown = " ".join(map(str, color))
+            raise DataError(f"{path}, line {number}: the colour {shown} stands twice")
+        table.append((color, name or f"class {len(table)}"))
     return table
+
+
+def table_line(line: str) -> tuple[Colour, str] | None:
+    """(colour, name) of a line; None where it has no colour."""
+    name, separator, rest = line.partition(":")
+    if separator and (found := three_numbers(rest.partition(":")[0].split(","))):
+        return found, name.strip()
+    words = line.replace(",", " ").replace("\t", " ").split()
+    for start in (0, len(words) - 3):  # the name may hold numbers: the first three, or the last
+        if start >= 0 and (found := three_numbers(words[start : start + 3])):
+            return found, " ".join(words[:start] + words[start + 3 :])
+    return None
+
+
+def three_numbers(words: Sequence[str]) -> Colour | None:
+    if len(words) != 3 or not all(word.strip().isdigit() for word in words):
+        return None
+    red, green, blue = map(int, words)
+    return (red, green, blue) if max(red, green, blue) <= 255 else None
 
 
 def is_validation(name: str, share: float, seed: int) -> bool:
@@ -167,7 +85,13 @@ def is_validation(name: str, share: float, seed: int) -> bool:
 def split(
     found: Sequence[Inspection], share: float, seed: int
 ) -> tuple[list[Inspection], list[Inspection]]:
-    """(training, validation), both with at least one pair where there are two."""
+    """(training, validation), both with at least one pair where there are two.
+
+    Folders that are called train and val decide; else the image's name does.
+    """
+    own = own_split(found)
+    if own is not None:
+        return own
     validation = [item for item in found if is_validation(item.name, share, seed)]
     if not validation:
         validation = [found[-1]]
@@ -178,16 +102,32 @@ def split(
     return training or list(found), validation
 
 
+def own_split(
+    found: Sequence[Inspection],
+) -> tuple[list[Inspection], list[Inspection]] | None:
+    """The user's own split, by folders of the images; None where there is none.
+
+    Pairs in a folder called test are in neither part.
+    """
+    parts: dict[str, list[Inspection]] = {"train": [], "val": [], "test": []}
+    for item in found:
+        part = next((PARTS[f] for f in item.name.lower().split("/")[:-1] if f in PARTS), None)
+        if part is None:
+            return None
+        parts[part].append(item)
+    return (parts["train"], parts["val"]) if parts["train"] and parts["val"] else None
+
+
 def write_label(item: Inspection, numbering: ClassNumbering, folder: Path) -> Path:
     """The label as an 8-bit PNG of class ids, turned like its image; an existing one is kept."""
     path = (folder / item.name).with_suffix(".png")
     if path.is_file() and path.stat().st_mtime >= item.label.stat().st_mtime:
         return path
-    label, kind = read_any_label(item.label)
+    label, kind = read_any_label(item.label, alpha=item.alpha, by_palette=item.by_palette)
     ids = numbering.translate(as_colours(label, kind) if numbering.coloured else label)
     if item.turned:
         with open_picture(item.image) as photo:
-            turn = QUARTER_TURNS[photo.getexif()[ORIENTATION]]
+            turn = TURNS[photo.getexif()[ORIENTATION]]
         ids = np.array(Image.fromarray(ids).transpose(turn))
     write_png(path, ids, numbering.colors)
     return path
@@ -201,6 +141,7 @@ def write_lists(
     root: Path,
 ) -> None:
     """`train.txt`, `val.txt`, `names.txt`, `colors.txt`, and labels that had to be rewritten."""
+    forget_other_numbering(folder / "labels", numbering)
     for name, items in parts.items():
         lines = []
         for item in items:
@@ -213,9 +154,51 @@ def write_lists(
     write_lines(folder / "colors.txt", [" ".join(map(str, color)) for color in numbering.colors])
 
 
+def forget_other_numbering(folder: Path, numbering: ClassNumbering) -> None:
+    """Remove the labels that an earlier call wrote with other classes, or of files since replaced.
+
+    The numbering that they were written with is kept beside them.
+    """
+    content = [numbering.stored.tolist(), numbering.ids.tolist(), numbering.names]
+    text = json.dumps(content)
+    record = folder / ".numbering.json"
+    before = record.read_text(encoding="utf-8") if record.is_file() else None
+    old = sorted(folder.rglob("*.png")) if folder.is_dir() else []
+    if old and before != text:
+        for path in old:
+            path.unlink()
+        print(f"classes or values have changed: {len(old)} labels in {folder} are written again")
+    if not numbering.plain:
+        write_text(record, text)
+
+
 def relative(path: Path, root: Path) -> str:
     path, root = path.resolve(), root.resolve()
     return path.relative_to(root).as_posix() if path.is_relative_to(root) else str(path)
+
+
+def photo_warnings(found: Sequence[Inspection]) -> list[str]:
+    """What may be wrong with photos, though each can be read."""
+    lines = []
+    ambiguous = [item for item in found if item.orientation > 1 and not item.turned]
+    if ambiguous:
+        lines.append(
+            f"{len(ambiguous)} photo(s), such as {ambiguous[0].image}, are turned upright by "
+            "their EXIF orientation, and their labels are taken to fit the upright photo. If they "
+            "fit the stored pixels: --turn-labels"
+        )
+    dark = [item for item in found if item.peak <= DARK]
+    if dark:
+        lines.append(
+            f"{len(dark)} image(s), such as {dark[0].image}, look black: their largest value is "
+            f"{dark[0].peak} of 255. 10- or 12-bit data in 16-bit files? Scale it to 16 bits"
+        )
+    return lines
+
+
+def bands_of(found: Sequence[Inspection]) -> int:
+    """DATA.in_channels: 3 for grey, RGB and RGBA photographs, else the bands of the files."""
+    return max(item.bands for item in found)
 
 
 def settings(
@@ -231,8 +214,7 @@ def settings(
     large = np.median(np.minimum(heights, widths)) > 1.5 * max(sides)
     pixels = numbering.pixels(training)
     present = pixels[pixels > 0]
-    # files of up to four channels (grey, RGB, RGBA) are read as RGB, others as their bands
-    channels = training[0].channels if training[0].channels > 4 else 3
+    channels = bands_of(training)
     data = {
         "dataset": name,
         "data_root": str(root),

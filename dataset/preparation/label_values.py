@@ -1,0 +1,403 @@
+"""What the values in label files mean: one judgement, which says how sure it is and why.
+
+What is certain goes through with a line that says so; what is likely goes through with a warning
+that names the option for the other reading; what is ambiguous or lossy stops with a question that
+an option answers.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+
+from ...config.errors import DataError
+from ..description import default_colors
+from ..labels import IGNORE_LABEL
+from .match import Inspection
+
+Colour = tuple[int, int, int]
+LARGE = 0.005  # share of the pixels from which a value is meant, where others are noise
+MEANT = 0.5  # share of the pixels that the values that are meant hold together, at least
+FAR = 64  # grey levels or steps of a colour channel between two values that are both meant
+MOST_LEVELS = 16  # values of a label that is drawn in grey levels
+
+
+@dataclass(frozen=True)
+class Choices:
+    """What a user has said about the values.
+
+    Args:
+        values: {stored value: class name}, in class order (`--values 0=road,128=car`).
+        ids_from: the smallest class id in the files (`--ids-from`), or None.
+        ignore: stored value that is ignored (`--ignore`).
+        snap: take values that are noise for the nearest one that is meant (`--snap`).
+    """
+
+    values: Mapping[int, str] = field(default_factory=dict)
+    ids_from: int | None = None
+    ignore: int = IGNORE_LABEL
+    ignore_given: bool = False
+    snap: bool = False
+
+
+@dataclass(frozen=True)
+class ClassNumbering:
+    """Stored label values -> class ids: `ids[i]` for `stored[i]`.
+
+    `coloured` values are 0xRRGGBB; `plain` files hold ids already and need no rewriting. `notes`
+    say what was decided, `warnings` what only seems likely.
+    """
+
+    stored: np.ndarray
+    ids: np.ndarray
+    names: list[str]
+    colors: list[Colour]
+    coloured: bool = False
+    plain: bool = False
+    notes: tuple[str, ...] = ()
+    warnings: tuple[str, ...] = ()
+
+    def translate(self, label: np.ndarray) -> np.ndarray:
+        return self.ids[np.searchsorted(self.stored, label)].astype(np.uint8)
+
+    def pixels(self, found: Sequence[Inspection]) -> np.ndarray:
+        """(K,) pixels of each class."""
+        total = np.zeros(256, np.int64)
+        for item in found:
+            np.add.at(total, self.translate(item.values), item.counts)
+        return total[: len(self.names)]
+
+
+def number_classes(
+    found: Sequence[Inspection],
+    table: Sequence[tuple[Colour, str]] | None = None,
+    choices: Choices | None = None,
+) -> ClassNumbering:
+    """What the values of all labels mean.
+
+    Raises:
+        DataError: labels of different kinds, more than 255 classes, a colour not in the table, or
+            values that may mean several things: the message names the option that decides.
+    """
+    choices = choices or Choices()
+    kinds = {item.kind for item in found}
+    if {"index", "colour"} <= kinds:
+        examples = {item.kind: item.label for item in found}
+        raise DataError(
+            f"{examples['colour']} is a colour image and {examples['index']} holds indices; "
+            "labels must all be of one kind"
+        )
+    warnings = []
+    if (pair := differing_palettes(found)) is not None:
+        first, second, value = pair
+        by_palette(found)
+        kinds = {"colour"}
+        warnings.append(
+            f"the palettes differ: value {value} has one colour in {first} and another in {second};"
+            " classes are taken by colour, not by index"
+        )
+    if "colour" in kinds or table is not None:
+        numbering = number_colours(found, table, choices)
+    else:
+        numbering = number_indices(found, choices)
+    return replace(numbering, warnings=(*warnings, *numbering.warnings))
+
+
+def number_indices(found: Sequence[Inspection], choices: Choices) -> ClassNumbering:
+    stored, shares = totals(found)
+    plain = {item.kind for item in found} == {"index"}
+    if choices.values:
+        return as_said(found, stored, choices)
+    if choices.snap:
+        return snapped(found, stored, shares, choices)
+    refuse_noise(found, stored, shares)
+    ignore = choices.ignore
+    classes = stored[stored != ignore]
+    values = set(stored.tolist())
+    if not choices.ignore_given and values <= {0, 1, 255} and 255 in values and len(values) > 1:
+        together = any({1, 255} <= set(item.values.tolist()) for item in found)
+        if not together:  # masks of 0 and 255, in some files perhaps of 0 and 1
+            note = "values 0 and 255 are the two classes of a mask"
+            warnings = ()
+            if 1 in values:
+                by_code = {int(item.values.max()): item.label for item in found}
+                warnings = (
+                    f"some masks are of 0 and 1 ({by_code[1]}) and some of 0 and 255 "
+                    f"({by_code[255]}); 1 and 255 are taken for the same class. If 255 is to be "
+                    "ignored: --ignore 255",
+                )
+            ids = np.array([min(value, 1) for value in stored])
+            return ClassNumbering(
+                stored,
+                ids,
+                class_names(2),
+                default_colors(2),
+                notes=(note,),
+                warnings=warnings,
+            )
+    if len(classes) == 0:
+        raise DataError(f"every label is entirely ignored ({ignore})")
+    refuse_grey_levels(found, stored, choices)
+    first = choices.ids_from
+    warnings = ()
+    if first is None and classes.min() == 1 and len(classes) == classes.max() and len(classes) > 1:
+        first = 1
+        warnings = (
+            f"ids seem to count from 1: {int(classes.max())} classes, value 1 becomes class 0. If "
+            "class 0 only happens to be absent: --ids-from 0",
+        )
+    first = first or 0
+    if classes.min() < first:
+        raise DataError(
+            f"--ids-from {first}: {example(found, int(classes.min()))} has the value "
+            f"{int(classes.min())}; name the smallest id, or ignore it with --ignore"
+        )
+    count = int(classes.max()) - first + 1
+    if classes.min() >= 0 and classes.max() - first < min(IGNORE_LABEL, 8 * len(classes)):
+        ids = np.where(stored == ignore, IGNORE_LABEL, stored - first)
+        absent = sorted(set(range(count)) - set(ids.tolist()))
+        if absent and not warnings:
+            listed = ", ".join(str(value + first) for value in absent[:8]) + ", ..." * bool(
+                absent[8:]
+            )
+            warnings = (f"these ids occur in no label, and each counts IoU 0: {listed}",)
+        return ClassNumbering(
+            stored,
+            ids,
+            class_names(count),
+            default_colors(count),
+            plain=plain and first == 0 and ignore == IGNORE_LABEL,
+            notes=(f"values are class ids, {first} to {int(classes.max())}",),
+            warnings=warnings,
+        )
+    too_many(found, classes)
+    ids = np.where(stored == ignore, IGNORE_LABEL, np.searchsorted(classes, stored))
+    names = [f"value {value}" for value in classes]
+    notes = (f"{len(names)} values far apart are numbered in their order",)
+    return ClassNumbering(stored, ids, names, default_colors(len(names)), notes=notes)
+
+
+def as_said(found: Sequence[Inspection], stored: np.ndarray, choices: Choices) -> ClassNumbering:
+    """`--values`: exactly these; with --snap others are taken for the nearest of them."""
+    known = {value: index for index, value in enumerate(choices.values)}
+    strange = [int(v) for v in stored if int(v) not in known and int(v) != choices.ignore]
+    if strange and not choices.snap:
+        raise DataError(
+            f"--values names {', '.join(map(str, known))}, and {example(found, strange[0])} has "
+            f"{', '.join(map(str, strange[:5]))}; add them, ignore one with --ignore, or take the "
+            "nearest with --snap"
+        )
+    ids = np.array([class_of(int(value), known, choices) for value in stored])
+    names = list(choices.values.values())
+    return ClassNumbering(
+        stored, ids, names, default_colors(len(names)), notes=("as --values says",)
+    )
+
+
+def class_of(value: int, known: Mapping[int, int], choices: Choices) -> int:
+    if value == choices.ignore and value not in known:
+        return IGNORE_LABEL
+    return known[min(known, key=lambda other: abs(other - value))]
+
+
+def snapped(
+    found: Sequence[Inspection], stored: np.ndarray, shares: np.ndarray, choices: Choices
+) -> ClassNumbering:
+    """`--snap`: values that hold much are the classes, every other one is its nearest."""
+    meant = peaks(stored[:, None], shares)
+    meant = sorted(int(stored[index]) for index in meant)
+    ids = np.array([int(np.argmin([abs(value - other) for other in meant])) for value in stored])
+    names = class_names(2) if meant == [0, 255] else [f"value {value}" for value in meant]
+    note = f"--snap: {len(stored)} values are taken for the nearest of {', '.join(map(str, meant))}"
+    return ClassNumbering(stored, ids, names, default_colors(len(names)), notes=(note,))
+
+
+def number_colours(
+    found: Sequence[Inspection],
+    table: Sequence[tuple[Colour, str]] | None,
+    choices: Choices,
+) -> ClassNumbering:
+    for item in found:
+        item.values = as_colours(item.values, item.kind)
+        item.kind = "colour"
+    stored, shares = totals(found)
+    channels = np.array([unpacked(value) for value in stored]).reshape(-1, 3)
+    if choices.snap:
+        if table is None:
+            meant = sorted(peaks(channels, shares))
+            table = [(unpacked(stored[i]), "colour {} {} {}".format(*channels[i])) for i in meant]
+        too_many(found, np.arange(len(table)))
+        centres = np.array([color for color, _ in table])
+        ids = np.array([int(np.abs(centres - c).sum(axis=1).argmin()) for c in channels])
+        note = f"--snap: {len(stored)} colours are taken for the nearest of {len(table)}"
+        names, colors = [name for _, name in table], [color for color, _ in table]
+        return ClassNumbering(stored, ids, names, colors, coloured=True, notes=(note,))
+    if table is None:
+        refuse_colour_noise(found, stored, channels, shares)
+        too_many(found, stored)
+        colors = [unpacked(value) for value in stored]
+        names = [f"colour {r} {g} {b}" for r, g, b in colors]
+        ids = np.arange(len(stored))
+        return ClassNumbering(stored, ids, names, colors, coloured=True)
+    known = {r << 16 | g << 8 | b: index for index, ((r, g, b), _) in enumerate(table)}
+    strange = [unpacked(value) for value in stored if int(value) not in known]
+    if strange:
+        refuse_colour_noise(found, stored, channels, shares)
+        raise DataError(
+            f"the labels have colours that the table does not list: {strange[:5]}; add them, or "
+            "leave the table out to see all colours"
+        )
+    ids = np.array([known[int(value)] for value in stored])
+    names, colors = [name for _, name in table], [color for color, _ in table]
+    return ClassNumbering(stored, ids, names, colors, coloured=True)
+
+
+def totals(found: Sequence[Inspection]) -> tuple[np.ndarray, np.ndarray]:
+    """Every stored value, ascending, and its share of all pixels."""
+    stored = np.unique(np.concatenate([item.values for item in found]))
+    counts = np.zeros(len(stored))
+    for item in found:
+        counts[np.searchsorted(stored, item.values)] += item.counts
+    return stored, counts / max(counts.sum(), 1)
+
+
+def peaks(points: np.ndarray, shares: np.ndarray) -> list[int]:
+    """Indices of the values that are meant: those with a large share, far from larger ones."""
+    chosen: list[int] = []
+    for index in np.argsort(-shares, kind="stable"):
+        if shares[index] < LARGE and chosen:
+            break
+        if all(np.abs(points[index] - points[other]).max() >= FAR / 2 for other in chosen):
+            chosen.append(int(index))
+    return chosen
+
+
+def refuse_noise(found: Sequence[Inspection], stored: np.ndarray, shares: np.ndarray) -> None:
+    """Raises DataError where most values are traces of JPEG or of smoothing around a few."""
+    lossy = next((item.label for item in found if item.lossy), None)
+    chosen = peaks(stored[:, None], shares)
+    if shares[chosen].sum() < MEANT:
+        return
+    meant = [int(stored[index]) for index in chosen]
+    extra = len(stored) - len(meant)
+    drawn = max(meant) >= 2 * FAR and len(meant) <= MOST_LEVELS
+    if lossy is not None and extra == 0:
+        return
+    if lossy is None and not (drawn and extra >= 4 and extra >= len(meant)):
+        return
+    cause = f"{lossy} is a JPEG, which changes values" if lossy else "they seem to be smoothed"
+    raise DataError(
+        f"the labels have {len(stored)} values around {', '.join(map(str, sorted(meant)[:8]))}: "
+        f"{cause}. Take the original files as PNG, or the nearest of these values: --snap"
+    )
+
+
+def refuse_colour_noise(
+    found: Sequence[Inspection], stored: np.ndarray, channels: np.ndarray, shares: np.ndarray
+) -> None:
+    """The same for colours."""
+    lossy = next((item.label for item in found if item.lossy), None)
+    meant = peaks(channels, shares)
+    extra = len(stored) - len(meant)
+    if shares[meant].sum() < MEANT:
+        return
+    if extra == 0 or (lossy is None and not (extra >= 4 and extra >= len(meant))):
+        return
+    listed = ", ".join("({} {} {})".format(*channels[index]) for index in sorted(meant)[:6])
+    cause = f"{lossy} is a JPEG, which changes colours" if lossy else "they seem to be smoothed"
+    raise DataError(
+        f"the labels have {len(stored)} colours around {len(meant)}, {listed}: {cause}. Take the "
+        "original files as PNG, or the nearest of these colours: --snap"
+    )
+
+
+def refuse_grey_levels(found: Sequence[Inspection], stored: np.ndarray, choices: Choices) -> None:
+    """Raises DataError for values such as 0, 128, 255: classes, or is 255 ignored?"""
+    values = stored.tolist()
+    between = [value for value in values if value not in (0, 255)]
+    drawn = {0, 255} <= set(values) and between and min(between) >= 32
+    if drawn and len(values) <= MOST_LEVELS and not choices.ignore_given:
+        listed = ",".join(f"{value}=NAME" for value in values)
+        raise DataError(
+            f"the values {', '.join(map(str, values))} ({example(found, between[0])}) look like "
+            f"classes drawn in grey levels, and 255 may be one of them or mean ignored; say which: "
+            f"--values {listed} or --ignore 255"
+        )
+
+
+def example(found: Sequence[Inspection], value: int) -> str:
+    """A file that has the value."""
+    return str(next((item.label for item in found if value in item.values), found[0].label))
+
+
+def differing_palettes(found: Sequence[Inspection]) -> tuple[str, str, int] | None:
+    """Two files that give one index different colours, and the index."""
+    seen: dict[int, tuple[int, str]] = {}
+    for item in found:
+        for value, color in item.palette.items():
+            before = seen.setdefault(value, (color, str(item.label)))
+            if before[0] != color:
+                return before[1], str(item.label), value
+    return None
+
+
+def by_palette(found: Sequence[Inspection]) -> None:
+    """Replace indices by the colours of each file's own palette."""
+    for item in found:
+        if not item.palette:
+            raise DataError(
+                f"{item.label}: has no palette, and others have different ones; labels must all be "
+                "of one kind"
+            )
+        item.values = np.array([item.palette[int(value)] for value in item.values])
+        item.kind = "colour"
+        item.by_palette = True
+        merged, index = np.unique(item.values, return_inverse=True)
+        item.counts = np.bincount(index, weights=item.counts).astype(np.int64)
+        item.values = merged
+
+
+def as_colours(values: np.ndarray, kind: str) -> np.ndarray:
+    """Values as 0xRRGGBB; grey ones have three equal channels."""
+    return values if kind == "colour" else values.astype(np.int64) * 0x10101
+
+
+def unpacked(value: int) -> Colour:
+    return int(value) >> 16, int(value) >> 8 & 255, int(value) & 255
+
+
+def too_many(found: Sequence[Inspection], classes: np.ndarray) -> None:
+    if len(classes) > 255:
+        worst = max(found, key=lambda item: len(item.values))
+        raise DataError(
+            f"the labels have {len(classes)} different values ({worst.label} has "
+            f"{len(worst.values)}), at most 255 classes are possible; were they saved as JPEG, "
+            "or are they instance ids?"
+        )
+
+
+def class_names(count: int) -> list[str]:
+    return [f"class {index}" for index in range(count)]
+
+
+def read_choices(
+    values: str | None, ids_from: int | None, ignore: int | None, *, snap: bool
+) -> Choices:
+    """The options of the command.
+
+    Raises:
+        DataError: `values` is not of the form 0=road,128=car.
+    """
+    named: dict[int, str] = {}
+    for part in (values or "").split(",") if values else []:
+        number, _, name = part.partition("=")
+        if not number.strip().isdigit() or int(number) in named:
+            raise DataError(f"--values {values}: expected VALUE=NAME,..., each once, not {part!r}")
+        named[int(number)] = name.strip() or f"class {len(named)}"
+    return Choices(
+        named,
+        ids_from=ids_from,
+        ignore=IGNORE_LABEL if ignore is None else ignore,
+        ignore_given=ignore is not None,
+        snap=snap,
+    )
