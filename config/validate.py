@@ -143,6 +143,12 @@ def _channels(data: DataSection) -> Iterator[Problem]:
                 f"DATA.{key} must have one number for each of the {data.in_channels} "
                 f"DATA.in_channels, not {length}",
             )
+    if max(*data.mean, *data.std) <= 1:
+        yield (
+            (("DATA", "mean"), ("DATA", "std")),
+            f"DATA.mean {data.mean} and DATA.std {data.std} are for images of 0 to 1, and ours are "
+            "of 0 to 255; multiply both by 255",
+        )
 
 
 def _labels(data: DataSection, train: TrainSection, *, classifies: bool) -> Iterator[Problem]:
@@ -153,6 +159,12 @@ def _labels(data: DataSection, train: TrainSection, *, classifies: bool) -> Iter
                 "DATA.classes must be a whole number from 1 to 255, not "
                 f"{data.classes}; a classifier may have more"
             ),
+        )
+    elif not classifies and data.classes == 1:
+        yield (
+            _of("DATA", "classes"),
+            "DATA.classes 1 has nothing to learn: every pixel is the one class; an object and its "
+            "background are 2 classes, with labels 0 and 1",
         )
     elif not classifies and train.ignore_label < data.classes:
         yield (

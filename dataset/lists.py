@@ -32,9 +32,13 @@ def read_list(
         DataError: the list is missing or empty, or a line is malformed or names a missing file.
     """
     try:
-        lines = path.read_text(encoding="utf-8-sig").split("\n")
+        content = path.read_bytes()
+        utf16 = content.startswith((b"\xff\xfe", b"\xfe\xff"))
+        lines = content.decode("utf-16" if utf16 else "utf-8-sig").split("\n")
     except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"{path}: the list cannot be read ({error})") from error
+        raise DataError(
+            f"{path}: the list cannot be read ({error}); save it as text in UTF-8"
+        ) from error
     while lines and not lines[-1].strip():
         lines.pop()
     if not lines:
@@ -57,15 +61,30 @@ def read_list(
             for file in (pair.image, pair.label):
                 if file is not None and not os.path.isfile(file):
                     raise DataError(
-                        f"{path}, line {number}: {file} does not exist; check DATA.data_root "
-                        f"({root}) and the list"
+                        f"{path}, line {number}: {file} does not exist; "
+                        f"{why_missing(lines[number - 1], number, root)}"
                     )
     return pairs
 
 
+def why_missing(line: str, number: int, root: Path) -> str:
+    """The likeliest reason why a line names no file, and the cure."""
+    text = line.strip()
+    if "\\" in text:
+        return "paths have / and not \\, also on Windows: replace them in the list"
+    if text.startswith("#"):
+        return "a list has no comments: remove the line"
+    if number == 1 and not any(Path(word).suffix for word in text.split()):
+        return "is the first line a heading? A list has none: remove it"
+    return f"check DATA.data_root ({root}) and the list"
+
+
 def parse_line(line: str, root: Path, *, split: str, where: str) -> Pair:
     """One line of a list as a `Pair`."""
-    fields = [f.strip() for f in line.split("\t")] if "\t" in line.strip() else line.split()
+    separator = next((mark for mark in ("\t", ",", ";") if mark in line.strip()), None)
+    fields = line.split()
+    if separator == "\t" or (separator and len(fields) != 2 and line.count(separator) == 1):
+        fields = [f.strip().strip('"') for f in line.split(separator)]
     fields = [field for field in fields if field]
     if not fields:
         raise DataError(f"{where}: the line is empty; remove it or name an image and its label")

@@ -13,6 +13,9 @@ from torch import Tensor, nn
 from ..config.errors import CheckpointError
 from .families import FAMILIES, TIMM, Family, recognise
 
+# what programs put around a state_dict, and in front of all its keys
+WRAPPERS = ("state_dict", "model", "model_state", "net", "network", "ema", "weights")
+PREFIXES = ("module.", "_orig_mod.", "model.", "net.", "network.")
 BACKBONE, HEAD, AUXILIARY, CLASSIFIER = "backbone.", "head.", "auxiliary_head.", "classifier."
 
 
@@ -128,15 +131,20 @@ def translate(
 
 
 def unwrap(content: Mapping, *, origin: str) -> dict[str, Tensor]:
-    """The bare tensors of a file: out of `state_dict` or `model`, without `module.`."""
-    for wrapper in ("state_dict", "model", "model_state"):
+    """The bare tensors of a file: out of `WRAPPERS`, without `PREFIXES` that all keys share."""
+    for wrapper in WRAPPERS:
         if isinstance(content.get(wrapper), Mapping):
             content = content[wrapper]
     tensors = {key: value for key, value in content.items() if isinstance(value, Tensor)}
     if not tensors:
-        raise CheckpointError(f"{origin}: holds no tensors; expected a state_dict of weights")
-    if all(key.startswith("module.") for key in tensors):
-        tensors = {key.removeprefix("module."): value for key, value in tensors.items()}
+        inside = [key for key, value in content.items() if isinstance(value, Mapping)]
+        found = f" (below {', '.join(map(str, inside))}?)" if inside else ""
+        raise CheckpointError(
+            f"{origin}: holds no tensors at its top{found}; expected a state_dict of weights, also "
+            f"below one of {', '.join(WRAPPERS)}"
+        )
+    while prefix := next((p for p in PREFIXES if all(key.startswith(p) for key in tensors)), None):
+        tensors = {key.removeprefix(prefix): value for key, value in tensors.items()}
     return tensors
 
 

@@ -16,6 +16,7 @@ from ..description import default_colors
 from ..labels import LabelEncoding, read_stored
 from ..lists import Pair
 from ..segmentation import EvaluationSet, TrainingSet, read_pair
+from .match import DARK, is_jpeg, refuse_pages
 
 QUICK = 12  # pairs that a training run looks at before it starts
 NEAR = 3  # differing bits of 64 up to which two pictures look alike
@@ -37,6 +38,7 @@ class Examination:
     error: str | None = None
     size: tuple[int, int] = (0, 0)
     pixels: np.ndarray = field(default_factory=lambda: np.zeros(256, np.int64))
+    peak: int = 255  # largest value of the image
     digest: str = ""
     look: int = 0
 
@@ -70,17 +72,27 @@ def refuse_bad_data(dataset: TrainingSet | EvaluationSet, *, command: str) -> No
         DataError: one of them cannot be used; the message names the command that looks deeper.
     """
     chosen = np.unique(np.linspace(0, len(dataset) - 1, QUICK).round().astype(int))
+    pixels = np.zeros(256, np.int64)
     for index in chosen:
-        seen = examine_pair(
-            dataset.pairs[index], split="", encoding=dataset.encoding, channels=dataset.channels
-        )
+        pair = dataset.pairs[index]
+        seen = examine_pair(pair, split="", encoding=dataset.encoding, channels=dataset.channels)
         if seen.error:
             raise DataError(f"{seen.error} To see all that is wrong with the data: {command}")
+        pixels += seen.pixels
+    if (reason := mask_of_two_values(pixels, dataset.encoding)) is not None:
+        raise DataError(f"{dataset.pairs[chosen[0]].label} and others: {reason}")
 
 
 def examine_pair(pair: Pair, *, split: str, encoding: LabelEncoding, channels: int) -> Examination:
     result = Examination(split, pair.name)
     try:
+        for path in filter(None, (pair.image, pair.label)):
+            refuse_pages(path)
+        if pair.label is not None and is_jpeg(pair.label):
+            raise DataError(
+                f"{pair.label}: is a JPEG, which changes the values of a label. Take the original "
+                "PNG files, or `stripseg prepare custom ... --snap`."
+            )
         sample = read_pair(pair, encoding, 0, channels=channels)
     except DataError as error:
         result.error = f"{error}{likely_cause(pair, encoding)}"
@@ -90,6 +102,7 @@ def examine_pair(pair: Pair, *, split: str, encoding: LabelEncoding, channels: i
     result.pixels = np.bincount(label.ravel(), minlength=256)
     result.digest = hashlib.sha256(pair.image.read_bytes()).hexdigest()
     result.look = look(sample.image)
+    result.peak = int(sample.image.max())
     return result
 
 
@@ -139,10 +152,48 @@ def diagnose(
             for item in found
             if not item.error and item.pixels[:255].sum() == 0
         ),
+        *binary_masks(found, names),
+        *dark_images(found),
         *absent_classes(found, names),
         *small_images(found, crop),
     ]
     return sorted(findings, key=lambda finding: finding.severity != "error")
+
+
+def mask_of_two_values(pixels: np.ndarray, encoding: LabelEncoding) -> str | None:
+    """What is wrong with masks of 0 and 255 where 255 is ignored; None where nothing is."""
+    only_background = pixels[0] and pixels[255] and not pixels[1:255].any()
+    if encoding.kind != "train_id" or encoding.classes != 2 or not only_background:
+        return None
+    return (
+        f"labels hold 0 and {encoding.ignore_label} alone, and {encoding.ignore_label} is ignored: "
+        "only class 0 would be learnt. Masks of 0 and 255 become 0 and 1 by `stripseg prepare "
+        "custom`"
+    )
+
+
+def binary_masks(found: Sequence[Examination], names: Sequence[str]) -> Iterator[Finding]:
+    """Two classes of which only the first occurs, beside ignored pixels."""
+    pixels = sum((i.pixels for i in found), np.zeros(256, np.int64))
+    if len(names) == 2 and pixels[0] and pixels[255] and not pixels[1:255].any():
+        yield Finding(
+            "error",
+            "binary",
+            "labels hold 0 and the ignored value alone, so that only class 0 would be learnt. Masks "
+            "of 0 and 255 become 0 and 1 by `stripseg prepare custom`",
+        )
+
+
+def dark_images(found: Sequence[Examination]) -> Iterator[Finding]:
+    dark = [item for item in found if not item.error and item.peak <= DARK]
+    if dark:
+        yield Finding(
+            "warning",
+            "dark",
+            f"{len(dark)} image(s) look black, their largest value is at most {DARK} of 255 (10- or "
+            "12-bit data in 16-bit files? scale it to 16 bits)",
+            tuple(item.name for item in dark),
+        )
 
 
 def duplicates(found: Sequence[Examination]) -> Iterator[Finding]:
