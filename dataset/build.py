@@ -1,13 +1,14 @@
 """The one place where a config becomes data: lists, labels, names, loaders."""
 
 import shlex
+import shutil
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
-from ..config.errors import ConfigError
+from ..config.errors import ConfigError, DataError
 from ..config.schema import Config
 from ..config.validate import resolve_list
 from ..util.distributed import process_group
@@ -26,6 +27,8 @@ from .lists import Pair, read_list
 from .loader import TrainingLoader
 from .packed.reader import PackedPairs
 from .segmentation import EvaluationSet, TrainingSet
+
+SHARED_MEMORY = Path("/dev/shm")
 
 
 @dataclass(frozen=True)
@@ -161,15 +164,39 @@ def build_training_loader(
 ) -> TrainingLoader:
     """The training batches of this process."""
     train = config.TRAIN
+    workers = process_group.share_of_workers(train.workers)
+    pixels = train.train_h * train.train_w * (config.DATA.in_channels + 1)
+    check_shared_memory(workers * -(-train.batch_size // world_size) * pixels)
     return TrainingLoader(
         dataset,
         batch_size=train.batch_size,
         seed=train.manual_seed or 0,
-        workers=process_group.share_of_workers(train.workers),
+        workers=workers,
         rank=rank,
         world_size=world_size,
         pin_memory=pin_memory,
     )
+
+
+def check_shared_memory(needed: int) -> None:
+    """Check that the batches of the loader's workers, one each, fit into shared memory.
+
+    A worker that does not find room there dies, and the run waits for it.
+
+    Args:
+        needed: bytes.
+    Raises:
+        DataError: they do not.
+    """
+    if not SHARED_MEMORY.is_dir() or needed == 0:
+        return
+    free = shutil.disk_usage(SHARED_MEMORY).free
+    if free < needed:
+        raise DataError(
+            f"{SHARED_MEMORY} has {free >> 20} MiB free and the loader's batches need "
+            f"{needed >> 20} MiB: enlarge it (docker run --shm-size 8g, or --ipc host), lower "
+            "TRAIN.workers, or set TRAIN.workers 0"
+        )
 
 
 def build_evaluation_set(config: Config, list_path: str, *, split: str) -> EvaluationSet:

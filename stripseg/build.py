@@ -62,9 +62,11 @@ def build_engine(
 ) -> SlidingWindow:
     """The inference engine that `TEST` describes."""
     test = config.TEST
+    # an export with one fixed window takes no other
+    fixed = network.window if isinstance(network, OnnxNetwork) else None
     settings = InferenceSettings(
         classes=config.DATA.classes,
-        crop=(test.test_h, test.test_w),
+        crop=fixed or (test.test_h, test.test_w),
         base_size=test.base_size,
         scales=tuple(test.scales),
         flip=test.flip,

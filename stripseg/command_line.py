@@ -47,6 +47,11 @@ def run_command(main: Callable[[Sequence[str]], int | None]) -> None:
         if process_group.is_main():
             print(reason, file=sys.stderr)
         code = STOPPED
+    except OSError as error:
+        if error.filename is None:
+            raise
+        print(f"error: {error.filename}: {error.strerror}", file=sys.stderr)
+        code = StripsegError.exit_code
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         code = INTERRUPTED

@@ -23,7 +23,7 @@ from .config.errors import ExportError
 from .dataset.generated.shapes import render_scene
 from .model.folding import fold_batch_norm
 from .model.segmenter import Segmenter
-from .onnx_network import CLASS_MAP, KEY, LOGITS
+from .onnx_network import CLASS_MAP, KEY, LOGITS, NORMALISED, PIXELS
 from .util.images import Normalization
 
 if TYPE_CHECKING:
@@ -136,6 +136,9 @@ def export_network(
             f"{trained.path}: TRAIN.zoom_factor {train.zoom_factor} gives logits smaller than the "
             "image; an export needs 8"
         )
+    sound = isinstance(window, tuple | list) and len(window) == 2
+    if window is not None and not (sound and all(type(s) is int and s > 0 for s in window)):
+        raise ExportError(f"window {window}: expected (height, width), both above 0")
     if class_map and len(trained.names) > 256:
         raise ExportError(f"{path}: a class map of uint8 has 256 classes, not {len(trained.names)}")
     network = plain_network(trained)
@@ -155,7 +158,7 @@ def export_network(
                 "card": trained.card.as_dict(),
                 "config": trained.card.config,
                 "window": window,
-                "input": "pixels" if pixels else "normalised",
+                "input": PIXELS if pixels else NORMALISED,
                 "output": CLASS_MAP if class_map else LOGITS,
             }
             write_onnx(deployed, example, temporary, fixed=window is not None, facts=facts)
@@ -305,13 +308,22 @@ def compare(
 ) -> list[Comparison]:
     """Run both at every size and batch, on random images and on a scene."""
     rows = []
-    for batch in BATCHES:
-        for size in (window,) if window else SIZES:
-            image = inputs(trained, (batch, *size), reference.pixels)
-            rows.append(comparison(reference(image), run(image), (batch, *size)))
-    size = window or SCENE
-    image = scene(trained, size, reference)
-    rows.append(comparison(reference(image), run(image), (1, *size)))
+    images = [
+        inputs(trained, (batch, *size), reference.pixels)
+        for batch in BATCHES
+        for size in ((window,) if window else SIZES)
+    ]
+    images.append(scene(trained, window or SCENE, reference))
+    for image in images:
+        height, width = image.shape[1:3] if reference.pixels else image.shape[2:]
+        shape = (len(image), height, width)
+        try:
+            rows.append(comparison(reference(image), run(image), shape))
+        except Exception as error:  # runtimes raise what they like
+            reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+            raise ExportError(
+                f"not written; the export does not run at {' x '.join(map(str, shape))}: {reason}"
+            ) from error
     return rows
 
 

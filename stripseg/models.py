@@ -6,8 +6,8 @@ from typing import Any
 from torch import Tensor, nn
 
 from .config.errors import CheckpointError, ConfigError
-from .config.load import config_from, option_meant
-from .config.schema import Config
+from .config.load import config_from, option_meant, suggestion
+from .config.schema import Config, NetworkOptions
 from .model.backbone.resnet import DEPTHS
 from .model.build import HEADS, build_segmenter
 from .model.segmenter import Segmenter
@@ -25,6 +25,10 @@ OWN_BACKBONES = tuple(
         f"pyconvhgresnet{depth}",
     )
 )
+
+
+CROP = ("train_h", "train_w")  # PSANet's mask has its size
+RUN_ONLY = ("zoom_factor", "aux_weight", "activation_checkpointing")  # of training runs
 
 
 class LogitsSegmenter(Segmenter):
@@ -79,6 +83,9 @@ def network_config(
     model: str, classes: int, backbone: str, in_channels: int, options: dict[str, Any]
 ) -> Config:
     """The config that describes such a network alone."""
+    for key in options:
+        if key in RUN_ONLY or key not in {*NetworkOptions.model_fields, *CROP}:
+            raise ConfigError(f"{key}: is not an option of create_model{suggestion(key)}")
     words = [word for key, value in options.items() for word in (option_meant(key), value)]
     network = {"arch": model, "backbone": backbone, "aux_weight": 0}
     content = {

@@ -12,6 +12,7 @@ from .model_card import ModelCard, read_card
 
 KEY = "stripseg"  # of our metadata in the file
 LOGITS, CLASS_MAP = "logits", "class map"
+NORMALISED, PIXELS = "normalised", "pixels"
 
 
 class OnnxNetwork(nn.Module):
@@ -61,6 +62,11 @@ class OnnxNetwork(nn.Module):
             raise CheckpointError(
                 f"{path}: was exported with --class-map; its class maps cannot be averaged over "
                 "windows and scales. Export it without, to test or predict with it here"
+            )
+        if facts.get("input") != NORMALISED:
+            raise CheckpointError(
+                f"{path}: was exported with --pixels, for programs that do not normalise; export "
+                "it without, to test or predict with it here"
             )
         self.window = tuple(facts["window"]) if facts.get("window") else None
         self.input = self.session.get_inputs()[0].name

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
 CARD, WEIGHTS = "config.json", "model.safetensors"
 VERSION = 1
+MARK = "<!-- written by stripseg; remove this line to keep your changes -->"
 
 
 def write_folder(trained: "TrainedNetwork", folder: Path) -> Path:
@@ -41,7 +42,9 @@ def write_folder(trained: "TrainedNetwork", folder: Path) -> Path:
         "config": trained.card.config,
     }
     write_text(folder / CARD, json.dumps(content, indent=2) + "\n")
-    write_text(folder / "README.md", readme(trained.card, folder.name))
+    page = folder / "README.md"
+    if not page.is_file() or MARK in page.read_text(encoding="utf-8", errors="replace"):
+        write_text(page, readme(trained.card, folder.resolve().name))
     return folder
 
 
@@ -50,7 +53,7 @@ def readme(card: ModelCard, name: str) -> str:
     facts = "\n".join(f"- {line}" for line in card.lines())
     return (
         "---\nlibrary_name: stripseg\npipeline_tag: image-segmentation\n---\n\n"
-        f"# {name}\n\n{facts}\n\n```python\nimport stripseg\n\n"
+        f"{MARK}\n\n# {name}\n\n{facts}\n\n```python\nimport stripseg\n\n"
         f'segmenter = stripseg.load("{name}")  # this folder, or "hf://OWNER/{name}"\n'
         'segmenter.predict("photo.jpg").overlay().save("overlay.png")\n```\n'
     )

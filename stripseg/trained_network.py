@@ -14,13 +14,13 @@ from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image
+from PIL import Image, ImageOps
 from torch import Tensor, nn
 
 from .build import build_engine
 from .config.errors import CheckpointError, ConfigError, DataError
 from .config.legacy import drop_retired
-from .config.load import config_from, option_meant
+from .config.load import config_from, options_named, suggestion
 from .config.schema import SECTIONS, Config
 from .dataset.build import build_evaluation_set
 from .model.build import build_network
@@ -144,8 +144,9 @@ class TrainedNetwork:
             dtype=choose_precision(test.precision, self.device, key="TEST.precision"),
             batch_size=batch_size or test.batch_size or usual_batch_size(self.device),
         )
+        check_inference(scales, window)
         given = {
-            "scales": None if scales is None else tuple(scales),
+            "scales": None if scales is None else tuple(np.atleast_1d(scales).tolist()),
             "flip": flip,
             "base_size": base_size,
             "crop": self._window(window),
@@ -244,14 +245,15 @@ class TrainedNetwork:
 
         Args:
             list_file: lines of "image label"; the config's TEST.test_list if None.
-            options: further options by their names, such as `data_root="data"` or `scales=[1.0]`.
+            options: further options of TEST and DATA by their names, such as `scales=[1.0]`,
+                `batch_size=4`, `data_root="data"`.
         Raises:
             ConfigError: an option or file that does not exist.
             DataError: an image or label that cannot be used.
         """
         if list_file is not None:
             options = {"TEST.test_list": str(list_file), **options}
-        words = [word for key, value in options.items() for word in (option_meant(key), value)]
+        words = [word for key, value in options.items() for word in (test_option(key), value)]
         config = inference_config(self.card.config, self.path, words)
         same = TrainedNetwork(self.network, self.card, config, self.device, path=self.path)
         dataset = build_evaluation_set(config, config.TEST.test_list, split=config.TEST.split)
@@ -351,6 +353,8 @@ def inference_config(stored: Mapping[str, Any], origin: str, words: Sequence[Any
     Args:
         words: KEY VALUE ... that override it.
     """
+    if not all(isinstance(stored.get(name, {}), Mapping) for name in SECTIONS):
+        raise CheckpointError(f"{origin}: its config is damaged; its sections are not mappings")
     tree: dict[str, Any] = {name: dict(stored.get(name, {})) for name in SECTIONS}
     drop_retired(tree)
     tree["Distributed"] = {}
@@ -367,6 +371,36 @@ def inference_config(stored: Mapping[str, Any], origin: str, words: Sequence[Any
         if words:
             raise
         raise CheckpointError(f"{origin}: its config cannot be used here: {error}") from error
+
+
+def check_inference(scales: Sequence[float] | None, window: Sequence[int] | None) -> None:
+    """Raises ConfigError for scales or a window that no image can be predicted with."""
+    if scales is not None:
+        values = [scales] if isinstance(scales, int | float) else list(scales)
+        if not values or not all(0 < value < 100 for value in values):
+            raise ConfigError(f"scales {scales}: expected numbers above 0, such as (0.75, 1, 1.25)")
+    if window is not None and (len(window) != 2 or not all(int(s) >= 8 for s in window)):
+        raise ConfigError(f"window {window}: expected (height, width), both 8 or more")
+
+
+def test_option(key: str) -> str:
+    """`TEST.batch_size` for `batch_size` or `test__batch_size`: an option of testing.
+
+    Raises:
+        ConfigError: it is none, or would describe another network.
+    """
+    section, separator, name = key.partition("__")
+    if separator:
+        key = f"{section.upper()}.{name}"
+    if "." in key:
+        chosen = key
+    else:
+        named = options_named(key)
+        chosen = next((o for part in ("TEST.", "DATA.") for o in named if o.startswith(part)), key)
+    network = ("DATA.classes", "DATA.in_channels", "DATA.mean", "DATA.std")
+    if not chosen.startswith(("TEST.", "DATA.")) or chosen in network:
+        raise ConfigError(f"{key}: is not an option of a test{suggestion(key)}")
+    return chosen
 
 
 def sources_of(source: Source) -> Iterable[Source] | None:
@@ -397,6 +431,24 @@ def is_image(path: Path) -> bool:
     return path.suffix.lower() in IMAGE_SUFFIXES and not path.name.startswith(".")
 
 
+def pil_array(image: Image.Image, channels: int) -> np.ndarray:
+    """A PIL image as its file would be read: upright, of 16 bits the high byte.
+
+    Raises:
+        DataError: its file is damaged.
+    """
+    try:
+        image = ImageOps.exif_transpose(image)
+        if image.mode.startswith("I"):
+            grey = (np.array(image).astype(np.int64) >> 8).clip(0, 255).astype(np.uint8)
+            return np.repeat(grey[:, :, None], channels, axis=2)
+        if channels == 4 and image.mode == "RGBA":
+            return np.array(image)
+        return np.array(image.convert("L" if channels == 1 else "RGB"))
+    except (OSError, SyntaxError) as error:
+        raise DataError(f"the PIL image cannot be read ({error})") from error
+
+
 def as_array(image: Any, channels: int) -> np.ndarray:
     """(H, W, C) uint8 of a PIL image, an array or a tensor.
 
@@ -404,13 +456,14 @@ def as_array(image: Any, channels: int) -> np.ndarray:
         DataError: another shape or type.
     """
     if isinstance(image, Image.Image):
-        image = np.array(image.convert("L" if channels == 1 else "RGB"))
+        image = pil_array(image, channels)
     elif isinstance(image, Tensor):
         if image.ndim != 3 or image.shape[0] != channels:
             raise DataError(
                 f"a tensor must be ({channels}, H, W), not {tuple(image.shape)}; values are 0..255"
             )
-        if image.is_floating_point() and image.numel() and float(image.max()) <= 1:
+        fractions = image.is_floating_point() and image.numel() and 0 < float(image.max()) <= 1
+        if fractions and not torch.equal(image, image.round()):
             raise DataError(
                 "the tensor's values are at most 1, and 0..255 is expected; multiply by 255"
             )

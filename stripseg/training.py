@@ -10,16 +10,27 @@ from typing import Any
 
 import torch
 
-from .config.errors import ConfigError
+from .config.errors import ConfigError, TrainingError
 from .config.load import config_from, find_config, load_config, option_meant
 from .config.schema import Config
 from .config.validate import check_files
 from .dataset.build import official_splits
 from .model.build import check_arch
 from .training_run import OnEpoch, build_trainer
-from .util.checkpoint import folder_lock
+from .util.checkpoint import folder_lock, move_aside, read_checkpoint
 from .util.distributed import process_group
 from .util.training.epoch_log import read_epochs
+from .util.training.trainer import Trainer
+
+# options that may differ between a finished run and the call that finds it finished
+AFTERWARDS = (
+    "train_gpu",
+    "workers",
+    "resume",
+    "save_path",
+    "print_freq",
+    "keep_last",
+)
 
 
 @dataclass(frozen=True)
@@ -47,6 +58,7 @@ def train(
     experiment: str | None = None,
     *,
     device: str | torch.device | None = None,
+    fresh: bool = False,
     on_epoch: OnEpoch | None = None,
     **options: Any,
 ) -> TrainingResult:
@@ -58,26 +70,35 @@ def train(
     Args:
         dataset: with `experiment` the words of the command, such as "camvid", "spnet18"; alone the
             path of a YAML file, or a mapping {"DATA": {...}, "TRAIN": {...}, "TEST": {...}}.
-        device: such as "cpu" or "cuda:1"; the first GPU where there is one, if None.
+        device: such as "cpu" or "cuda:1"; if None the one that TRAIN.train_gpu names, or the first
+            GPU where there is one.
+        fresh: from scratch; an earlier run's folder is moved aside, as by `--fresh`.
         on_epoch: called after each epoch with its number and figures.
         options: further options by their names, such as `epochs=50`, `data_root="data/camvid"`;
             `test__batch_size=4` for one of another section.
     Raises:
         ConfigError: a mistake in the options, in the words of the command.
-        StripsegError: whatever ends the command with a message.
+        TrainingError: the folder has a finished run of other options: `fresh`, or another
+            `save_path`.
+        StripsegError: whatever else ends the command with a message.
     """
     config = config_of(dataset, experiment, options)
     check_arch(config)
     check_files(config, "train", official_splits=official_splits(config))
-    place = process_group.named_device(device)
+    place = device_of(config) if device is None else process_group.named_device(device)
     folder = Path(config.TRAIN.save_path)
     with restored_settings(), folder_lock(folder):
+        if fresh:
+            move_aside(folder)
+            folder.mkdir(parents=True, exist_ok=True)
         trainer = build_trainer(config, place, on_epoch=on_epoch)
         with closing(trainer.run_log):
             if trainer.step < trainer.total_steps:
                 trainer.fit()
+            else:
+                refuse_other_options(trainer)
     epochs = read_epochs(folder)
-    best = trainer.checkpoints.best
+    best = trainer.checkpoints.best if trainer.best_score >= 0 else folder / "none"
     return TrainingResult(
         figures=epochs[max(epochs)] if epochs else {},
         epochs=epochs,
@@ -86,6 +107,43 @@ def train(
         last=trainer.checkpoints.last,
         config=trainer.config,
     )
+
+
+def device_of(config: Config) -> torch.device:
+    """The device that TRAIN.train_gpu names.
+
+    Raises:
+        ConfigError: it names several.
+    """
+    devices = process_group.choose_devices(config.TRAIN.train_gpu, key="TRAIN.train_gpu")
+    if config.TRAIN.train_gpu is not None and len(devices) > 1:
+        raise ConfigError(
+            f"TRAIN.train_gpu {config.TRAIN.train_gpu}: stripseg.train runs on one device; name "
+            "one, or use the command: stripseg train"
+        )
+    return devices[0]
+
+
+def refuse_other_options(trainer: Trainer) -> None:
+    """Check that a run that is finished already was trained with these options.
+
+    Raises:
+        TrainingError: it was not, so that its figures are not theirs.
+    """
+    last = trainer.checkpoints.last
+    stored = read_checkpoint(last).get("config", {}).get("TRAIN", {}) if last.is_file() else {}
+    given = trainer.config.model_dump(mode="json")["TRAIN"]
+    changed = [
+        key
+        for key, value in given.items()
+        if key in stored and key not in AFTERWARDS and stored[key] != value
+    ]
+    if changed:
+        raise TrainingError(
+            f"{last}: this run is finished, with another TRAIN.{changed[0]} "
+            f"({stored[changed[0]]}, now {given[changed[0]]}); train with fresh=True, or give "
+            "another save_path"
+        )
 
 
 def config_of(

@@ -107,8 +107,6 @@ def plan_run(config: Config, device: torch.device) -> Plan:
             resumed=checkpoint,
             log=log,
         )
-    if process_group.is_main():
-        save_effective(config, folder / "config.yaml")
     return Plan(
         config=config,
         device=device,
@@ -170,6 +168,8 @@ def build_planned(plan: Plan, *, on_epoch: OnEpoch | None = None) -> Trainer:
             trainer.load_state_dict(plan.checkpoint, origin=plan.origin)
     if plan.checkpoint is not None:
         log.info(f"resuming from {plan.origin} at step {trainer.step} of {trainer.total_steps}")
+    if process_group.is_main() and trainer.step < trainer.total_steps:
+        save_effective(config, folder / "config.yaml")
     describe_run(plan, parts)
     return trainer
 

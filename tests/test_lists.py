@@ -113,7 +113,7 @@ def test_a_test_split_needs_no_labels(root: Path, content: str) -> None:
         ("a.jpg a.png b.jpg\n", "line 1: expected 'image label'"),
         ("a.jpg a.png\nb.jpg c.png\n", "line 2: .*c.png does not exist; check DATA.data_root"),
         ("c.jpg a.png\n", "line 1: .*c.jpg does not exist"),
-        (b"\xff\xfe\x00a", "list.txt: the list cannot be read"),
+        (b"\xfa\x00a", "list.txt: the list cannot be read"),
     ],
 )
 def test_a_mistake_is_told_with_its_line(root: Path, content: str | bytes, message: str) -> None:

@@ -13,12 +13,11 @@ from stripseg.dataset.layout import official_pairs, read_ids
 from stripseg.dataset.lists import read_list
 from stripseg.dataset.packed.writer import pack
 from stripseg.dataset.preparation.sbd import write_train_aug
-from stripseg.dataset.results import PredictionFiles, prediction_names
+from stripseg.dataset.results import PredictionFiles, ProgressJournal, prediction_names
 from stripseg.util.checkpoint import folder_lock
 from stripseg.util.experiments.child_process import follow
 from stripseg.util.experiments.study import Study
 from stripseg.util.files import atomic_write, link_or_copy, no_links, write_text
-from stripseg.util.inference.progress_journal import ProgressJournal
 from stripseg.util.logger import run_logger
 from tests.test_packed import encoding_of, make_pairs, open_packed, write_packed
 

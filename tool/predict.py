@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 
 from stripseg import command_line
-from stripseg.config.errors import DataError
+from stripseg.config.errors import ConfigError, DataError
 from stripseg.trained_network import Prediction, load, sources_of
 from stripseg.util.images import write_png
 from stripseg.util.logger import progress, run_logger
@@ -29,6 +29,12 @@ def main(argv: Sequence[str]) -> int | None:
     """Load, predict, write; an image that cannot be read is named, and the others go on."""
     options = parser().parse_args(list(argv))
     images = list(images_of(options.image, options.output))
+    if not images:
+        raise DataError(
+            f"{' '.join(options.image)}: nothing to predict but results of earlier calls"
+        )
+    if not 0 <= options.opacity <= 1:
+        raise ConfigError(f"--opacity {options.opacity:g}: expected a number from 0 to 1")
     log = run_logger()
     trained = load(options.network, device=options.device)
     engine = trained.engine(
@@ -82,7 +88,7 @@ def images_of(words: Sequence[str], output: Path) -> Iterator[tuple[Path, str]]:
         many = sources_of(word)
         root = Path(word) if Path(word).is_dir() else None
         for path in [Path(word)] if many is None else many:
-            if path.resolve().is_relative_to(output.resolve()):
+            if is_result(path, output):
                 continue
             inside = path.relative_to(root) if root else Path(path.name)
             name = str(inside.with_suffix(""))
@@ -91,6 +97,12 @@ def images_of(words: Sequence[str], output: Path) -> Iterator[tuple[Path, str]]:
             if taken.setdefault(name, path) != path:
                 raise DataError(f"{path} and {taken[name]}: would share their results; rename one")
             yield path, name
+
+
+def is_result(path: Path, output: Path) -> bool:
+    """Return whether a file is what an earlier call wrote: its name says so, and its place."""
+    ours = any(path.name.endswith(f"_{kind}.png") for kind in KINDS)
+    return ours and path.resolve().is_relative_to(output.resolve())
 
 
 def write(prediction: Prediction, stem: Path, kinds: Sequence[str], opacity: float) -> str:

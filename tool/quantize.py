@@ -40,6 +40,10 @@ def main(argv: Sequence[str]) -> int | None:
     )
     options = parser.parse_intermixed_args(list(argv))
     target = options.output or options.model.with_suffix(".int8.onnx")
+    if options.windows < 1:
+        parser.error(f"--windows {options.windows}: expected 1 or more")
+    if target.resolve() == options.model.resolve():
+        parser.error(f"--output {target}: is the model itself; name another file")
     attempt = target.with_name(f"{target.stem}.unverified.onnx")
     words = [*options.words, "TEST.test_list", options.calibrate]
     try:

@@ -179,8 +179,8 @@ def binary_masks(found: Sequence[Examination], names: Sequence[str]) -> Iterator
         yield Finding(
             "error",
             "binary",
-            "labels hold 0 and the ignored value alone, so that only class 0 would be learnt. Masks "
-            "of 0 and 255 become 0 and 1 by `stripseg prepare custom`",
+            "labels hold 0 and the ignored value alone, so that only class 0 would be learnt. "
+            "Masks of 0 and 255 become 0 and 1 by `stripseg prepare custom`",
         )
 
 
@@ -190,8 +190,8 @@ def dark_images(found: Sequence[Examination]) -> Iterator[Finding]:
         yield Finding(
             "warning",
             "dark",
-            f"{len(dark)} image(s) look black, their largest value is at most {DARK} of 255 (10- or "
-            "12-bit data in 16-bit files? scale it to 16 bits)",
+            f"{len(dark)} image(s) look black, their largest value is at most {DARK} of 255 (10- "
+            "or 12-bit data in 16-bit files? scale it to 16 bits)",
             tuple(item.name for item in dark),
         )
 

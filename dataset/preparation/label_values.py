@@ -18,6 +18,10 @@ from .match import Inspection
 Colour = tuple[int, int, int]
 LARGE = 0.005  # share of the pixels from which a value is meant, where others are noise
 MEANT = 0.5  # share of the pixels that the values that are meant hold together, at least
+SMALLEST = 0.02  # of the largest share: a smaller one is noise
+STANDS_OUT = 0.3  # share that the commonest of neighbouring values has of them
+MOST_CANDIDATES = 512  # values of which a peak may be one, the commonest
+NEAR = 16  # grey levels or steps of a channel that noise moves a value by
 FAR = 64  # grey levels or steps of a colour channel between two values that are both meant
 MOST_LEVELS = 16  # values of a label that is drawn in grey levels
 
@@ -206,7 +210,9 @@ def snapped(
     """`--snap`: values that hold much are the classes, every other one is its nearest."""
     meant = peaks(stored[:, None], shares)
     meant = sorted(int(stored[index]) for index in meant)
-    ids = np.array([int(np.argmin([abs(value - other) for other in meant])) for value in stored])
+    ids = np.array(
+        [int(np.argmin([abs(int(value) - other) for other in meant])) for value in stored]
+    )
     names = class_names(2) if meant == [0, 255] else [f"value {value}" for value in meant]
     note = f"--snap: {len(stored)} values are taken for the nearest of {', '.join(map(str, meant))}"
     return ClassNumbering(stored, ids, names, default_colors(len(names)), notes=(note,))
@@ -262,13 +268,25 @@ def totals(found: Sequence[Inspection]) -> tuple[np.ndarray, np.ndarray]:
 
 
 def peaks(points: np.ndarray, shares: np.ndarray) -> list[int]:
-    """Indices of the values that are meant: those with a large share, far from larger ones."""
+    """Indices of the values that are meant: (n, channels) values and their shares.
+
+    Noise surrounds a value that is meant, so that what lies within `NEAR` of it counts with it.
+    Between two of them smoothing spreads evenly: no value stands out there.
+    """
+    points = points.astype(np.int64)
+    candidates = np.argsort(-shares, kind="stable")[:MOST_CANDIDATES]
+    near = [np.abs(points - points[index]).max(axis=1) <= NEAR for index in candidates]
+    weight = np.array([shares[close].sum() for close in near])
     chosen: list[int] = []
-    for index in np.argsort(-shares, kind="stable"):
-        if shares[index] < LARGE and chosen:
+    for place in np.argsort(-weight, kind="stable"):
+        close = near[place]
+        if chosen and weight[place] < max(LARGE, SMALLEST * weight.max()):
             break
-        if all(np.abs(points[index] - points[other]).max() >= FAR / 2 for other in chosen):
-            chosen.append(int(index))
+        best = int(np.flatnonzero(close)[shares[close].argmax()])
+        distinct = all(np.abs(points[best] - points[o]).max() >= FAR / 2 for o in chosen)
+        stands_out = shares[best] >= STANDS_OUT * weight[place]
+        if not chosen or (distinct and stands_out):
+            chosen.append(best)
     return chosen
 
 
@@ -276,7 +294,7 @@ def refuse_noise(found: Sequence[Inspection], stored: np.ndarray, shares: np.nda
     """Raises DataError where most values are traces of JPEG or of smoothing around a few."""
     lossy = next((item.label for item in found if item.lossy), None)
     chosen = peaks(stored[:, None], shares)
-    if shares[chosen].sum() < MEANT:
+    if lossy is None and shares[chosen].sum() < MEANT:
         return
     meant = [int(stored[index]) for index in chosen]
     extra = len(stored) - len(meant)
@@ -299,7 +317,7 @@ def refuse_colour_noise(
     lossy = next((item.label for item in found if item.lossy), None)
     meant = peaks(channels, shares)
     extra = len(stored) - len(meant)
-    if shares[meant].sum() < MEANT:
+    if lossy is None and shares[meant].sum() < MEANT:
         return
     if extra == 0 or (lossy is None and not (extra >= 4 and extra >= len(meant))):
         return

@@ -143,6 +143,13 @@ def start(device: torch.device, *, backend: str = "auto", timeout_minutes: float
         torch.cuda.set_device(device)
     if not under_torchrun() or int(os.environ["WORLD_SIZE"]) == 1 or dist.is_initialized():
         return
+    absent = [name for name in ("MASTER_ADDR", "MASTER_PORT") if name not in os.environ]
+    if absent:
+        raise DeviceError(
+            f"RANK and WORLD_SIZE are set in the environment and {' and '.join(absent)} not: left "
+            "over from another program? Then: unset RANK WORLD_SIZE LOCAL_RANK. To run several "
+            "processes, start them with torchrun or srun"
+        )
     if backend == "auto" or (backend == "nccl" and device.type == "cpu"):
         backend = "nccl" if device.type == "cuda" else "gloo"
     global _control, _store

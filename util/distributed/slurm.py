@@ -32,14 +32,21 @@ class SlurmStep:
         }
 
 
+SHELLS = ("bash", "sh", "zsh", "fish", "interactive")  # names that Slurm gives their jobs
+
+
 def slurm_step(environment: Mapping[str, str]) -> SlurmStep | None:
     """The step that Slurm's variables describe, or None outside of srun and with a single task.
+
+    In an interactive shell (`srun --pty bash`) the variables are the shell's, whose other tasks
+    will never come: None, too.
 
     Raises:
         DeviceError: Slurm's variables do not fit together.
     """
     tasks = int(environment.get("SLURM_STEP_NUM_TASKS", 1))
-    if tasks == 1:
+    shell = environment.get("SLURM_JOB_NAME") in SHELLS or "SLURM_PTY_PORT" in environment
+    if tasks == 1 or shell:
         return None
     try:
         nodes = int(environment["SLURM_STEP_NUM_NODES"])
