@@ -139,8 +139,6 @@ def export_network(
     sound = isinstance(window, tuple | list) and len(window) == 2
     if window is not None and not (sound and all(type(s) is int and s > 0 for s in window)):
         raise ExportError(f"window {window}: expected (height, width), both above 0")
-    if class_map and len(trained.names) > 256:
-        raise ExportError(f"{path}: a class map of uint8 has 256 classes, not {len(trained.names)}")
     network = plain_network(trained)
     normalize = Normalization(trained.config.DATA.mean, trained.config.DATA.std)
     reference = Deployed(network, normalize, pixels=pixels, class_map=class_map).eval()

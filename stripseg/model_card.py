@@ -37,7 +37,7 @@ class ModelCard:
         config: {section: {key: value}} and `experiment`, as a checkpoint stores it.
         figures: {"epoch": 3, "val": {"mIoU": 0.6, ...}, "protocol": {...}}; empty without one.
         versions: of the programs that trained it.
-        data: {"images": 367, "fingerprint": sha256 of the list of pairs}.
+        data: {"images": 367, "fingerprint": sha256 of the names of the training images}.
     """
 
     names: list[str]

@@ -42,7 +42,7 @@ class Prediction:
     """The classes of one image, at the image's own size.
 
     Attributes:
-        mask: (H, W) uint8, or int32 with more than 256 classes: the class of every pixel.
+        mask: (H, W) uint8: the class of every pixel.
         image: (H, W, C) uint8, as the network saw it.
         path: of the file it was read from, or None.
         names, colors: of the classes, in index order.
@@ -82,9 +82,7 @@ class Prediction:
         path = Path(path)
         if path.suffix.lower() != ".png":
             raise DataError(f"{path}: a mask is written as .png, which keeps the indices exact")
-        if len(self.names) > 256:
-            raise DataError(f"{path}: a PNG's palette has 256 colours, not {len(self.names)}")
-        write_png(path, self.mask.astype(np.uint8), self.colors.tolist())
+        write_png(path, self.mask, self.colors.tolist())
         return path
 
     def __repr__(self) -> str:
@@ -223,10 +221,9 @@ class TrainedNetwork:
     ) -> list[Prediction]:
         engine.network.eval()
         masks = engine.predict_group([image for image, _ in images])
-        dtype = torch.uint8 if len(self.names) <= 256 else torch.int32
         predictions = []
         for (image, path), mask in zip(images, masks, strict=True):
-            prediction = Prediction(self, engine, image, mask.to(dtype).cpu().numpy())
+            prediction = Prediction(self, engine, image, mask.byte().cpu().numpy())
             prediction.path = path
             predictions.append(prediction)
         return predictions
