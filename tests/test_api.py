@@ -16,7 +16,13 @@ from PIL import Image
 
 import stripseg
 from stripseg import models
-from stripseg.config.errors import CheckpointError, ConfigError, DataError, DeviceError
+from stripseg.config.errors import (
+    CheckpointError,
+    ConfigError,
+    DataError,
+    DeviceError,
+    TrainingError,
+)
 from stripseg.tool import predict as predict_tool
 from stripseg.tool import test as test_tool
 from stripseg.util.images import read_image, read_label
@@ -337,3 +343,55 @@ def test_the_hub_says_what_it_lacks(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("huggingface_hub.snapshot_download", refuse)
     with pytest.raises(CheckpointError, match="hf://a/b: cannot be fetched .no network here"):
         stripseg.load("hf://a/b")
+
+
+def test_a_finished_run_of_other_options_is_not_returned(
+    small_shapes: Path, tmp_path: Path
+) -> None:
+    given = options(small_shapes, tmp_path)
+    first = stripseg.train(given, device="cpu", epochs=1)
+    assert stripseg.train(given, device="cpu", epochs=1).figures == first.figures
+    with pytest.raises(TrainingError, match=r"finished, with another TRAIN\.base_lr .*fresh=True"):
+        stripseg.train(given, device="cpu", epochs=1, base_lr=0.5)
+    assert yaml.safe_load((first.folder / "config.yaml").read_text())["TRAIN"]["base_lr"] != 0.5
+    again = stripseg.train(given, device="cpu", epochs=1, base_lr=0.5, fresh=True)
+    assert again.config.TRAIN.base_lr == 0.5
+    assert len(list(first.folder.parent.glob("model-until-*"))) == 1
+
+
+def test_options_of_a_test_are_those_of_testing(segmenter: stripseg.TrainedNetwork) -> None:
+    assert segmenter.test(batch_size=1, test__precision="fp32").mean_iou >= 0
+    for wrong in ("classes", "epochs", "arch"):
+        with pytest.raises(ConfigError, match=f"{wrong}: is not an option of a test"):
+            segmenter.test(**{wrong: 5})
+    for options_ in ({"scales": ()}, {"scales": (0.0,)}, {"window": (0, 5)}):
+        with pytest.raises(ConfigError, match="expected"):
+            segmenter.predict(np.zeros((20, 20, 3), np.uint8), **options_)
+
+
+def test_options_of_runs_are_not_the_networks() -> None:
+    for name in ("zoom_factor", "epochs", "aux_weight"):
+        with pytest.raises(ConfigError, match=f"{name}: is not an option of create_model"):
+            stripseg.create_model("fcn", classes=2, **{name: 4})
+
+
+def test_pil_images_are_read_like_their_files(
+    segmenter: stripseg.TrainedNetwork, photo: Path, tmp_path: Path
+) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    turned = tmp_path / "turned.jpg"
+    Image.open(photo).crop((0, 0, 60, 40)).save(turned, exif=exif, quality=95)
+    expected = segmenter.predict(turned)
+    assert expected.mask.shape == (60, 40)
+    np.testing.assert_array_equal(segmenter.predict(Image.open(turned)).image, expected.image)
+
+
+def test_results_may_lie_beside_the_images(
+    run: stripseg.TrainingResult, photo: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "a.jpg").write_bytes(photo.read_bytes())
+    words = [str(run.best), str(tmp_path), "--output", str(tmp_path), "--device", "cpu"]
+    assert predict_tool.main(words) is None
+    assert predict_tool.main(words) is None
+    assert len(list(tmp_path.iterdir())) == 4

@@ -19,6 +19,7 @@ from stripseg.model.build import build_network
 from stripseg.tool import export as export_tool
 from stripseg.tool import main as command
 from stripseg.tool import quantize as quantize_tool
+from stripseg.tool import test as test_tool
 from stripseg.trained_network import TrainedNetwork, from_content
 
 
@@ -130,14 +131,26 @@ def test_pixels_in_class_map_out(small_shapes: Path, tmp_path: Path) -> None:
 
 def test_a_fixed_window(small_shapes: Path, tmp_path: Path) -> None:
     trained = untrained(small_shapes, "fcn", "resnet18")
+    with pytest.raises(ExportError, match="expected .height, width., both above 0"):
+        trained.export(tmp_path / "window.onnx", window=(0, 0))
     path = export_network(trained, tmp_path / "window.onnx", window=(48, 64)).path
     session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
     assert session.get_inputs()[0].shape[1:] == [3, 48, 64]
     fixed = stripseg.load(path, device="cpu")
     expected = trained.predict(np.zeros((90, 90, 3), np.uint8), window=(48, 64)).mask
     assert (fixed.predict(np.zeros((90, 90, 3), np.uint8)).mask == expected).mean() > 0.999
+    test_tool.main([str(path), "TEST.save_folder", str(tmp_path / "result")])
+    figures = json.loads((tmp_path / "result/metrics.json").read_text())
+    assert figures["mIoU"] == pytest.approx(fixed.test().mean_iou)
     with pytest.raises(stripseg.StripsegError, match="for windows of 48x64 alone, not 32x32"):
         fixed.predict(np.zeros((90, 90, 3), np.uint8), window=(32, 32))
+
+
+def test_pixels_in_logits_out_is_for_others(small_shapes: Path, tmp_path: Path) -> None:
+    trained = untrained(small_shapes, "fcn", "resnet18")
+    path = export_network(trained, tmp_path / "pixels.onnx", window=(48, 64), pixels=True).path
+    with pytest.raises(CheckpointError, match="was exported with --pixels"):
+        stripseg.load(path)
 
 
 def test_torch_export(small_shapes: Path, tmp_path: Path) -> None:
