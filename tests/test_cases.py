@@ -431,3 +431,39 @@ def test_the_demo_goes_on_and_keeps_apart(small_config: Path, home: Path, capsys
     Path("im/broken.png").unlink()
     assert demo.main(words) is None
     assert len(list(Path("im").glob("*_gray.png"))) == 5
+
+
+def test_a_stray_file_does_not_break_all(home: Path, capsys) -> None:
+    for index in range(4):
+        grey(0, 1, 2)(CLASSES).save(f"ma/p{index}_mask.png")
+    grey(0, 1, 2)(CLASSES).save("ma/overview.png")
+    Path("ma/.ipynb_checkpoints").mkdir()
+    grey(0, 1, 2)(CLASSES).save("ma/.ipynb_checkpoints/p0-checkpoint.png")
+    with pytest.raises(DataError, match=r"1 broken pair"):
+        run()
+    assert "ma/overview.png: belongs to no image" in capsys.readouterr().out
+    run("--leave-out-broken")
+    assert np.array_equal(stored(), CLASSES)
+
+
+def test_instance_ids_ask(home: Path) -> None:
+    for index in range(4):
+        ids = np.array([0, 24001, 26002], np.uint16)[CLASSES]
+        Image.fromarray(ids).save(f"ma/p{index}.png")
+    with pytest.raises(DataError, match=r"has the value 26002; are these instance ids"):
+        run()
+    assert run("--values", "0=none,24001=person,26002=car")["DATA"]["classes"] == 3
+    assert np.array_equal(stored(), CLASSES)
+
+
+def test_float_images_and_two_bands(home: Path) -> None:
+    tifffile.imwrite("float.tif", np.zeros((9, 9, 3), np.float32), photometric="rgb")
+    with pytest.raises(DataError, match="holds numbers of type float32"):
+        read_image(Path("float.tif"))
+    bands = np.random.default_rng(5).integers(0, 256, (SIZE, SIZE, 2), np.uint8)
+    for index in range(4):
+        Path(f"im/p{index}.png").unlink()
+        tifffile.imwrite(f"im/p{index}.tif", bands, photometric="minisblack", planarconfig="contig")
+    masks(grey(0, 1, 2))
+    assert run()["DATA"]["in_channels"] == 2
+    assert np.array_equal(read_image(Path("im/p0.tif"), 2), bands)

@@ -87,9 +87,16 @@ def _decode(path: Path, content: bytes, flag: int, what: str) -> np.ndarray:
 def _tiff_bands(path: Path, content: bytes) -> int:
     try:
         with tifffile.TiffFile(io.BytesIO(content)) as file:
-            return int(file.pages[0].samplesperpixel)
+            page = file.pages[0]
+            kind, bands = page.dtype, int(page.samplesperpixel)
     except Exception as error:  # decoders raise whatever they like on damaged bytes
         raise DataError(f"{path}: cannot be decoded as an image ({error})") from error
+    if kind is not None and kind.kind == "f":
+        raise DataError(
+            f"{path}: holds numbers of type {kind}, whose range is not known; scale them to 8 or "
+            "16 bits"
+        )
+    return bands
 
 
 def _read_channels(path: Path, content: bytes, channels: int | None) -> np.ndarray:

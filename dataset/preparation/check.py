@@ -86,8 +86,9 @@ def refuse_bad_data(dataset: TrainingSet | EvaluationSet, *, command: str) -> No
 def examine_pair(pair: Pair, *, split: str, encoding: LabelEncoding, channels: int) -> Examination:
     result = Examination(split, pair.name)
     try:
-        for path in filter(None, (pair.image, pair.label)):
-            refuse_pages(path)
+        for path in (pair.image if channels in (1, 3) else None, pair.label):
+            if path is not None:  # other numbers of bands are read from all pages
+                refuse_pages(path)
         if pair.label is not None and is_jpeg(pair.label):
             raise DataError(
                 f"{pair.label}: is a JPEG, which changes the values of a label. Take the original "

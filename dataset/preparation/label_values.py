@@ -21,6 +21,7 @@ MEANT = 0.5  # share of the pixels that the values that are meant hold together,
 SMALLEST = 0.02  # of the largest share: a smaller one is noise
 STANDS_OUT = 0.3  # share that the commonest of neighbouring values has of them
 MOST_CANDIDATES = 512  # values of which a peak may be one, the commonest
+INSTANCES = 1000  # from this value on labels hold instances, in Cityscapes and its kin
 NEAR = 16  # grey levels or steps of a channel that noise moves a value by
 FAR = 64  # grey levels or steps of a colour channel between two values that are both meant
 MOST_LEVELS = 16  # values of a label that is drawn in grey levels
@@ -175,6 +176,14 @@ def number_indices(found: Sequence[Inspection], choices: Choices) -> ClassNumber
             warnings=warnings,
         )
     too_many(found, classes)
+    large = classes.astype(np.int64)
+    instances = large[large >= INSTANCES] % INSTANCES
+    if len(instances) > 1 and instances.max() < INSTANCES / 5 and instances.any():
+        raise DataError(
+            f"{example(found, int(classes.max()))}: has the value {int(classes.max())}; are these "
+            "instance ids (class * 1000 + instance)? Take the files of class ids, or name every "
+            "value with --values"
+        )
     ids = np.where(stored == ignore, IGNORE_LABEL, np.searchsorted(classes, stored))
     names = [f"value {value}" for value in classes]
     notes = (f"{len(names)} values far apart are numbered in their order",)

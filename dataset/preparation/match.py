@@ -2,6 +2,7 @@
 
 import os
 import re
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field
@@ -26,6 +27,7 @@ COLOURS_AT_MOST = 4096  # of one label; a photograph has more
 LABEL_SUFFIXES = (*IMAGE_SUFFIXES, ".gif")
 ORIENTATION = 0x0112  # of EXIF
 DARK = 15  # largest value of an image that looks black: 12-bit data in a 16-bit file
+MOST = 0.8  # share of the files that what is called shared is shared by
 LABEL_WORDS = ("mask", "masks", "label", "labels", "gt", "seg", "segmentation", "annotation", "lab")
 
 Kind = Literal["index", "grey_rgb", "colour"]
@@ -164,12 +166,24 @@ def keys_of(
         stem = path.with_suffix("")
         doubled = labels and stem.suffix.lower() in IMAGE_SUFFIXES
         stems.append((stem.with_suffix("") if doubled else stem).as_posix())
-    length = len(common_ending(stems)) if len(stems) > 1 else 0
-    short = [stem[: len(stem) - length] for stem in stems]
+    ending = common_ending(stems)
+    short = [stem.removesuffix(ending) for stem in stems]
     names = [stem.rpartition("/")[2] for stem in short]
     begin = common_beginning(names) if len(names) > 1 else 0
     keys = zip(exact, short, names, (name[begin:] for name in names), strict=True)
     return dict(zip(paths, keys, strict=True))
+
+
+def common_ending(stems: Sequence[str]) -> str:
+    """What nearly all end with, from a `_` or `-` on; one stray file does not count.
+
+    Whole words, not digits that happen to be equal.
+    """
+    counts: Counter[str] = Counter()
+    for stem in stems:
+        counts.update({stem[found.start() :] for found in re.finditer("[_-]", stem)})
+    shared = [ending for ending, count in counts.items() if count >= max(2, MOST * len(stems))]
+    return max(shared, key=len, default="")
 
 
 def common_beginning(names: Sequence[str]) -> int:
@@ -178,14 +192,6 @@ def common_beginning(names: Sequence[str]) -> int:
     length = next((i for i, (a, b) in enumerate(zip(first, last, strict=False)) if a != b), 0)
     shared = first[:length]
     return max(shared.rfind("_"), shared.rfind("-")) + 1
-
-
-def common_ending(stems: Sequence[str]) -> str:
-    """What all end with, from a `_` or `-` on: whole words, not digits that happen to be equal."""
-    first = stems[0]
-    starts = (found.start() for found in re.finditer("[_-]", first))
-    shared = (first[s:] for s in starts if all(stem.endswith(first[s:]) for stem in stems))
-    return next(shared, "")
 
 
 def inspect_pairs(
@@ -210,11 +216,13 @@ def inspect(job: tuple[str, Path, Path], *, alpha: bool = False, snap: bool = Fa
     """Read one pair; what is wrong with it becomes its `problem`."""
     result = Inspection(*job, alpha=alpha)
     try:
-        refuse_pages(result.image)
         refuse_pages(result.label)
         result.channels = stored_channels(result.image)
         tiff = result.image.suffix.lower() in (".tif", ".tiff")
-        result.bands = result.channels if result.channels > 3 + (not tiff) else 3
+        bands = result.channels not in (1, 3) if tiff else result.channels > 4
+        result.bands = result.channels if bands else 3
+        if result.bands in (1, 3):
+            refuse_pages(result.image)
         image = read_image(result.image, result.bands)
         result.peak = int(image.max())
         result.orientation = orientation_of(result.image)
