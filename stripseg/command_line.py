@@ -12,6 +12,7 @@ import cv2
 import torch
 
 from .config.errors import DeviceError, StripsegError
+from .config.limits import PROCESSES_PER_CPU
 from .config.load import find_config, load_config
 from .config.schema import Config
 from .model.build import check_arch, check_segments
@@ -104,7 +105,7 @@ def process_count(config: Config, devices: Sequence[torch.device]) -> int:
     """Processes on this machine: one per GPU, one on the CPU, or as `Distributed.processes` says.
 
     Raises:
-        DeviceError: more processes than GPUs.
+        DeviceError: more processes than GPUs, or many more than CPUs.
     """
     if not config.Distributed.multiprocessing_distributed and config.Distributed.world_size == 1:
         return 1
@@ -113,6 +114,12 @@ def process_count(config: Config, devices: Sequence[torch.device]) -> int:
         raise DeviceError(
             f"Distributed.processes is {count} and only {len(devices)} GPUs are in use; each "
             "process needs a GPU of its own"
+        )
+    most = PROCESSES_PER_CPU * process_group.cpus()
+    if devices[0].type == "cpu" and count > most:
+        raise DeviceError(
+            f"Distributed.processes is {count}, and {most} are the most on the "
+            f"{process_group.cpus()} CPUs of this machine; lower it"
         )
     return count
 

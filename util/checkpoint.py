@@ -92,13 +92,16 @@ def check_sums(path: Path) -> None:
     """Compare every record of the file with its CRC-32, which PyTorch writes and does not read.
 
     Raises:
-        ValueError: a record was altered.
+        ValueError: a record was altered, or takes more memory than it has bytes.
         zipfile.BadZipFile: the file ends early.
     """
     with open(path, "rb") as file:
         is_zip = file.read(2) == b"PK"  # PyTorch's format since 1.6
     if is_zip:
         with zipfile.ZipFile(path) as records:
+            packed = [r for r in records.infolist() if r.compress_type != zipfile.ZIP_STORED]
+            if packed or sum(r.file_size for r in records.infolist()) > path.stat().st_size:
+                raise ValueError("larger inside than outside, which PyTorch never writes")
             altered = records.testzip()
         if altered is not None:
             raise ValueError(f"{altered} does not match its checksum")

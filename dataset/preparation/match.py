@@ -19,6 +19,7 @@ from ...util.images import (
     stored_channels,
 )
 
+PIECE = 2**18  # pixels
 COLOURS_AT_MOST = 4096  # of one label; a photograph has more
 
 Kind = Literal["index", "grey_rgb", "colour"]
@@ -136,8 +137,7 @@ def inspect(job: tuple[str, Path, Path]) -> Inspection:
         result.channels = stored_channels(result.image)
         image = read_image(result.image, result.channels if result.channels > 4 else 3)
         result.size = image.shape[:2]
-        pixels = image.reshape(-1, image.shape[2]).astype(np.float64)
-        result.sums = np.stack([pixels.mean(axis=0), np.square(pixels).mean(axis=0)])
+        result.sums = moments(image)
         label, result.kind = read_any_label(result.label)
         result.values, result.counts = np.unique(label, return_counts=True)
         if result.kind == "colour" and len(result.values) > COLOURS_AT_MOST:
@@ -157,12 +157,22 @@ def inspect(job: tuple[str, Path, Path]) -> Inspection:
     return result
 
 
+def moments(image: np.ndarray) -> np.ndarray:
+    """(2, C): mean and mean square of each channel; in pieces, whose copies are small."""
+    pixels = image.reshape(-1, image.shape[2])
+    total = np.zeros((2, image.shape[2]))
+    for start in range(0, len(pixels), PIECE):
+        piece = pixels[start : start + PIECE].astype(np.int64)
+        total += np.stack([piece.sum(axis=0), np.square(piece).sum(axis=0)])
+    return total / len(pixels)
+
+
 def read_any_label(path: Path) -> tuple[np.ndarray, Kind]:
     """(H, W) of indices, or of colours as 0xRRGGBB, and which of the two it is."""
     try:
         with open_picture(path) as picture:
             colour = picture.mode not in ("L", "P", "1", "I", "I;16", "I;16B", "F")
-            rgb = np.array(picture.convert("RGB"), np.int64) if colour else None
+            rgb = np.array(picture.convert("RGB"), np.int32) if colour else None
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
         raise DataError(f"{path}: cannot be decoded as a label image ({error})") from error
     if rgb is None:
