@@ -1,6 +1,7 @@
 """What the commands share: the command line, clean errors, launching, building from a config."""
 
 import argparse
+import io
 import os
 import secrets
 import sys
@@ -29,6 +30,9 @@ def run_command(main: Callable[[Sequence[str]], int | None]) -> None:
     A process of several leaves at once: one that fails would wait for the others, which torchrun
     ends, and threads of gloo may outlive the group and abort an ordinary exit.
     """
+    for stream in (sys.stdout, sys.stderr):  # file names need not be UTF-8
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
     os.environ["PYTHONSAFEPATH"] = "1"  # what we start takes no modules from the current folder
     cv2.setNumThreads(
         0

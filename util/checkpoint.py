@@ -79,7 +79,8 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
             f"{path}: holds a {type(content).__name__}, not a dictionary of weights"
         )
     version = content.get("version")
-    if content.get("format") == "stripseg" and version not in range(1, FORMAT_VERSION + 1):
+    known = type(version) is int and 1 <= version <= FORMAT_VERSION
+    if str(content.get("format")) == "stripseg" and not known:
         raise CheckpointError(
             f"{path}: is of version {version} of stripseg's checkpoints and this program reads "
             f"1 to {FORMAT_VERSION}; update stripseg, or convert the file with the newer one "

@@ -1,6 +1,7 @@
 """A user's folders of images and labels become a dataset: classes, lists, statistics, a YAML."""
 
 import hashlib
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -143,14 +144,18 @@ def read_table(path: Path) -> list[tuple[Colour, str]]:
         DataError: a line is neither, or a colour stands twice.
     """
     table: list[tuple[Colour, str]] = []
-    for number, line in enumerate(path.read_text(encoding="utf-8-sig").splitlines(), 1):
+    try:
+        lines = path.read_text(encoding="utf-8-sig").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(f"{path}: the table cannot be read as text in UTF-8 ({error})") from error
+    for number, line in enumerate(lines, 1):
         words = line.replace(",", " ").replace("\t", " ").split()
-        values = [word for word in words if word.isdigit()]
+        values = [word for word in words if re.fullmatch("[0-9]{1,9}", word)]
         if not words or (number == 1 and not values):
             continue
         if len(values) != 3 or max(map(int, values)) > 255:
             raise DataError(f"{path}, line {number}: expected 'R G B name', got {line.strip()!r}")
-        name = " ".join(word for word in words if not word.isdigit()) or f"class {len(table)}"
+        name = " ".join(word for word in words if word not in values) or f"class {len(table)}"
         red, green, blue = map(int, values)
         if any(color == (red, green, blue) for color, _ in table):
             raise DataError(f"{path}, line {number}: the colour {red} {green} {blue} stands twice")

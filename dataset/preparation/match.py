@@ -65,6 +65,13 @@ def find_images(folder: Path) -> list[Path]:
         for path in folder.rglob("*")
         if path.suffix.lower() in IMAGE_SUFFIXES and not path.name.startswith(".")
     )
+    for path in found:  # a list has a line for each, and a file in UTF-8 has the list
+        name = str(path)
+        if not name.isprintable() and re.search(r"[\x00-\x1f\x7f\ud800-\udfff]", name):
+            raise DataError(
+                f"{name!a}: a list cannot hold this name: it has a tab, a line break or bytes "
+                "that are not UTF-8, as in old archives; rename it (convmv does whole folders)"
+            )
     if not found:
         raise DataError(f"{folder}: no image below it ({', '.join(IMAGE_SUFFIXES)})")
     return found
