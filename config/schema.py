@@ -16,6 +16,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator
 from pydantic.fields import FieldInfo
 
+from . import limits
 from .types import URL, FilePath, GPUList, LowerName, Name, PoolSizes, Precision, kind_of
 
 COMMAND_LINE = "command line"
@@ -79,7 +80,9 @@ class DataSection(Section):
         "folder of a packed copy of the lists, made by `tool/prepare.py pack`, that training "
         "reads instead of the files; the samples are the same",
     )
-    in_channels: int = option(3, "of the image: 3 RGB, 1 grey, else the file's", ge=1)
+    in_channels: int = option(
+        3, "of the image: 3 RGB, 1 grey, else the file's", ge=1, le=limits.CHANNELS
+    )
     classes: int = required("number of classes, ids from 0", ge=1, le=65535)
     labels: Literal["auto", "raw", "train_id"] = option(
         "auto",
@@ -151,7 +154,9 @@ class NetworkOptions(Section):
         length=4,
         arch="spnet",
     )
-    mixed_pooling_modules: int = option(2, "how many SPNet's head has", ge=0, arch="spnet")
+    mixed_pooling_modules: int = option(
+        2, "how many SPNet's head has", ge=0, le=limits.MODULES, arch="spnet"
+    )
     mixed_pooling_sizes: PoolSizes = option(
         [20, 12],
         "grids that the short-range branch of the mixed pooling module pools to",
@@ -168,6 +173,7 @@ class NetworkOptions(Section):
         [1, 2, 3, 6],
         "PSPNet: sides of the grids that the pyramid pools to",
         ge=1,
+        le=limits.GRID,
         min_length=1,
         arch="psp",
     )
@@ -192,6 +198,7 @@ class NetworkOptions(Section):
         None,
         "PSANet: height of the mask, odd",
         ge=1,
+        le=limits.GRID,
         arch="psa",
         compared=False,
     )
@@ -199,6 +206,7 @@ class NetworkOptions(Section):
         None,
         "its width; from the crop if empty",
         ge=1,
+        le=limits.GRID,
         arch="psa",
         compared=False,
     )
@@ -214,8 +222,8 @@ class NetworkOptions(Section):
 class TrainSection(NetworkOptions):
     """The network and how it is trained."""
 
-    train_h: int = option(480, "height of the training crop", ge=1)
-    train_w: int = option(480, "width of the training crop", ge=1)
+    train_h: int = option(480, "height of the training crop", ge=1, le=limits.SIDE)
+    train_w: int = option(480, "width of the training crop", ge=1, le=limits.SIDE)
     scale_min: float = option(0.5, "smallest random scale", gt=0)
     scale_max: float = option(2.0, "largest random scale", gt=0)
     rotate_min: float = option(-10.0, "smallest random angle, degrees", ge=-180, le=180)
@@ -227,6 +235,7 @@ class TrainSection(NetworkOptions):
         4,
         "classifier on CIFAR: black pixels added at each side before the random crop",
         ge=0,
+        le=limits.GRID,
     )
     crop_area: list[float] = option(
         [0.08, 1.0],
@@ -462,13 +471,15 @@ class TestSection(Section):
         512,
         "long side of the image at scale 1; 0 is the image's own size",
         ge=0,
+        le=limits.SIDE,
     )
-    test_h: int = derived("height of a window; train_h if empty", ge=1)
-    test_w: int = derived("width of a window; train_w if empty", ge=1)
+    test_h: int = derived("height of a window; train_h if empty", ge=1, le=limits.SIDE)
+    test_w: int = derived("width of a window; train_w if empty", ge=1, le=limits.SIDE)
     scales: list[float] = option(
         [1.0],
         "scales whose scores are averaged; often 0.5, 0.75, ... 1.75",
         gt=0,
+        le=limits.SCALE,
         min_length=1,
         single_allowed=True,
     )

@@ -14,7 +14,7 @@ from typing import Annotated, Any, Literal, get_args, get_origin
 
 from pydantic.fields import FieldInfo
 
-LARGEST = 2**31 - 1  # no count is larger; keeps absurd integers out of files and kernels
+from .limits import GRID, LARGEST_WHOLE
 
 
 def nearest(name: str, names: Iterable[str]) -> str | None:
@@ -71,8 +71,8 @@ class Whole(Kind):
     """A whole number; 16.0 and "16" are taken for 16, True and 16.5 are not."""
 
     def __init__(self, least: int | None = None, most: int | None = None) -> None:
-        self.least = -LARGEST if least is None else least
-        self.most = LARGEST if most is None else most
+        self.least = -LARGEST_WHOLE if least is None else least
+        self.most = LARGEST_WHOLE if most is None else most
         self.phrase = "a whole number"
         if most is not None:
             self.phrase += f" from {least} to {most}"
@@ -266,8 +266,8 @@ GPUList = Annotated[
 PoolSizes = Annotated[
     list[int],
     Checked(
-        ListOf(Whole(1), length=2),
-        "two whole numbers, the larger one first, such as [20, 12]",
+        ListOf(Whole(1, GRID), length=2),
+        f"two whole numbers up to {GRID}, the larger one first, such as [20, 12]",
         lambda sizes: sizes[0] > sizes[1],
     ),
 ]

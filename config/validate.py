@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from .errors import ConfigError
+from .limits import SIDE
 from .schema import Config, DataSection, Key, TestSection, TrainSection
 from .types import DEPTHS
 
@@ -254,6 +255,12 @@ def _ranges(train: TrainSection) -> Iterator[Problem]:
 
 def _crops(train: TrainSection, test: TestSection) -> Iterator[Problem]:
     stride = train.output_stride
+    if test.base_size * max(test.scales) > SIDE:
+        yield (
+            _of("TEST", "base_size", "scales"),
+            f"TEST.base_size {test.base_size} times {max(test.scales):g}, the largest of "
+            f"TEST.scales, must not be above {SIDE} pixels",
+        )
     for section, key, side in (
         ("TRAIN", "train_h", train.train_h),
         ("TRAIN", "train_w", train.train_w),

@@ -168,6 +168,11 @@ def read_names(path: Path) -> list[str]:
     names = [line for _, line in _filled_lines(Path(path))]
     if not names:
         raise DataError(f"{path}: no class names; expected one per line")
+    for name in names:  # they reach terminals, where an escape sequence is a command
+        if not name.isprintable():
+            raise DataError(
+                f"{path}: {name!r} is not a name: it has characters that cannot be shown"
+            )
     return names
 
 
@@ -183,7 +188,9 @@ def read_colors(path: Path) -> list[Colour]:
 
 def _parse_colour(line: str, where: str) -> Colour:
     parts = line.split()
-    if len(parts) != 3 or not all(part.isascii() and part.isdigit() for part in parts):
+    if len(parts) != 3 or not all(
+        part.isascii() and part.isdigit() and len(part) <= 3 for part in parts
+    ):
         raise DataError(f'{where}: {line!r} is not a colour; expected "R G B", as in "128 64 0"')
     red, green, blue = (int(part) for part in parts)
     if max(red, green, blue) > 255:

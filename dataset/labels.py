@@ -11,6 +11,7 @@ from ..config.errors import ConfigError, DataError
 from ..util.images import read_label
 from .description import FORBIDDEN, DatasetDescription, raw_to_train_table
 from .lists import Pair
+from .matlab_file import refuse_bomb
 
 IGNORE_LABEL = 255  # of pixels without a class, wherever a config does not say another
 FILES_EXAMINED = 32
@@ -76,6 +77,7 @@ def read_matlab_label(path: Path) -> np.ndarray:
     if not path.is_file():
         raise DataError(f"{path}: label file does not exist; check DATA.data_root and the list")
     try:
+        refuse_bomb(path)
         content = loadmat(path, variable_names=MATLAB_VARIABLES)
     except Exception as error:  # scipy raises whatever it likes on damaged bytes
         raise DataError(f"{path}: cannot be decoded as a .mat file ({error})") from error
@@ -84,6 +86,8 @@ def read_matlab_label(path: Path) -> np.ndarray:
         raise DataError(f"{path}: holds none of the variables {', '.join(MATLAB_VARIABLES)}")
     label = content[name]
     if label.dtype.names:  # SBD's struct
+        if "Segmentation" not in label.dtype.names or label.size == 0:
+            raise DataError(f"{path}: {name} is a struct without Segmentation")
         label = label["Segmentation"][0, 0]
     if label.ndim != 2 or label.dtype.kind not in "iu":
         raise DataError(f"{path}: {name} is not a map of integers but {label.dtype} {label.shape}")

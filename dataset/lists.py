@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 from ..config.errors import DataError
+from ..config.limits import LONGEST_LINE
 
 
 @dataclass(frozen=True)
@@ -43,6 +44,12 @@ def read_list(
         lines.pop()
     if not lines:
         raise DataError(f"{path}: the list is empty; expected one 'image label' pair per line")
+    for number, line in enumerate(lines, 1):
+        if len(line) > LONGEST_LINE:
+            raise DataError(
+                f"{path}, line {number}: has {len(line)} characters, and an image and its label "
+                f"take at most {LONGEST_LINE}; is this a list?"
+            )
     parse = parse_json if path.suffix == ".odgt" else parse_line
     pairs = [
         parse(line, root, split=split, where=f"{path}, line {number}")
@@ -112,7 +119,7 @@ def parse_json(line: str, root: Path, *, split: str, where: str) -> Pair:
     try:
         record = json.loads(line)
         image, label = str(record["fpath_img"]), record.get("fpath_segm")
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise DataError(
             f"{where}: expected a JSON object with fpath_img and fpath_segm, got {line.strip()!r}"
         ) from error

@@ -158,7 +158,7 @@ class ProgressJournal:
         for path in self.folder.glob("done-*.txt"):
             text = path.read_text(encoding="utf-8", errors="replace")
             lines = text.split("\n")[:-1]  # a line without its end was cut
-            names.update(json.loads(line) for line in lines if line.startswith('"'))
+            names.update(name for name in map(name_of, lines) if name is not None)
         return names
 
     def add(self, names: Iterable[str]) -> None:
@@ -178,6 +178,15 @@ class ProgressJournal:
             path.unlink(missing_ok=True)
         if self.folder.is_dir():
             os.rmdir(self.folder)
+
+
+def name_of(line: str) -> str | None:
+    """Return the name of a line, or None where a power cut left something else."""
+    try:
+        name = json.loads(line)
+    except (ValueError, RecursionError):
+        return None
+    return name if isinstance(name, str) else None
 
 
 class BoundedThreadPool:

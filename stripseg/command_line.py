@@ -1,6 +1,7 @@
 """What the commands share: the command line, clean errors, launching, building from a config."""
 
 import argparse
+import io
 import os
 import secrets
 import sys
@@ -12,6 +13,7 @@ import cv2
 import torch
 
 from .config.errors import DeviceError, StripsegError
+from .config.limits import PROCESSES_PER_CPU
 from .config.load import find_config, load_config
 from .config.schema import Config
 from .model.build import check_arch, check_segments
@@ -33,6 +35,9 @@ def run_command(main: Callable[[Sequence[str]], int | None]) -> None:
     A process of several leaves at once: one that fails would wait for the others, which torchrun
     ends, and threads of gloo may outlive the group and abort an ordinary exit.
     """
+    for stream in (sys.stdout, sys.stderr):  # file names need not be UTF-8
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
     os.environ["PYTHONSAFEPATH"] = "1"  # what we start takes no modules from the current folder
     cv2.setNumThreads(
         0
@@ -146,7 +151,7 @@ def process_count(config: Config, devices: Sequence[torch.device]) -> int:
     """Processes on this machine: one per GPU, one on the CPU, or as `Distributed.processes` says.
 
     Raises:
-        DeviceError: more processes than GPUs.
+        DeviceError: more processes than GPUs, or many more than CPUs.
     """
     if not config.Distributed.multiprocessing_distributed and config.Distributed.world_size == 1:
         return 1
@@ -155,6 +160,12 @@ def process_count(config: Config, devices: Sequence[torch.device]) -> int:
         raise DeviceError(
             f"Distributed.processes is {count} and only {len(devices)} GPUs are in use; each "
             "process needs a GPU of its own"
+        )
+    most = PROCESSES_PER_CPU * process_group.cpus()
+    if devices[0].type == "cpu" and count > most:
+        raise DeviceError(
+            f"Distributed.processes is {count}, and {most} are the most on the "
+            f"{process_group.cpus()} CPUs of this machine; lower it"
         )
     return count
 

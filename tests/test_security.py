@@ -2,16 +2,29 @@
 
 import os
 import re
+import socket
 import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
+import torch
 from PIL import EpsImagePlugin
+from scipy.io import savemat
 
-from stripseg.config.errors import DataError
-from stripseg.dataset.preparation.match import inspect, read_any_label
+from stripseg.config.errors import CheckpointError, DataError
+from stripseg.dataset.description import read_colors, read_names
+from stripseg.dataset.labels import read_matlab_label
+from stripseg.dataset.lists import read_list
+from stripseg.dataset.preparation.custom import read_table
+from stripseg.dataset.preparation.match import find_images, inspect, read_any_label
+from stripseg.dataset.results import ProgressJournal
+from stripseg.tool import prepare, test, train
+from stripseg.util.checkpoint import read_checkpoint
+from stripseg.util.experiments.report import aligned, as_csv, escaped, markdown
+from stripseg.util.files import write_text
 from stripseg.util.images import read_image, read_label, stored_channels, stored_pixels
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -129,3 +142,93 @@ def test_nor_do_the_processes_they_start(
     done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=300)
     assert done.returncode == 0, done.stderr
     assert not strange_folder.exists()
+
+
+# ---- reports
+
+
+HOSTILE = "a|b\n<img src=x onerror=y>\x1b[2J[l](u)\\input{/etc/passwd}$x^2~"
+
+
+def test_reports_escape_what_is_in_them() -> None:
+    table = markdown(["name"], [[HOSTILE]])
+    assert len(table.splitlines()) == 3
+    assert not re.search(r"(?<!\\)[\[\]]|<|\x1b|(?<!\\)\|b", table)
+    assert escaped(HOSTILE).count("\\input") == 0
+    assert "textbackslash{}input\\{" in escaped(HOSTILE)
+    assert escaped("0.5 ± 0.1_%") == r"0.5 $\pm$ 0.1\_\%"
+    assert as_csv(["x"], [["=cmd()"], ["-1.5"], [-2], ["@a"]]) == "x\n'=cmd()\n-1.5\n-2\n'@a\n"
+    assert "\x1b" not in aligned(["name"], [[HOSTILE]])
+
+
+def test_class_names_hold_no_terminal_sequences(tmp_path: Path) -> None:
+    (tmp_path / "names.txt").write_text("road\n\x1b]0;owned\x07\n")
+    with pytest.raises(DataError, match=r"names.txt: .* cannot be shown"):
+        read_names(tmp_path / "names.txt")
+
+
+# ---- documented errors instead of tracebacks
+
+
+@pytest.mark.parametrize("name", [b"caf\xe9.png", b"a\tb.png", b"a\nb.png"])
+def test_a_file_name_that_no_list_can_hold_is_refused(name: bytes, tmp_path: Path) -> None:
+    Path(os.fsdecode(os.path.join(os.fsencode(tmp_path), name))).touch()
+    with pytest.raises(DataError, match="a list cannot hold this name: .*rename it"):
+        find_images(tmp_path)
+
+
+def test_text_that_is_not_utf8_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(
+        DataError, match=r"list.txt: cannot hold 'caf.udce9.png': .* rename the file"
+    ):
+        write_text(tmp_path / "list.txt", "a.png\ncaf\udce9.png\n")
+
+
+@pytest.mark.parametrize("content", [b"\xe9 1 2 3", "² 1 2 road".encode(), b"9" * 5000 + b" 1 2 x"])
+def test_a_strange_colour_table_is_refused(content: bytes, tmp_path: Path) -> None:
+    (tmp_path / "t.txt").write_bytes(b"1 2 3 a\n" + content)
+    with pytest.raises(DataError, match="t.txt"):
+        read_table(tmp_path / "t.txt")
+    with pytest.raises(DataError, match="absent.txt"):
+        read_table(tmp_path / "absent.txt")
+
+
+def test_other_damage_is_a_documented_error(tmp_path: Path) -> None:
+    (tmp_path / "colors.txt").write_text("9" * 5000 + " 1 2\n")
+    with pytest.raises(DataError, match="is not a colour"):
+        read_colors(tmp_path / "colors.txt")
+    (tmp_path / "list.odgt").write_text("[" * 9000)
+    with pytest.raises(DataError, match="line 1: expected a JSON object"):
+        read_list(tmp_path / "list.odgt", tmp_path, split="train")
+    (tmp_path / "long.txt").write_text("a" * 5000 + " b\n")
+    with pytest.raises(DataError, match="line 1: .*does not exist"):
+        read_list(tmp_path / "long.txt", tmp_path, split="train")
+    torch.save({"format": "stripseg", "version": torch.zeros(2)}, tmp_path / "a.pth")
+    with pytest.raises(CheckpointError, match="a.pth: is of version"):
+        read_checkpoint(tmp_path / "a.pth")
+    for content in ({"Other": 1}, np.zeros((0, 0), [("Segmentation", "O")])):
+        savemat(tmp_path / "s.mat", {"GTcls": content})
+        with pytest.raises(DataError, match="s.mat: GTcls is "):
+            read_matlab_label(tmp_path / "s.mat")
+    journal = ProgressJournal(tmp_path, {})
+    journal.add(["a.png"])
+    journal._file.write('"\0\0\0\n[1]\n')
+    journal._file.close()
+    assert ProgressJournal(tmp_path, {}).done == {"a.png"}
+
+
+# ---- the network
+
+
+def test_training_testing_and_preparing_connect_to_nothing(
+    small_config: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object) -> None:
+        raise AssertionError("a connection was opened")
+
+    for name in ("connect", "connect_ex", "bind", "sendto"):
+        monkeypatch.setattr(socket.socket, name, refuse)
+    monkeypatch.setattr(socket, "getaddrinfo", refuse)
+    train.main(["--config", str(small_config), "TRAIN.epochs", "1"])
+    test.main(["--config", str(small_config)])
+    prepare.main(["shapes10", str(tmp_path / "ten"), "--train", "10", "--val", "5"])

@@ -48,7 +48,7 @@ def main(argv: Sequence[str]) -> int | None:
         write_png(output, stacked([side_by_side(row) for row in rows.values()], axis=0))
     else:
         with atomic_write(output) as file:
-            file.write(page(rows, dataset, classes).encode())
+            file.write(page(rows, dataset, classes).encode(errors="backslashreplace"))
     print(f"{len(rows)} of {len(dataset)} training images: {output}")
     return None
 

@@ -35,7 +35,8 @@ def main(argv: Sequence[str]) -> int | None:
         ("train", ["shapes", "spnet18", *words]),
         ("test", ["shapes", "spnet18", *words]),
     ):
-        code = subprocess.run([sys.executable, "-u", "-m", f"stripseg.tool.{name}", *arguments])
+        program = str(Path(__file__).with_name(f"{name}.py"))
+        code = subprocess.run([sys.executable, "-u", program, *arguments])
         if code.returncode:
             return code.returncode
     picture = Path("exp/demo.png")

@@ -79,7 +79,8 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
             f"{path}: holds a {type(content).__name__}, not a dictionary of weights"
         )
     version = content.get("version")
-    if content.get("format") == "stripseg" and version not in range(1, FORMAT_VERSION + 1):
+    known = type(version) is int and 1 <= version <= FORMAT_VERSION
+    if str(content.get("format")) == "stripseg" and not known:
         raise CheckpointError(
             f"{path}: is of version {version} of stripseg's checkpoints and this program reads "
             f"1 to {FORMAT_VERSION}; update stripseg, or convert the file with the newer one "
@@ -92,13 +93,16 @@ def check_sums(path: Path) -> None:
     """Compare every record of the file with its CRC-32, which PyTorch writes and does not read.
 
     Raises:
-        ValueError: a record was altered.
+        ValueError: a record was altered, or takes more memory than it has bytes.
         zipfile.BadZipFile: the file ends early.
     """
     with open(path, "rb") as file:
         is_zip = file.read(2) == b"PK"  # PyTorch's format since 1.6
     if is_zip:
         with zipfile.ZipFile(path) as records:
+            packed = [r for r in records.infolist() if r.compress_type != zipfile.ZIP_STORED]
+            if packed or sum(r.file_size for r in records.infolist()) > path.stat().st_size:
+                raise ValueError("larger inside than outside, which PyTorch never writes")
             altered = records.testzip()
         if altered is not None:
             raise ValueError(f"{altered} does not match its checksum")

@@ -9,6 +9,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
 
+from ..config.errors import DataError
+
 
 def no_links(path: str, flags: int) -> int:
     """The `opener` of a file in a folder that others may write to: a link there is not followed.
@@ -57,9 +59,22 @@ def atomic_write(path: str | Path, *, durable: bool = False) -> Iterator[BinaryI
 
 
 def write_text(path: str | Path, text: str) -> None:
-    """A text file that appears whole or not at all."""
+    """A text file that appears whole or not at all.
+
+    Raises:
+        DataError: the text names a file whose name is not UTF-8.
+    """
+    try:
+        content = text.encode()
+    except UnicodeEncodeError as error:
+        start = text.rfind("\n", 0, error.start) + 1
+        line = text[start:].partition("\n")[0]
+        raise DataError(
+            f"{path}: cannot hold {line!a}: the name is not UTF-8, as those of old archives "
+            "are not; rename the file (convmv does whole folders)"
+        ) from None
     with atomic_write(path) as file:
-        file.write(text.encode())
+        file.write(content)
 
 
 def write_lines(path: str | Path, lines: Iterable[str]) -> None:

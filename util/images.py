@@ -13,11 +13,11 @@ from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
 from ..config.errors import DataError
+from ..config.limits import PIXELS
 from .files import atomic_write
 from .png import with_stored_data
 
 PACKED_GREY = {b"\x02\x00": 85, b"\x04\x00": 17}  # depth and colour type of a PNG
-LARGEST_IMAGE = 2**32  # bytes, decoded
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp")
 # what Pillow may open: the suffixes above, and GIF and PPM of older label sets. It knows forty more
 # formats, and one of them, EPS, starts Ghostscript
@@ -108,8 +108,8 @@ def _read_channels(path: Path, content: bytes, channels: int | None) -> np.ndarr
     try:
         if content[:4] in TIFF_MARKS:
             with tifffile.TiffFile(io.BytesIO(content)) as file:
-                if file.series[0].nbytes > LARGEST_IMAGE:
-                    raise ValueError(f"claims to hold {file.series[0].nbytes} bytes")
+                if file.series[0].size > PIXELS:
+                    raise ValueError(f"claims to hold {file.series[0].size} values")
                 image, axes = file.series[0].asarray(), file.series[0].axes
             # the axis that the file calls samples or channels, else the last or first that fits
             likely = [axes.find("S"), axes.find("C"), image.ndim - 1, 0]

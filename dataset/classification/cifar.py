@@ -4,16 +4,19 @@ Krizhevsky: "Learning Multiple Layers of Features from Tiny Images", 2009. A pic
 those read here can make numbers, text, lists, dictionaries and arrays of bytes, and nothing else.
 """
 
+import os
 import pickle
+import pickletools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 
 from ...config.errors import DataError
+from ...config.limits import PICKLE_BYTES, PICKLE_TUPLES
 from ...util.files import atomic_write
 
 SIDE = 32
@@ -67,6 +70,26 @@ class _Reader(pickle.Unpickler):
         return KNOWN[module, name]
 
 
+def refuse_costly(file: BinaryIO) -> None:
+    """Look through a pickle, and go back to its beginning.
+
+    Raises:
+        UnpicklingError: it would take more memory or time than its size tells: by memo entries far
+            beyond what it holds, or by tuples of tuples, whose hash doubles with each.
+    """
+    if file.seek(0, os.SEEK_END) > PICKLE_BYTES:
+        raise pickle.UnpicklingError(f"larger than {PICKLE_BYTES} bytes")
+    file.seek(0)
+    tuples = 0
+    for number, (opcode, argument, _) in enumerate(pickletools.genops(file)):
+        tuples += "TUPLE" in opcode.name or opcode.name == "FROZENSET"
+        if tuples > PICKLE_TUPLES:
+            raise pickle.UnpicklingError(f"more than {PICKLE_TUPLES} tuples")
+        if "PUT" in opcode.name and int(argument) > number:
+            raise pickle.UnpicklingError(f"a memo of {argument} entries")
+    file.seek(0)
+
+
 def read_archive(path: Path) -> dict[str, Any]:
     """The dictionary of one file: keys and text as str, arrays as uint8.
 
@@ -75,6 +98,7 @@ def read_archive(path: Path) -> dict[str, Any]:
     """
     try:
         with path.open("rb") as file:
+            refuse_costly(file)
             content = _Reader(file, encoding="bytes").load()
     except OSError as error:
         raise DataError(f"{path}: cannot be read ({error.strerror or error})") from error

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import re
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -41,7 +42,11 @@ def read_table(path: Path) -> list[tuple[Colour, str]]:
         DataError: a line is none of these, or a colour stands twice.
     """
     table: list[tuple[Colour, str]] = []
-    for number, line in enumerate(path.read_text(encoding="utf-8-sig").splitlines(), 1):
+    try:
+        lines = path.read_text(encoding="utf-8-sig").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(f"{path}: the table cannot be read as text in UTF-8 ({error})") from error
+    for number, line in enumerate(lines, 1):
         entry = table_line(line)
         if not line.strip() or line.lstrip().startswith("#"):
             continue
@@ -70,7 +75,7 @@ def table_line(line: str) -> tuple[Colour, str] | None:
 
 
 def three_numbers(words: Sequence[str]) -> Colour | None:
-    if len(words) != 3 or not all(word.strip().isdigit() for word in words):
+    if len(words) != 3 or not all(re.fullmatch("[0-9]{1,9}", word.strip()) for word in words):
         return None
     red, green, blue = map(int, words)
     return (red, green, blue) if max(red, green, blue) <= 255 else None

@@ -23,6 +23,7 @@ from ...util.images import (
     stored_pages,
 )
 
+PIECE = 2**18  # pixels
 COLOURS_AT_MOST = 4096  # of one label; a photograph has more
 LABEL_SUFFIXES = (*IMAGE_SUFFIXES, ".gif")
 ORIENTATION = 0x0112  # of EXIF
@@ -83,6 +84,13 @@ def find_images(folder: Path, suffixes: Sequence[str] = IMAGE_SUFFIXES) -> list[
             for name in files
             if Path(name).suffix.lower() in suffixes and not name.startswith(".")
         ]
+    for path in found:  # a list has a line for each, and a file in UTF-8 has the list
+        name = str(path)
+        if not name.isprintable() and re.search(r"[\x00-\x1f\x7f\ud800-\udfff]", name):
+            raise DataError(
+                f"{name!a}: a list cannot hold this name: it has a tab, a line break or bytes "
+                "that are not UTF-8, as in old archives; rename it (convmv does whole folders)"
+            )
     if not found:
         raise DataError(f"{folder}: no image below it ({', '.join(suffixes)})")
     return sorted(found)
@@ -227,8 +235,7 @@ def inspect(job: tuple[str, Path, Path], *, alpha: bool = False, snap: bool = Fa
         result.peak = int(image.max())
         result.orientation = orientation_of(result.image)
         result.size = image.shape[:2]
-        pixels = image.reshape(-1, image.shape[2]).astype(np.float64)
-        result.sums = np.stack([pixels.mean(axis=0), np.square(pixels).mean(axis=0)])
+        result.sums = moments(image)
         label, result.kind = read_any_label(result.label, alpha=result.alpha)
         result.lossy = is_jpeg(result.label)
         if result.kind == "index":
@@ -251,6 +258,16 @@ def inspect(job: tuple[str, Path, Path], *, alpha: bool = False, snap: bool = Fa
     return result
 
 
+def moments(image: np.ndarray) -> np.ndarray:
+    """(2, C): mean and mean square of each channel; in pieces, whose copies are small."""
+    pixels = image.reshape(-1, image.shape[2])
+    total = np.zeros((2, image.shape[2]))
+    for start in range(0, len(pixels), PIECE):
+        piece = pixels[start : start + PIECE].astype(np.int64)
+        total += np.stack([piece.sum(axis=0), np.square(piece).sum(axis=0)])
+    return total / len(pixels)
+
+
 def read_any_label(
     path: Path, *, alpha: bool = False, by_palette: bool = False
 ) -> tuple[np.ndarray, Kind]:
@@ -267,7 +284,7 @@ def read_any_label(
             indexed = picture.mode in ("L", "P", "1", "I", "I;16", "I;16B", "F")
             with_alpha = picture.mode in ("RGBA", "LA", "PA")
             colour = not indexed or (by_palette and picture.mode == "P")
-            rgb = np.array(picture.convert("RGB"), np.int64) if colour else None
+            rgb = np.array(picture.convert("RGB"), np.int32) if colour else None
             opacity = np.array(picture.getchannel("A")) if with_alpha else None
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
         raise DataError(f"{path}: cannot be decoded as a label image ({error})") from error

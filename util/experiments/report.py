@@ -1,8 +1,10 @@
 """Tables and plots of many runs: a sweep's trials, a study's rows."""
 
 import csv
+import html
 import io
 import math
+import re
 import statistics
 import warnings
 from collections.abc import Callable, Sequence
@@ -47,18 +49,51 @@ def save_figure(figure: Any, path: Path) -> None:
 
 def markdown(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     lines = [header, ["---"] * len(header), *rows]
-    escaped_lines = [[cell.replace("|", "\\|") for cell in cells] for cells in lines]
+    escaped_lines = [list(map(markdown_cell, cells)) for cells in lines]
     return "\n".join(f"| {' | '.join(cells)} |" for cells in escaped_lines)
+
+
+def markdown_cell(text: str) -> str:
+    """Text that stays text: on one line, no column, no HTML, no image, no link."""
+    text = html.escape(visible(text), quote=False)
+    return re.sub(r"([\\|`\[\]])", r"\\\1", text)
+
+
+def visible(text: str) -> str:
+    """Text without line breaks and without the control characters that command a terminal."""
+    return "".join(sign if sign.isprintable() else " " for sign in text)
 
 
 def as_csv(header: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
     out = io.StringIO()
-    csv.writer(out, lineterminator="\n").writerows([header, *rows])
+    csv.writer(out, lineterminator="\n").writerows(
+        [csv_cell(cell) for cell in cells] for cells in (header, *rows)
+    )
     return out.getvalue()
+
+
+def csv_cell(value: Any) -> Any:
+    """A value that no spreadsheet takes for a formula; numbers stay as they are."""
+    return (
+        f"'{value}"
+        if isinstance(value, str)
+        and value[:1] in ("=", "+", "-", "@", "\t", "\r")
+        and not is_number(value)
+        else value
+    )
+
+
+def is_number(text: str) -> bool:
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True
 
 
 def aligned(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     """Return a table for a terminal: columns of one width."""
+    header, *rows = [list(map(visible, cells)) for cells in (header, *rows)]
     widths = [max(map(len, column)) for column in zip(header, *rows, strict=True)]
     return "\n".join(
         "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip()
@@ -226,17 +261,25 @@ def write_study_report(rows: Sequence[StudyRow], folder: Path) -> str:
 def latex(header: Sequence[str], rows: Sequence[StudyRow], names: Sequence[str]) -> str:
     """Return a tabular for the booktabs package."""
     left = len(header) - len(names) - 3  # the config and its options
-    body = [header, *[row.cells(names, plus_minus=r" $\pm$ ") for row in rows]]
+    body = [header, *[row.cells(names) for row in rows]]
     lines = [" & ".join(map(escaped, cells)) + r" \\" for cells in body]
     columns = "l" * left + "r" * (len(header) - left)
     begin = [rf"\begin{{tabular}}{{{columns}}}", r"\toprule", lines[0], r"\midrule"]
     return "\n".join([*begin, *lines[1:], r"\bottomrule", r"\end{tabular}", ""])
 
 
+LATEX = {
+    **{sign: f"\\{sign}" for sign in "&%#_{}$"},
+    "\\": r"\textbackslash{}",
+    "~": r"\textasciitilde{}",
+    "^": r"\textasciicircum{}",
+    "±": r"$\pm$",
+}
+
+
 def escaped(text: str) -> str:
-    for sign in "&%#_":
-        text = text.replace(sign, "\\" + sign)
-    return text
+    """Text in which LaTeX finds no command."""
+    return "".join(LATEX.get(sign, sign) for sign in visible(text))
 
 
 def plot_means(rows: Sequence[StudyRow], name: str, folder: Path) -> None:

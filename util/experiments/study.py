@@ -1,6 +1,7 @@
 """The file of a study: configs, the options that vary, and seeds."""
 
 import hashlib
+import math
 import re
 from collections.abc import Iterator
 from itertools import product
@@ -10,6 +11,7 @@ from typing import Annotated, Any
 from pydantic import Field
 
 from ...config.errors import ConfigError
+from ...config.limits import COMBINATIONS
 from ...config.load import find_config, load_config, option_meant
 from ...config.schema import Config
 from ...config.yaml_file import read_yaml
@@ -80,6 +82,9 @@ class Study:
                 if option in given:
                     yield f"{where}.{key}: {option} is already given in {given[option]}"
                 given[option] = f"{where}.{key}"
+        runs = math.prod(map(len, [self.file.configs, self.file.seeds, *self.file.vary.values()]))
+        if runs > COMBINATIONS:
+            yield f"configs, vary and seeds make {runs} runs; at most {COMBINATIONS} are possible"
         lists = {f"vary.{key}": values for key, values in self.file.vary.items()}
         for where, values in {**lists, "seeds": self.file.seeds}.items():
             if len({repr(value) for value in values}) < len(values):

@@ -17,6 +17,13 @@ from typing import Any, Literal, get_args, get_origin
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from ...config.errors import ConfigError
+from ...config.limits import (
+    CHECKED_COMBINATIONS,
+    COMBINATIONS,
+    SEED,
+    STEPS_OF_Q,
+    SWEEP_VALUES,
+)
 from ...config.load import find_config, load_config, option_meant
 from ...config.schema import COMMAND_LINE, SECTIONS, Config
 from ...config.types import nearest, shown
@@ -32,8 +39,6 @@ RUN_OPTIONS = (
     "TEST.save_folder",
     "TEST.model_path",
 )
-MOST_COMBINATIONS = 10_000  # of a grid
-MOST_CHECKED = 500  # combinations of a grid that are all loaded; of a larger one, each value alone
 ATTENTION = {
     "Vanilla": "none",
     "Triplet": "triplet",
@@ -80,7 +85,7 @@ class Parameter(Strict):
     """One parameter: a constant `value`, `values` to choose from, or a range `min` to `max`."""
 
     value: Any = None
-    values: list[Any] | None = Field(None, min_length=1)
+    values: list[Any] | None = Field(None, min_length=1, max_length=SWEEP_VALUES)
     min: int | float | None = None
     max: int | float | None = None
     q: int | float | None = Field(None, gt=0)
@@ -92,7 +97,10 @@ class Parameter(Strict):
         """A number, also the text 1e-4, which YAML 1.1 does not take for one."""
         if isinstance(value, bool) or not isinstance(value, int | float | str):
             raise ValueError("must be a number")
-        number = float(value)
+        try:
+            number = float(value)
+        except OverflowError:
+            number = math.inf
         if not math.isfinite(number):
             raise ValueError("must be finite")
         return value if isinstance(value, int) else number
@@ -132,6 +140,10 @@ class Parameter(Strict):
                 raise ValueError("min and max are exponents of e; log_uniform_values takes values")
             if self.is_log and self.low <= 0:
                 raise ValueError("min must be above 0 for a logarithmic distribution")
+            if (
+                self.high - self.low
+            ) / self.step > STEPS_OF_Q or self.high / self.step > STEPS_OF_Q:
+                raise ValueError("the range from min to max is too wide for q, or for numbers")
             if self.kind.startswith("q_") and self._multiples[0] > self._multiples[1]:
                 raise ValueError(f"there is no multiple of q {self.step:g} from min to max")
         if self.q is not None and not self.kind.startswith("q_"):
@@ -209,8 +221,8 @@ class Parameter(Strict):
         if self.is_log or self.kind == "uniform":
             raise ValueError("has a continuous range, and method grid needs values or steps (q)")
         count = math.floor((self.high - self.low) / self.step + 1e-9) + 1
-        if count > MOST_COMBINATIONS:
-            raise ValueError(f"has {count} values; method grid takes at most {MOST_COMBINATIONS}")
+        if count > COMBINATIONS:
+            raise ValueError(f"has {count} values; method grid takes at most {COMBINATIONS}")
         return [self._plain(self.low + index * self.step) for index in range(count)]
 
 
@@ -238,7 +250,12 @@ class EarlyTermination(Strict):
 
     @property
     def first_epoch(self) -> int:
-        return self.min_iter or max(1, self.max_iter // self.eta**self.s)
+        first = self.max_iter or 1
+        for _ in range(self.s):
+            first //= self.eta
+            if not first:
+                break
+        return self.min_iter or max(1, first)
 
     @model_validator(mode="after")
     def _has_a_start(self) -> "EarlyTermination":
@@ -258,7 +275,7 @@ class Sweep(Strict):
     early_terminate: EarlyTermination | None = None
     run_cap: int | None = Field(None, ge=1)
     count: int | None = Field(None, ge=1)  # another name of run_cap
-    seed: int = Field(0, ge=0)
+    seed: int = Field(0, ge=0, le=SEED)
     aliases: dict[str, Alias] = {}
     program: Any = None  # these five are for W&B alone
     command: Any = None
@@ -315,9 +332,9 @@ class Sweep(Strict):
                     parameter.grid()
                 except ValueError as error:
                     raise ValueError(f"parameters.{name} {error}") from None
-            if (combinations := self._combinations()) > MOST_COMBINATIONS:
+            if (combinations := self._combinations()) > COMBINATIONS:
                 raise ValueError(
-                    f"the grid has {combinations} combinations, and at most {MOST_COMBINATIONS} "
+                    f"the grid has {combinations} combinations, and at most {COMBINATIONS} "
                     "are possible; use fewer values, or method random with run_cap"
                 )
         return self
@@ -347,7 +364,7 @@ class Sweep(Strict):
         cap = self.run_cap or self.count
         if self.method != "grid":
             return cap
-        return min(self._combinations(), cap or MOST_COMBINATIONS)
+        return min(self._combinations(), cap or COMBINATIONS)
 
     def combinations(self) -> Iterator[dict[str, Any]]:
         """The trials of a grid, {parameter: value}; the last parameter changes fastest."""
@@ -461,7 +478,7 @@ def check_candidates(sweep: Sweep, check: Callable[[Config], None]) -> None:
 
 def _candidates(sweep: Sweep) -> Iterator[dict[str, Any]]:
     """Every combination of a small grid; else the constants, then each value alone."""
-    if sweep.method == "grid" and sweep.trials <= MOST_CHECKED:
+    if sweep.method == "grid" and sweep.trials <= CHECKED_COMBINATIONS:
         yield from sweep.combinations()
         return
     yield {}

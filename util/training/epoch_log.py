@@ -29,7 +29,7 @@ def record_of(line: str) -> dict[str, Any] | None:
     """Return the object of a line, or None where it is damaged."""
     try:
         record = json.loads(line)
-    except ValueError:
+    except (ValueError, RecursionError):
         return None
     whole = isinstance(record, dict) and type(record.get("epoch")) is int
     splits = [value for key, value in record.items() if key != "epoch"] if whole else []

@@ -1,0 +1,23 @@
+"""What a file of a few bytes may cost: every limit on what is read, and why it is where it is."""
+
+LARGEST_WHOLE = 2**31 - 1  # no count is larger; keeps absurd integers out of files and kernels
+LARGEST_YAML = 1_000_000  # bytes; our longest YAML has 3,000
+LONGEST_LINE = 10_000  # characters of a list's line: two paths, which systems end at 4,096
+
+CHANNELS = 1024  # of an image; hyperspectral cameras have some 200, and each one is a filter
+SIDE = 2**15  # of a crop, a window or a scaled image; a square of it has four times PIXELS
+SCALE = 16.0  # of a test image; the literature ends at 2
+GRID = 1024  # cells along a side that features are pooled to, or that a mask of PSANet has
+MODULES = 64  # mixed pooling modules; the paper has 2
+PROCESSES_PER_CPU = 4  # training processes on CPUs; more than one only wait for each other
+
+PIXELS = 2**28  # values of a decoded image, as OpenCV's own limit (stripseg/__init__.py)
+MATLAB_BYTES = 2**28  # content of a .mat file, inflated; an 8-bit label of PIXELS
+PICKLE_BYTES = 2**28  # of a file of CIFAR's archives; the largest has 155 MB
+PICKLE_TUPLES = 16  # in it; numpy's arrays need six, and each one may double what hashing costs
+
+COMBINATIONS = 10_000  # of a sweep's grid or a study's matrix: years of training
+CHECKED_COMBINATIONS = 500  # of a grid that are all loaded first; of a larger one, each value alone
+SWEEP_VALUES = 1_000  # of one parameter; each one is loaded with the config before the first trial
+STEPS_OF_Q = 2**53  # in a range; beyond, neighbours are the same floating-point number
+SEED = 2**32 - 1  # of a sweep, as numpy's generator takes them

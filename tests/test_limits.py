@@ -1,0 +1,171 @@
+"""A few bytes do not take gigabytes, nor for ever; a limit is a message that names it."""
+
+import pickle
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tifffile
+import torch
+from scipy.io import savemat
+
+from stripseg import command_line
+from stripseg.config import limits
+from stripseg.config.errors import CheckpointError, ConfigError, DataError, DeviceError
+from stripseg.config.load import load_config
+from stripseg.config.yaml_file import parse_yaml
+from stripseg.dataset.classification.cifar import read_archive
+from stripseg.dataset.labels import read_matlab_label
+from stripseg.dataset.lists import read_list
+from stripseg.dataset.preparation.match import PIECE, moments
+from stripseg.util.checkpoint import read_checkpoint
+from stripseg.util.experiments.study import Study
+from stripseg.util.experiments.sweep_file import EarlyTermination, Parameter
+from stripseg.util.images import read_image
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "message"),
+    [
+        ("DATA.in_channels", "2147483647", "from 1 to 1024"),
+        ("TRAIN.train_h", "2147483647", "from 1 to 32768"),
+        ("TEST.test_w", "2147483647", "from 1 to 32768"),
+        ("TEST.base_size", "2147483647", "from 0 to 32768"),
+        ("TEST.scales", "[1000000.0]", "up to 16"),
+        ("TRAIN.mixed_pooling_modules", "2147483647", "from 0 to 64"),
+        ("TRAIN.ppm_bins", "[2147483647]", "from 1 to 1024"),
+        ("TRAIN.mixed_pooling_sizes", "[2147483647, 3]", "up to 1024"),
+        ("TRAIN.mask_h", "2147483647", "from 1 to 1024"),
+        ("TRAIN.crop_padding", "2147483647", "from 0 to 1024"),
+    ],
+)
+def test_an_option_that_takes_all_memory_is_refused(
+    small_config: Path, option: str, value: str, message: str
+) -> None:
+    with pytest.raises(ConfigError, match=rf"{option} .*{message}"):
+        load_config(small_config, [option, value])
+
+
+def test_a_scaled_image_has_a_largest_side(small_config: Path) -> None:
+    with pytest.raises(ConfigError, match="TEST.base_size 30000 times 2, .* above 32768"):
+        load_config(small_config, ["TEST.base_size", "30000", "TEST.scales", "[0.5, 2.0]"])
+
+
+def test_no_hundred_thousand_processes(small_config: Path) -> None:
+    words = ["Distributed.processes", "100000", "TRAIN.batch_size", "100000"]
+    with pytest.raises(DeviceError, match="Distributed.processes is 100000, and .* are the most"):
+        command_line.process_count(load_config(small_config, words), [torch.device("cpu")])
+
+
+def test_numbers_to_base_sixty_are_text() -> None:
+    text = "1" + ":1" * 400_000
+    assert parse_yaml(f"a: {text}\nb: {text}.0\nc: 12\nd: 1.5", "x") == {
+        "a": text,
+        "b": f"{text}.0",
+        "c": 12,
+        "d": 1.5,
+    }
+
+
+def test_a_base_sixty_learning_rate_is_refused(small_config: Path) -> None:
+    with pytest.raises(ConfigError, match=r"TRAIN.base_lr must be a number above 0, not '1:1"):
+        load_config(small_config, ["TRAIN.base_lr", "1" + ":1" * 400 + ".0"])
+
+
+def test_early_termination_divides_without_powers() -> None:
+    huge = EarlyTermination(type="hyperband", max_iter=9, eta=2**31 - 1, s=2**31 - 1)
+    assert huge.first_epoch == 1
+    assert EarlyTermination(type="hyperband", max_iter=81, eta=3, s=2).first_epoch == 9
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"min": 0, "max": 1e308, "q": 1e-300}, "too wide"),
+        ({"min": -1e308, "max": 1e308}, "too wide"),
+        ({"min": 0, "max": 10**400}, "must be finite"),
+        ({"values": list(range(limits.SWEEP_VALUES + 1))}, "at most 1000"),
+    ],
+)
+def test_ranges_of_a_sweep_have_an_end(given: dict, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        Parameter(**given)
+
+
+def test_a_study_is_counted_before_it_is_made(tmp_path: Path) -> None:
+    names = ("base_lr", "momentum", "power", "weight_decay", "dropout", "aux_weight", "mixup")
+    vary = "".join(f"  TRAIN.{name}: [{', '.join(f'0.{i}' for i in range(9))}]\n" for name in names)
+    path = tmp_path / "large.yaml"
+    path.write_text(f"name: large\nconfigs: [shapes10 resnet18]\nvary:\n{vary}")
+    with pytest.raises(ConfigError, match=f"make {9**7} runs; at most 10000 are possible"):
+        Study(path)
+
+
+def test_a_line_of_a_list_has_a_longest(tmp_path: Path) -> None:
+    (tmp_path / "list.txt").write_text("a " * 100_000)
+    with pytest.raises(DataError, match="list.txt, line 1: has 200000 characters"):
+        read_list(tmp_path / "list.txt", tmp_path, split="train")
+
+
+def test_a_checkpoint_takes_no_more_memory_than_bytes(tmp_path: Path) -> None:
+    plain, packed = tmp_path / "plain.pth", tmp_path / "packed.pth"
+    torch.save({"w": torch.zeros(10**6)}, plain)
+    assert len(read_checkpoint(plain)["w"]) == 10**6
+    with zipfile.ZipFile(plain) as source, zipfile.ZipFile(packed, "w", 8) as target:
+        for entry in source.infolist():
+            target.writestr(entry.filename, source.read(entry))
+    assert packed.stat().st_size < 10_000
+    with pytest.raises(CheckpointError, match="packed.pth: is damaged or no PyTorch checkpoint"):
+        read_checkpoint(packed)
+
+
+def test_a_mat_file_is_measured_before_it_is_read(tmp_path: Path, monkeypatch) -> None:
+    path = tmp_path / "label.mat"
+    savemat(path, {"S": np.zeros((1000, 2000), np.uint8)}, do_compression=True)
+    assert read_matlab_label(path).shape == (1000, 2000)
+    monkeypatch.setattr("stripseg.dataset.matlab_file.MATLAB_BYTES", 1_500_000)
+    with pytest.raises(DataError, match="label.mat: .*holds more than 1500000 bytes"):
+        read_matlab_label(path)
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"\x80\x02}r\x00\x00\x00\x7f.",  # a memo of two thousand million entries
+        # tuples of twice the one before, as a key
+        b"\x80\x02}(N\x85q\x00"
+        + b"".join(b"h%ch%c\x86q%c" % (i, i, i + 1) for i in range(40))
+        + b"Nu.",
+    ],
+)
+def test_a_pickle_of_a_few_bytes_is_looked_through_first(content: bytes, tmp_path: Path) -> None:
+    path = tmp_path / "data_batch_1"
+    path.write_bytes(content)
+    with pytest.raises(
+        DataError, match=r"data_batch_1: not a file of CIFAR's archives: (more|a memo)"
+    ):
+        read_archive(path)
+
+
+def test_an_honest_pickle_has_few_tuples(tmp_path: Path) -> None:
+    path = tmp_path / "batch"
+    path.write_bytes(
+        pickle.dumps({"data": np.zeros((2, 3), np.uint8), "labels": [1, 2]}, protocol=3)
+    )
+    assert read_archive(path)["data"].shape == (2, 3)
+
+
+def test_a_tiff_of_many_values_is_refused(tmp_path: Path, monkeypatch) -> None:
+    path = tmp_path / "bomb.tif"
+    tifffile.imwrite(path, np.zeros((50, 40, 5), np.uint8), photometric="minisblack")
+    assert read_image(path, 5).shape == (50, 40, 5)
+    monkeypatch.setattr("stripseg.util.images.PIXELS", 9_999)
+    with pytest.raises(DataError, match="bomb.tif: .*claims to hold 10000 values"):
+        read_image(path, 5)
+
+
+def test_statistics_in_pieces_are_those_of_the_whole() -> None:
+    image = np.random.default_rng(0).integers(0, 256, (PIECE // 300 + 50, 301, 3), np.uint8)
+    pixels = image.reshape(-1, 3).astype(np.float64)
+    assert np.allclose(moments(image), [pixels.mean(0), np.square(pixels).mean(0)], rtol=1e-12)
