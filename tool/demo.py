@@ -1,5 +1,6 @@
 """Predict pictures: `python tool/demo.py DATASET EXPERIMENT --image FILE_OR_FOLDER`."""
 
+import glob
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -21,6 +22,8 @@ def main(argv: Sequence[str]) -> int | None:
     parser.add_argument("--output", default=None, help="folder of the results (default: exp/demo)")
     options, config = command_line.parse_config(parser, argv)
     output = Path(options.output or "exp/demo")
+    if not Path(options.image).exists() and not glob.has_magic(options.image):
+        raise DataError(f"--image {options.image}: no such file or folder")
     images = list(images_of([options.image], output))
     log = run_logger()
     colors = build_classes(config).colors
