@@ -144,7 +144,7 @@ def _channels(data: DataSection) -> Iterator[Problem]:
                 f"DATA.{key} must have one number for each of the {data.in_channels} "
                 f"DATA.in_channels, not {length}",
             )
-    if max(*data.mean, *data.std) <= 1:
+    if max(*data.mean, *data.std) < 1:
         yield (
             (("DATA", "mean"), ("DATA", "std")),
             f"DATA.mean {data.mean} and DATA.std {data.std} are for images of 0 to 1, and ours are "
