@@ -15,15 +15,19 @@ PACKAGES = sorted(
     for path in [*Path(folder).glob("__init__.py"), *Path(folder).glob("*/__init__.py")]
 )
 
+OWN = [path.parent.name for path in sorted(Path("stripseg").glob("*/__init__.py"))]
+
 setup(
-    packages=["stripseg", *(f"stripseg.{package}" for package in PACKAGES)],
+    packages=["stripseg", *(f"stripseg.{package}" for package in [*OWN, *PACKAGES])],
     package_dir={
         "stripseg": "stripseg",
+        **{f"stripseg.{room}": f"stripseg/{room}" for room in OWN},
         **{f"stripseg.{package}": package.replace(".", "/") for package in PACKAGES},
     },
     # narrow on purpose: users' own data lies below dataset/
     package_data={
         "stripseg": ["py.typed"],
+        "stripseg.report": ["page/*"],
         "stripseg.config": ["*/*.yaml"],
         "stripseg.dataset": ["catalog/*.yaml"],
         "stripseg.tool": ["environment.sh"],
