@@ -27,7 +27,7 @@ setup(
     # narrow on purpose: users' own data lies below dataset/
     package_data={
         "stripseg": ["py.typed"],
-        "stripseg.report": ["page/*"],
+        "stripseg.report": ["assets/*"],
         "stripseg.config": ["*/*.yaml"],
         "stripseg.dataset": ["catalog/*.yaml"],
         "stripseg.tool": ["environment.sh"],

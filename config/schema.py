@@ -518,6 +518,7 @@ class TestSection(Section):
     precision: Precision = option("fp32", "like TRAIN.precision")
     channels_last: bool = option(True, "like TRAIN.channels_last")
     save_predictions: bool = option(True, "write the predictions as PNG files")
+    report: bool = option(True, "write `report.html`: figures, confusions and pictures in one page")
     workers: int = option(2, "loader processes, like those of TRAIN", ge=0)
 
 

@@ -120,7 +120,7 @@ class PredictionFiles:
 
 
 class ProgressJournal:
-    """The names of the images that are done, in a hidden folder beside their predictions.
+    """What is known of the images that are done, in a hidden folder beside their predictions.
 
     It holds for one set of settings: where anything that decides a prediction has changed, the
     journal starts again. It is removed when the test has ended, so that the same command then tests
@@ -129,18 +129,20 @@ class ProgressJournal:
     Args:
         folder: of the results.
         settings: what decides the predictions (checkpoint, scales, list, ...), as plain values.
+    Attributes:
+        done: {name: entry} of the images that an earlier, stopped test has finished.
     """
 
     def __init__(self, folder: Path, settings: dict[str, Any]) -> None:
         self.folder = folder / ".journal"
-        text = json.dumps(settings, sort_keys=True, default=str)
+        text = json.dumps({"journal": 2, **settings}, sort_keys=True, default=str)
         self.digest = hashlib.sha256(text.encode()).hexdigest()
         if process_group.is_main() and self._read_digest() != self.digest:
             self.remove()
             with atomic_write(self.folder / "settings") as file:
                 file.write(self.digest.encode())
         process_group.barrier()
-        self.done = self._read_done()
+        self.done = self._read()
         process_group.barrier()
         self._file = open(  # noqa: SIM115 - open for the test
             self._own(), "a", encoding="utf-8", opener=no_links
@@ -153,25 +155,35 @@ class ProgressJournal:
         path = self.folder / "settings"
         return path.read_text(encoding="ascii") if path.is_file() else None
 
-    def _read_done(self) -> set[str]:
-        names: set[str] = set()
+    def _read(self) -> dict[str, dict[str, Any]]:
+        entries: dict[str, dict[str, Any]] = {}
         for path in self.folder.glob("done-*.txt"):
             text = path.read_text(encoding="utf-8", errors="replace")
             lines = text.split("\n")[:-1]  # a line without its end was cut
-            names.update(name for name in map(name_of, lines) if name is not None)
-        return names
+            entries.update({e["name"]: e for e in map(entry_of, lines) if e is not None})
+        return entries
 
-    def add(self, names: Iterable[str]) -> None:
-        """These images, tested together, are done and their predictions are written."""
-        self._file.write("".join(json.dumps(name) + "\n" for name in names))
+    def add(self, entries: Iterable[dict[str, Any]]) -> None:
+        """These images, tested together, are done and their predictions are written.
+
+        Args:
+            entries: plain values, with the image's `name`.
+        """
+        self._file.write("".join(json.dumps(entry) + "\n" for entry in entries))
         self._file.flush()
 
-    def finish(self) -> None:
-        """The test has ended: forget it. Every process must call it."""
+    def finish(self) -> dict[str, dict[str, Any]]:
+        """The test has ended: return what all processes have added, and forget it.
+
+        Every process must call it; what it returns is complete on the main one alone.
+        """
         self._file.close()
         process_group.barrier()
-        if process_group.is_main():
-            self.remove()
+        if not process_group.is_main():
+            return {}
+        entries = self._read()
+        self.remove()
+        return entries
 
     def remove(self) -> None:
         for path in self.folder.glob("*"):
@@ -180,13 +192,13 @@ class ProgressJournal:
             os.rmdir(self.folder)
 
 
-def name_of(line: str) -> str | None:
-    """Return the name of a line, or None where a power cut left something else."""
+def entry_of(line: str) -> dict[str, Any] | None:
+    """Return the entry of a line, or None where a power cut left something else."""
     try:
-        name = json.loads(line)
+        entry = json.loads(line)
     except (ValueError, RecursionError):
         return None
-    return name if isinstance(name, str) else None
+    return entry if isinstance(entry, dict) and isinstance(entry.get("name"), str) else None
 
 
 class BoundedThreadPool:

@@ -1,10 +1,13 @@
 """The test of a network: predict, save, count, report."""
 
+import hashlib
 import json
 import logging
 import os
-from collections.abc import Iterable, Sequence
-from dataclasses import replace
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 
@@ -14,7 +17,7 @@ import torch
 from .build import load_engine, load_network
 from .config.errors import DataError
 from .config.schema import Config, NetworkOptions
-from .dataset.build import build_classes, build_evaluation_set, description_of
+from .dataset.build import Classes, build_classes, build_evaluation_set, description_of
 from .dataset.classification.build import build_evaluation_images, class_names
 from .dataset.loader import evaluation_samples, shares
 from .dataset.results import (
@@ -24,13 +27,24 @@ from .dataset.results import (
     SubmissionWriter,
 )
 from .dataset.segmentation import EvaluationSet, Sample
+from .report.intervals import Bootstrap, Interval, tallies, units_of
+from .report.page import write_report
+from .report.records import (
+    ImageRecord,
+    TestRecords,
+    examine,
+    read_records,
+    record_from,
+    sum_of,
+    write_records,
+)
 from .util.distributed import process_group
 from .util.files import atomic_write
 from .util.inference.classification import classification_table
-from .util.inference.evaluator import Evaluator
+from .util.inference.evaluator import Evaluator, ImageResult
 from .util.inference.sliding_window import SlidingWindow
 from .util.logger import progress
-from .util.metrics import ConfusionMatrix, Scores, check_prediction, score_table, scores_of
+from .util.metrics import ConfusionMatrix, Scores, check_prediction, score_table
 from .util.precision import choose_precision
 from .validation import classification_scores
 
@@ -44,11 +58,19 @@ class TestResult:
         mean_iou, mean_accuracy, pixel_accuracy: fractions.
         classes: {name: {"iou": ..., "accuracy": ..., "pixels": ...}}.
         per_image: [{"name": ..., "mean_iou": of the classes in it, "pixel_accuracy": ...}].
+        records: everything that is known of each image.
+        report: the page that was written, or None.
     """
 
     __test__ = False  # pytest would take the name for a test
 
-    def __init__(self, scores: Scores, names: Sequence[str], per_image: Sequence[dict]) -> None:
+    def __init__(
+        self,
+        scores: Scores,
+        names: Sequence[str],
+        records: Sequence[ImageRecord],
+        report: Path | None = None,
+    ) -> None:
         self.scores = scores
         self.names = list(names)
         self.mean_iou = scores.mean_iou
@@ -58,7 +80,24 @@ class TestResult:
             entry["name"]: {key: entry[key] for key in ("iou", "accuracy", "pixels")}
             for entry in scores.as_dict(names)["classes"]
         }
-        self.per_image = list(per_image)
+        self.records = list(records)
+        self.report = report
+        self.per_image = [
+            {
+                "name": record.name,
+                "mean_iou": record.mean_iou,
+                "pixel_accuracy": record.pixel_accuracy,
+            }
+            for record in self.records
+        ]
+
+    def interval(self, groups: str = "auto") -> Interval:
+        """The mean IoU with its interval of 95 %, by resampling the images.
+
+        Args:
+            groups: which images are drawn together, as in `stripseg.report.intervals.units_of`.
+        """
+        return Bootstrap(tallies(self.records, len(self.names), groups)).mean_interval()
 
     def __repr__(self) -> str:
         return (
@@ -67,39 +106,107 @@ class TestResult:
         )
 
 
-def run_test(config: Config, device: torch.device, log: logging.Logger) -> None:
-    """Run the test that `TEST` describes, in every process; the main one reports."""
+def run_test(
+    config: Config,
+    device: torch.device,
+    log: logging.Logger,
+    *,
+    against: Path | None = None,
+    groups: str = "auto",
+) -> None:
+    """Run the test that `TEST` describes, in every process; the main one reports.
+
+    Args:
+        against: the folder of an earlier test, whose figures the report shows beside these.
+        groups: which images the report's intervals draw together.
+    """
     if config.classifies:
-        test_classifier(config, device, log)
+        run_classification_test(config, device, log)
     else:
-        test_segmenter(config, device, log)
+        earlier = None if against is None else read_records(against)
+        run_segmentation_test(config, device, log, earlier=earlier, groups=groups)
 
 
-def test_segmenter(config: Config, device: torch.device, log: logging.Logger) -> None:
-    """Predict the images of a list or read saved predictions, then count and report."""
+def run_segmentation_test(
+    config: Config,
+    device: torch.device,
+    log: logging.Logger,
+    *,
+    engine: SlidingWindow | None = None,
+    earlier: TestRecords | None = None,
+    groups: str = "auto",
+) -> TestResult | None:
+    """Predict the images of a list or read saved predictions, then count and report.
+
+    Args:
+        engine: what predicts; that of the config's checkpoint if None.
+        earlier, groups: for the report, as in `run_test`.
+    Returns:
+        The figures, in the main process, where the images have labels.
+    """
     folder = Path(config.TEST.save_folder)
     classes = build_classes(config)
     dataset = chosen_images(config)
     names = [pair.name for pair in dataset.pairs]
+    units_of(names, groups)  # a wrong expression is told before the test, not after it
     submission = submission_of(config, folder)
     files = PredictionFiles(folder, names, classes.colors, submission)
     log.info(f"{len(dataset)} images of {config.TEST.test_list} ({config.TEST.split})")
+    started = time.perf_counter()
     if config.TEST.has_prediction:
-        scores = score_saved(config, dataset, files)
+        scores, records = score_saved(config, dataset, files)
     else:
-        engine = load_engine(config, device)
+        engine = engine or load_engine(config, device)
         log.info(f"weights: {config.TEST.model_path}")
-        scores = predict(config, engine, dataset, files)
-        log.info(f"predictions: {files.gray} and {files.color}")
+        scores, records = predict(config, engine, dataset, files)
+        if config.TEST.save_predictions:
+            log.info(f"predictions: {files.gray} and {files.color}")
     process_group.barrier()
     if not process_group.is_main():
-        return
+        return None
     if submission is not None:
         log.info(f"for {config.dataset}'s server: {submission.pack(names)}")
-    if config.TEST.split != "test":
-        log.info("\n" + score_table(scores, classes.names))
-        write_metrics(config, scores, classes.names, len(dataset))
-        log.info(f"figures: {folder / 'metrics.json'}")
+    if config.TEST.split == "test":
+        return None
+    log.info("\n" + score_table(scores, classes.names))
+    write_metrics(config, scores, classes.names, len(dataset))
+    log.info(f"figures: {folder / 'metrics.json'}")
+    kept = TestRecords(facts_of(config, classes), records)
+    write_records(folder, kept)
+    report = None
+    if config.TEST.report:
+        seconds = time.perf_counter() - started
+        report = write_report(
+            config, kept, dataset, files, seconds=seconds, earlier=earlier, groups=groups
+        )
+        log.info(f"report: {report}")
+    return TestResult(scores, classes.names, records, report)
+
+
+def facts_of(config: Config, classes: Classes) -> dict:
+    """What the per-image record says of the test."""
+    return {
+        "dataset": config.dataset,
+        "experiment": config.experiment,
+        "classes": list(classes.names),
+        "colors": np.asarray(classes.colors).tolist(),
+        "split": config.TEST.split,
+        "list": config.TEST.test_list,
+        "data_root": config.DATA.data_root,
+        "checkpoint": None if config.TEST.has_prediction else digest_of(config.TEST.model_path),
+        **protocol_of(config),
+    }
+
+
+def digest_of(path: str) -> str:
+    """SHA-256 of a file, or of the files of a folder, in hexadecimal digits."""
+    digest = hashlib.sha256()
+    place = Path(path)
+    for part in sorted(place.iterdir()) if place.is_dir() else [place]:
+        with open(part, "rb") as file:
+            while block := file.read(2**20):
+                digest.update(block)
+    return digest.hexdigest()
 
 
 def chosen_images(config: Config) -> EvaluationSet:
@@ -115,7 +222,7 @@ def chosen_images(config: Config) -> EvaluationSet:
     return EvaluationSet(pairs, dataset.encoding, channels=dataset.channels)
 
 
-def test_classifier(config: Config, device: torch.device, log: logging.Logger) -> None:
+def run_classification_test(config: Config, device: torch.device, log: logging.Logger) -> None:
     """Test a classifier on every image of a split once, and report."""
     test = config.TEST
     batch_size = test.batch_size or CLASSIFIED_PER_BATCH
@@ -154,51 +261,66 @@ def submission_of(config: Config, folder: Path) -> SubmissionWriter | None:
 
 def predict(
     config: Config, engine: SlidingWindow, dataset: EvaluationSet, files: PredictionFiles
-) -> Scores:
-    """Predict this process's share, save it, and gather the figures of all processes.
+) -> tuple[Scores, list[ImageRecord]]:
+    """Predict this process's share and save it.
 
-    Predictions that a stopped test of the same settings has saved are counted from their files.
+    What a stopped test of the same settings has finished is not done again.
+
+    Returns:
+        The figures of all processes, and in the main one the record of each image.
     """
     group_size = images_per_group(config, engine.device)
     groups = shares(len(dataset), group_size)[process_group.rank() :: process_group.world_size()]
     confusion = ConfusionMatrix(
         config.DATA.classes, ignore_label=config.TRAIN.ignore_label, device=engine.device
     )
-    evaluator = Evaluator(engine, confusion, group_size)
-    if config.TEST.save_predictions:
-        predict_and_save(config, evaluator, dataset, groups, files)
-    else:
-        evaluator.run(samples_of(config, dataset, groups, show=True))
-    return evaluator.scores()
-
-
-def predict_and_save(
-    config: Config,
-    evaluator: Evaluator,
-    dataset: EvaluationSet,
-    groups: Sequence[range],
-    files: PredictionFiles,
-) -> None:
-    """Predict the groups that the journal does not know; count the others from their files."""
-    deciding = what_decides(config, evaluator.engine.device, dataset, evaluator.group_size)
+    deciding = what_decides(config, engine.device, dataset, group_size)
     journal = ProgressJournal(files.gray.parent, deciding)
-    done = {i for i, pair in enumerate(dataset.pairs) if pair.name in journal.done}
-    finished = [group for group in groups if done.issuperset(group)]
+    known = known_records(journal.done, config.DATA.classes)
+    done = {i for i, pair in enumerate(dataset.pairs) if pair.name in known}
+    finished = [index for group in groups if done.issuperset(group) for index in group]
     missing = [group for group in groups if not done.issuperset(group)]
     if finished:
-        counts = [sum(len(group) for group in part) for part in (finished, missing)]
-        print(f"rank {process_group.rank()}: {counts[0]} images are done, {counts[1]} missing")
-        count_saved(samples_of(config, dataset, finished), files, evaluator.confusion)
+        left = sum(map(len, missing))
+        print(f"rank {process_group.rank()}: {len(finished)} images are done, {left} missing")
+        former = (known[dataset.pairs[index].name] for index in finished)
+        confusion.counts += torch.from_numpy(sum_of(former, confusion.classes)).to(engine.device)
 
-    def save(group: Sequence[Sample], predictions: Sequence[np.ndarray]) -> None:
-        for sample, prediction in zip(group, predictions, strict=True):
-            files.save(sample.name, prediction)
-        journal.add(sample.name for sample in group)
+    def keep(results: Sequence[ImageResult]) -> None:
+        if config.TEST.save_predictions:
+            for result in results:
+                files.save(result.sample.name, result.prediction)
+        journal.add(asdict(record_of(config, result)) for result in results)
 
-    with BoundedThreadPool() as pool:
-        saving = replace(evaluator, on_predictions=partial(pool.submit, save))
-        saving.run(samples_of(config, dataset, missing, show=True))
-    journal.finish()
+    with BoundedThreadPool(threads=max(2, min(8, process_group.cpus() // 2))) as pool:
+        evaluator = Evaluator(engine, confusion, group_size, on_results=partial(pool.submit, keep))
+        evaluator.run(samples_of(config, dataset, missing, show=True))
+    scores = evaluator.scores()
+    known = known_records(journal.finish(), config.DATA.classes)
+    if not process_group.is_main():
+        return scores, []
+    return scores, [known[pair.name] for pair in dataset.pairs]
+
+
+def known_records(entries: Mapping[str, dict], classes: int) -> dict[str, ImageRecord]:
+    """{name: record} of a journal's entries; damaged ones are left out, and tested again."""
+    known = {}
+    for name, entry in entries.items():
+        with suppress(DataError):
+            known[name] = record_from(entry, classes, "journal")
+    return known
+
+
+def record_of(config: Config, result: ImageResult) -> ImageRecord:
+    sample = result.sample
+    return examine(
+        sample.name,
+        sample.label,
+        result.prediction,
+        result.confidence,
+        result.counts,
+        ignore_label=config.TRAIN.ignore_label,
+    )
 
 
 def evaluate(
@@ -208,22 +330,16 @@ def evaluate(
     confusion = ConfusionMatrix(
         config.DATA.classes, ignore_label=config.TRAIN.ignore_label, device=engine.device
     )
-    per_image: list[dict] = []
-
-    def record(sample: Sample, counts: np.ndarray) -> None:
-        own = scores_of(torch.from_numpy(counts))
-        per_image.append(
-            {
-                "name": sample.name,
-                "mean_iou": own.mean_iou_present,
-                "pixel_accuracy": own.pixel_accuracy,
-            }
-        )
-
+    records: list[ImageRecord] = []
     size = images_per_group(config, engine.device)
-    evaluator = Evaluator(engine, confusion, size, on_counts=record)
+    evaluator = Evaluator(
+        engine,
+        confusion,
+        size,
+        on_results=lambda results: records.extend(record_of(config, result) for result in results),
+    )
     evaluator.run(samples_of(config, dataset, shares(len(dataset), size), show=True))
-    return TestResult(evaluator.scores(), names, per_image)
+    return TestResult(evaluator.scores(), names, records)
 
 
 def samples_of(
@@ -268,45 +384,48 @@ def what_decides(
     }
 
 
-def score_saved(config: Config, dataset: EvaluationSet, files: PredictionFiles) -> Scores:
-    """The figures of predictions that an earlier test saved (`TEST.has_prediction`)."""
-    confusion = ConfusionMatrix(config.DATA.classes, ignore_label=config.TRAIN.ignore_label)
-    samples = evaluation_samples(dataset, range(len(dataset)), config.TEST.workers)
-    count_saved(samples, files, confusion)
-    return confusion.scores()
-
-
-def count_saved(
-    samples: Iterable[Sample], files: PredictionFiles, confusion: ConfusionMatrix
-) -> None:
-    """Add saved predictions to the confusion matrix.
+def score_saved(
+    config: Config, dataset: EvaluationSet, files: PredictionFiles
+) -> tuple[Scores, list[ImageRecord]]:
+    """The figures of predictions that an earlier test saved (`TEST.has_prediction`).
 
     Raises:
         DataError: a prediction is missing, of another size than its image, or of other classes.
     """
-    device = confusion.counts.device
-    for sample in samples:
+    ignore_label = config.TRAIN.ignore_label
+    confusion = ConfusionMatrix(config.DATA.classes, ignore_label=ignore_label)
+    records = []
+    for sample in evaluation_samples(dataset, range(len(dataset)), config.TEST.workers):
         prediction = files.read(sample.name)
         origin = str(files.gray / files.relative[sample.name])
         if prediction.shape != sample.image.shape[:2]:
             raise DataError(f"{origin}: size differs from its image's {sample.image.shape[:2]}")
         check_prediction(torch.from_numpy(prediction), confusion.classes, origin=origin)
         if sample.label is not None:
-            pair = (torch.from_numpy(part).to(device) for part in (prediction, sample.label))
-            confusion.update(*pair)
+            pair = (torch.from_numpy(part) for part in (prediction, sample.label))
+            counts = confusion.update(*pair).numpy()
+            label = sample.label
+            records.append(
+                examine(sample.name, label, prediction, None, counts, ignore_label=ignore_label)
+            )
+    return confusion.scores(), records
 
 
 def write_metrics(config: Config, scores: Scores, names: Sequence[str], images: int) -> None:
     """`metrics.json`: the figures, and what they were measured on."""
+    facts = {"list": config.TEST.test_list, **protocol_of(config)}
+    write_figures(config, scores.as_dict(names), images, facts)
+
+
+def protocol_of(config: Config) -> dict:
+    """How images are tested."""
     test = config.TEST
-    facts = {
-        "list": test.test_list,
+    return {
         "scales": list(test.scales),
         "flip": test.flip,
         "base_size": test.base_size,
         "crop": [test.test_h, test.test_w],
     }
-    write_figures(config, scores.as_dict(names), images, facts)
 
 
 def write_figures(config: Config, figures: dict, images: int, facts: dict) -> Path:

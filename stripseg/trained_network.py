@@ -5,6 +5,7 @@ segmenter.predict("photo.jpg").save("photo_classes.png")
 """
 
 import glob
+import logging
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
@@ -27,7 +28,7 @@ from .model.build import build_network
 from .model.weights import load_weights
 from .model_card import ModelCard, card_of_checkpoint
 from .onnx_network import OnnxNetwork
-from .testing import TestResult, evaluate
+from .testing import TestResult, evaluate, run_segmentation_test
 from .util.checkpoint import read_checkpoint
 from .util.distributed import process_group
 from .util.images import IMAGE_SUFFIXES, colorize, decode_image, overlay, read_image, write_png
@@ -238,12 +239,14 @@ class TrainedNetwork:
         return as_array(source, channels), None
 
     def test(self, list_file: str | Path | None = None, **options: Any) -> TestResult:
-        """Test on the pairs of a list, as `sh tool/test.sh` does; nothing is written.
+        """Test on the pairs of a list, as `sh tool/test.sh` does.
 
         Args:
             list_file: lines of "image label"; the config's TEST.test_list if None.
             options: further options of TEST and DATA by their names, such as `scales=[1.0]`,
-                `batch_size=4`, `data_root="data"`.
+                `batch_size=4`, `data_root="data"`. With `save_folder` everything that the command
+                writes is written there: predictions, figures, records, report.html. Without it
+                nothing is.
         Raises:
             ConfigError: an option or file that does not exist.
             DataError: an image or label that cannot be used.
@@ -253,6 +256,9 @@ class TrainedNetwork:
         words = [word for key, value in options.items() for word in (test_option(key), value)]
         config = inference_config(self.card.config, self.path, words)
         same = TrainedNetwork(self.network, self.card, config, self.device, path=self.path)
+        if "TEST.save_folder" in words:
+            log = logging.getLogger("stripseg")
+            return run_segmentation_test(config, self.device, log, engine=same.engine())
         dataset = build_evaluation_set(config, config.TEST.test_list, split=config.TEST.split)
         return evaluate(config, same.engine(), dataset, self.names)
 

@@ -262,6 +262,13 @@ def test_figures_equal_the_commands(
     source = run.config.DATA.data_root
     again = segmenter.predict(Path(source) / result.per_image[0]["name"])
     np.testing.assert_array_equal(again.mask, saved)
+    interval = result.interval()
+    assert interval.low <= interval.value <= interval.high
+    assert interval.value == pytest.approx(result.mean_iou, abs=1e-9)
+    written = segmenter.test(save_folder=tmp_path / "again")
+    assert written.mean_iou == result.mean_iou
+    assert written.report == tmp_path / "again/report.html"
+    assert (tmp_path / "again/per_image.jsonl").read_text().count("\n") == 4
 
 
 def test_the_command_predicts_past_a_bad_image(

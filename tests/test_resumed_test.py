@@ -35,7 +35,7 @@ class Watched:
 
 @pytest.fixture
 def engine(monkeypatch) -> Watched:
-    watched, predict = Watched(), SlidingWindow.predict_group
+    watched, predict = Watched(), SlidingWindow.predict_with_confidence
 
     def counted(self, images):
         watched.calls += 1
@@ -43,7 +43,7 @@ def engine(monkeypatch) -> Watched:
             raise KeyboardInterrupt
         return predict(self, images)
 
-    monkeypatch.setattr(SlidingWindow, "predict_group", counted)
+    monkeypatch.setattr(SlidingWindow, "predict_with_confidence", counted)
     return watched
 
 
@@ -109,27 +109,43 @@ def test_images_together_are_done_together(words, engine, tmp_path: Path) -> Non
     assert engine.calls == 2
 
 
-def test_saved_predictions_are_counted(words, engine, tmp_path: Path) -> None:
-    """The figures of the images that are done come from their files."""
-    stopped(words, engine, at=3)
-    (path,) = (tmp_path / "run/result/gray").iterdir()
-    Image.fromarray(np.full((72, 88), 3, np.uint8)).save(path)
+def test_figures_of_finished_images_are_those_of_their_record(
+    words, engine, tmp_path: Path
+) -> None:
+    """What was predicted before the stop is neither predicted nor read again."""
     test.main(words)
-    assert (np.array(Image.open(path)) == 3).all()
+    whole = figures(tmp_path)
+    stopped(words, engine, at=3)
+    (path,) = (tmp_path / "run/result/gray").glob("*1.png")
     Image.fromarray(np.full((5, 5), 3, np.uint8)).save(path)
+    test.main(words)
+    assert figures(tmp_path) == whole
     with pytest.raises(DataError, match="size differs from its image's"):
         test.main([*words, "TEST.has_prediction", "True"])
 
 
+def test_a_damaged_entry_is_tested_again(words, engine, tmp_path: Path) -> None:
+    test.main(words)
+    whole = figures(tmp_path)
+    stopped(words, engine, at=3)
+    journal = tmp_path / "run/result/.journal/done-0.txt"
+    journal.write_text(journal.read_text().replace('"counts": [[', '"counts": [["x", '))
+    test.main(words)
+    assert engine.calls == 3
+    assert figures(tmp_path) == whole
+
+
 def test_a_journal_knows_its_settings_and_whole_lines(tmp_path: Path) -> None:
     journal = ProgressJournal(tmp_path, {"scale": 1})
-    journal.add(["a.jpg", "ö b.jpg"])
-    journal.add(["c.jpg"])
+    journal.add([{"name": "a.jpg", "pixels": 3}, {"name": "ö b.jpg"}])
+    journal.add([{"name": "c.jpg"}])
     path = tmp_path / ".journal/done-0.txt"
     path.write_text(path.read_text()[:-3])
-    (tmp_path / ".journal/done-5.txt").write_text('"of another process.jpg"\n"cut')
+    other = '{"name": "of another process.jpg"}\n["no entry"]\n{"name": 3}\n{"name": "cut"'
+    (tmp_path / ".journal/done-5.txt").write_text(other)
     again = ProgressJournal(tmp_path, {"scale": 1})
-    assert again.done == {"a.jpg", "ö b.jpg", "of another process.jpg"}
-    assert ProgressJournal(tmp_path, {"scale": 2}).done == set()
+    assert again.done.keys() == {"a.jpg", "ö b.jpg", "of another process.jpg"}
+    assert again.done["a.jpg"]["pixels"] == 3
+    assert ProgressJournal(tmp_path, {"scale": 2}).done == {}
     again.finish()
     assert list(tmp_path.iterdir()) == []

@@ -211,10 +211,10 @@ def test_other_damage_is_a_documented_error(tmp_path: Path) -> None:
         with pytest.raises(DataError, match="s.mat: GTcls is "):
             read_matlab_label(tmp_path / "s.mat")
     journal = ProgressJournal(tmp_path, {})
-    journal.add(["a.png"])
+    journal.add([{"name": "a.png"}])
     journal._file.write('"\0\0\0\n[1]\n')
     journal._file.close()
-    assert ProgressJournal(tmp_path, {}).done == {"a.png"}
+    assert ProgressJournal(tmp_path, {}).done.keys() == {"a.png"}
 
 
 # ---- the network

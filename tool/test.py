@@ -3,6 +3,9 @@
 stripseg test ade20k spnet50 TEST.scales "[0.5, 0.75, 1.0, 1.25, 1.5, 1.75]"
 stripseg test exp/camvid/spnet18/model/best.pth      with the config it was trained with
 stripseg test spnet18.onnx DATA.data_root data/camvid
+stripseg test camvid spnet18 --against exp/camvid/pspnet18/result/val/ss
+
+Beside the figures (metrics.json) it writes report.html, and per_image.jsonl for `stripseg compare`.
 """
 
 from collections.abc import Sequence
@@ -19,7 +22,16 @@ from stripseg.util.logger import run_logger
 def main(argv: Sequence[str]) -> int | None:
     """Predict, save, count, report."""
     parser = command_line.argument_parser("stripseg test", __doc__)
-    _, config = command_line.parse_config(parser, argv, classifiers=True)
+    parser.add_argument(
+        "--against", type=Path, help="folder of an earlier test that the report compares with"
+    )
+    parser.add_argument(
+        "--groups",
+        default="auto",
+        help="images that the report's intervals draw together: auto, none, folder, prefix, or a "
+        "regular expression whose first group names the unit",
+    )
+    options, config = command_line.parse_config(parser, argv, classifiers=True)
     check_files(config, "test", official_splits=official_splits(config))
     devices = process_group.choose_devices(config.TEST.test_gpu, key="TEST.test_gpu")
     processes = command_line.process_count(config, devices)
@@ -33,7 +45,7 @@ def main(argv: Sequence[str]) -> int | None:
     log = run_logger(Path(config.TEST.save_folder) / "test.log")
     for notice in config.notices:
         log.info(f"note: {notice}")
-    run_test(config, device, log)
+    run_test(config, device, log, against=options.against, groups=options.groups)
     return None
 
 

@@ -1,5 +1,6 @@
-"""Free memory of a device, and which errors mean that there was not enough of it."""
+"""Free and used memory, and which errors mean that there was not enough of it."""
 
+import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -8,6 +9,11 @@ import torch
 
 from ..config.errors import OutOfMemoryError
 from ..config.schema import TrainSection
+
+try:
+    import resource
+except ImportError:  # Windows
+    resource = None
 
 CGROUP = Path("/sys/fs/cgroup")
 MEMINFO = Path("/proc/meminfo")
@@ -39,6 +45,20 @@ def free_memory(device: torch.device) -> int:
     except (OSError, StopIteration, ValueError):
         return UNKNOWN
     return min(free * 1024, _left_in_container())
+
+
+def peak_memory() -> int:
+    """Return the most bytes in use so far: on the GPUs where they are used, else of this process.
+
+    0 where the system does not tell.
+    """
+    if torch.cuda.is_available() and torch.cuda.is_initialized():
+        devices = range(torch.cuda.device_count())
+        return max(torch.cuda.max_memory_reserved(device) for device in devices)
+    if resource is None:
+        return 0
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
 
 def _left_in_container() -> int:

@@ -23,6 +23,22 @@ class EvaluationSample(Protocol):
     index: int
 
 
+@dataclass(frozen=True)
+class ImageResult:
+    """What is known of one image after its test, on the host.
+
+    Attributes:
+        prediction: (H, W) uint8 classes.
+        confidence: (H, W) uint8: the probability of each pixel's class; 255 is 1.
+        counts: (K, K) int64, pixels of each label (row) and prediction; None without a label.
+    """
+
+    sample: EvaluationSample
+    prediction: np.ndarray
+    confidence: np.ndarray
+    counts: np.ndarray | None
+
+
 def every(_: EvaluationSample) -> bool:
     """Want each sample."""
     return True
@@ -35,10 +51,9 @@ class Evaluator:
     Args:
         group_size: images of one group, by index, share forward passes.
         on_predictions: called with the wanted samples of a group and their predictions, (H, W)
-            uint8 on the host, to save or to show them: while the device works on the next group.
-        on_counts: called with each labelled sample and its own (K, K) confusion counts, at the same
-            time.
+            uint8 on the host, to show them: while the device works on the next group.
         wanted: which samples `on_predictions` wants; the others' predictions stay on the device.
+        on_results: called with everything about the images of a group, at the same time.
     """
 
     engine: SlidingWindow
@@ -46,7 +61,7 @@ class Evaluator:
     group_size: int = 1
     on_predictions: Callable[[Sequence[EvaluationSample], Sequence[np.ndarray]], None] | None = None
     wanted: Callable[[EvaluationSample], bool] = every
-    on_counts: Callable[[EvaluationSample, np.ndarray], None] | None = None
+    on_results: Callable[[Sequence[ImageResult]], None] | None = None
 
     def run(self, samples: Iterable[EvaluationSample]) -> None:
         """Predict and count the samples, which come in list order."""
@@ -67,25 +82,43 @@ class Evaluator:
         labels = [
             None if sample.label is None else upload(sample.label, device) for sample in group
         ]
-        predictions = self.engine.predict_group([sample.image for sample in group])
-        counted, wanted = [], []
-        for sample, label, prediction in zip(group, labels, predictions, strict=True):
+        predictions, confidences = self._predict([sample.image for sample in group])
+        results, wanted = [], []
+        for sample, label, prediction, confidence in zip(
+            group, labels, predictions, confidences, strict=True
+        ):
+            counts = None
             if label is not None:
                 counts = self.confusion.update(prediction.to(device), label)
-                if self.on_counts is not None:
-                    counted.append((sample, HostCopy(counts)))
             if self.on_predictions is not None and self.wanted(sample):
                 wanted.append((sample, HostCopy(prediction.to(torch.uint8))))
+            if self.on_results is not None:
+                copies = (prediction.to(torch.uint8), confidence, counts)
+                results.append((sample, [None if c is None else HostCopy(c) for c in copies]))
 
         def deliver() -> None:
-            for sample, copy in counted:
-                self.on_counts(sample, copy.array())
             if wanted:
                 self.on_predictions(
                     [sample for sample, _ in wanted], [copy.array() for _, copy in wanted]
                 )
+            if results:
+                self.on_results(
+                    [
+                        ImageResult(sample, *(copy and copy.array() for copy in copies))
+                        for sample, copies in results
+                    ]
+                )
 
         return deliver
+
+    def _predict(
+        self, images: Sequence[np.ndarray]
+    ) -> tuple[Sequence[Tensor], Sequence[Tensor | None]]:
+        """The classes of each image, and their confidence where `on_results` wants it."""
+        if self.on_results is None:
+            return self.engine.predict_group(images), [None] * len(images)
+        pairs = self.engine.predict_with_confidence(images)
+        return [classes for classes, _ in pairs], [confidence for _, confidence in pairs]
 
     def scores(self) -> Scores:
         """The figures over all processes; every process must call it, once."""

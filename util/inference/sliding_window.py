@@ -100,6 +100,18 @@ class SlidingWindow:
         """Predict several images, whose windows share forward passes."""
         return self._within_memory(images, lambda scores: scores.argmax(dim=2))
 
+    def predict_with_confidence(self, images: Sequence[np.ndarray]) -> list[tuple[Tensor, Tensor]]:
+        """For each image of a group, (H, W): int64 classes and the uint8 probability of each.
+
+        255 is a probability of 1. The classes are those of `predict_group`.
+        """
+
+        def read(scores: Tensor) -> Tensor:
+            largest, classes = scores.max(dim=2)
+            return classes * 256 + (largest * 255 + 0.5).to(torch.int64).clamp_(0, 255)
+
+        return [(both >> 8, (both & 255).byte()) for both in self._within_memory(images, read)]
+
     def probabilities(self, image: np.ndarray) -> Tensor:
         """(H, W, C) uint8 -> (K, H, W) float32, summing to 1 over K."""
         (scores,) = self._within_memory([image], lambda scores: scores)

@@ -1,0 +1,155 @@
+"""The comparison of tests as text and as a page."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from ..config.errors import DataError
+from ..dataset.results import prediction_names
+from ..util.images import as_rgb, colorize, overlay, read_image, read_label
+from .compare import Comparison, Difference, shown_p
+from .html import jpeg, page, png, table, text
+from .page import VIEWER, change_cell, figure_cell, sortable
+from .pictures import FULL, THUMBNAIL, fit
+from .records import TestRecords
+
+MOST_CHANGED = 8  # images in each direction
+
+
+@dataclass(frozen=True)
+class Method:
+    """One side of a comparison.
+
+    Args:
+        name: for people.
+        folders: of its tests, one per seed.
+        runs: what those folders hold.
+    """
+
+    name: str
+    folders: Sequence[Path]
+    runs: Sequence[TestRecords]
+
+
+def figures_text(values: Sequence[float]) -> str:
+    """The mean IoU of a method: with several seeds mean and deviation."""
+    if len(values) == 1:
+        return f"{values[0]:.4f}"
+    return f"{np.mean(values):.4f} +- {np.std(values, ddof=1):.4f} ({len(values)} seeds)"
+
+
+def comparison_text(first: Method, second: Method, result: Comparison) -> str:
+    """What the terminal shows: the verdict, the figures, the classes that changed."""
+    names = first.runs[0].names
+    lines = [
+        f"{first.name}: mIoU {figures_text(result.a)}",
+        f"{second.name}: mIoU {figures_text(result.b)}",
+        result.sentence(first.name, second.name),
+    ]
+    width = max(map(len, names))
+    known = [(name, d) for name, d in zip(names, result.classes, strict=True) if d is not None]
+    for name, entry in sorted(known, key=lambda pair: -abs(pair[1].interval.value)):
+        lines.append(f"  {name:<{width}} {difference_text(entry)}")
+    return "\n".join(lines)
+
+
+def difference_text(entry: Difference) -> str:
+    interval = entry.interval
+    return (
+        f"{100 * interval.value:+7.2f} points ({100 * interval.low:+.2f} to "
+        f"{100 * interval.high:+.2f}, p {shown_p(entry.p)})"
+    )
+
+
+def comparison_page(first: Method, others: Sequence[tuple[Method, Comparison]]) -> str:
+    """The page: a section for each comparison, the images of the last one."""
+    parts = [f"<header><h1>Comparison with {text(first.name)}</h1>"]
+    for method, result in others:
+        sentence = result.sentence(first.name, method.name)
+        parts.append(f"<p class=verdict>{text(sentence.partition(' (')[0])}</p>")
+        parts.append(f"<p class=facts>{text('(' + sentence.partition(' (')[2])}</p>")
+        if len(result.a) == len(result.b) == 1:
+            parts.append(
+                "<p class=faint>This holds for these two networks. Trained again with another seed "
+                "each would differ: compare several seeds to judge the methods.</p>"
+            )
+    parts.append("</header>")
+    for method, result in others:
+        parts.append(f"<section><h2>{text(method.name)} against {text(first.name)}</h2>")
+        parts.append(figures_table(first, method, result) + class_table(first, result))
+        parts.append("</section>")
+    method, result = others[-1]
+    images, gallery = changed_pictures(first, method, result)
+    parts.append(
+        "<section><h2>Images that changed most</h2><p>By the mean IoU of the classes in each "
+        f"image. Open one to see {text(first.name)} and {text(method.name)} behind a slider.</p>"
+        f"<div id=gallery></div></section>{VIEWER}"
+    )
+    layers = ["image", first.name, method.name]
+    data = {"layers": layers, "start": [1, 2], "gallery": gallery, "cells": {}, **images}
+    return page(f"comparison with {first.name}", "\n".join(parts), data)
+
+
+def figures_table(first: Method, second: Method, result: Comparison) -> str:
+    rows = [
+        [text(first.name), figures_text(result.a), ""],
+        [text(second.name), figures_text(result.b), difference_text(result.mean)],
+    ]
+    return table(["", "mIoU", "difference"], rows, numbers=2)
+
+
+def class_table(first: Method, result: Comparison) -> str:
+    """Every class; headings sort."""
+    rows = [
+        [
+            (name, text(name)),
+            change_cell(entry.interval, entry.p),
+            figure_cell(entry.p),
+        ]
+        for name, entry in zip(first.runs[0].names, result.classes, strict=True)
+        if entry is not None
+    ]
+    return sortable(["class", "change of IoU in points (95 % interval)", "p"], rows)
+
+
+def changed_pictures(first: Method, second: Method, result: Comparison) -> tuple[dict, list]:
+    """({images, thumbs, full}, [title, indices]) of the images that lost and gained most."""
+    lost = [entry for entry in result.changed[:MOST_CHANGED] if entry[1] < 0]
+    gained = [entry for entry in result.changed[::-1][:MOST_CHANGED] if entry[1] > 0]
+    chosen = [*lost, *gained]
+    files = prediction_names([image.name for image in first.runs[0].images])
+    images, thumbs, full = [], [], []
+    for name, change in chosen:
+        shown = read_both(first, second, name, files[name])
+        entry = {
+            "name": name.rpartition("/")[2],
+            "fact": f"{100 * change:+.1f}",
+            "facts": f"mIoU of its classes {100 * change:+.1f} points",
+            "thumb": -1,
+            "full": -1,
+        }
+        if shown is not None:
+            entry["thumb"], entry["full"] = len(thumbs), len(full)
+            thumbs.append(shown[0])
+            full.append(shown[1])
+        images.append(entry)
+    half = len(lost)
+    gallery = [["Lost most", [*range(half)]], ["Gained most", [*range(half, len(chosen))]]]
+    return {"images": images, "thumbs": thumbs, "full": full}, gallery
+
+
+def read_both(first: Method, second: Method, name: str, file: str) -> tuple[str, list[str]] | None:
+    """(thumbnail, layers) of an image with both predictions; None where a file is gone."""
+    facts = first.runs[0].facts
+    colors = np.asarray(facts["colors"], np.uint8)
+    try:
+        image = as_rgb(read_image(Path(facts["data_root"]) / name, 3))
+        both = [read_label(method.folders[0] / "gray" / file) for method in (first, second)]
+    except DataError:
+        return None
+    image, *both = fit(image, FULL), *(fit(part, FULL, exact=True) for part in both)
+    small = fit(image, THUMBNAIL), fit(both[1], THUMBNAIL, exact=True)
+    thumbnail = jpeg(overlay(*small, colors), quality=60)
+    return thumbnail, [jpeg(image), *(png(colorize(part, colors)) for part in both)]

@@ -1,0 +1,68 @@
+"""Pages that are one file: text is escaped, pictures are inside, nothing is fetched."""
+
+import base64
+import html
+import json
+from pathlib import Path
+from string import Template
+from typing import Any
+
+import cv2
+import numpy as np
+
+ASSETS = Path(__file__).with_name("assets")
+text = html.escape  # every string that is not ours goes through this
+
+
+def page(title: str, body: str, data: Any = None) -> str:
+    """A whole page in the look of our reports; `data` is what its scripts read."""
+
+    def asset(kind: str) -> str:
+        return (ASSETS / f"report.{kind}").read_text(encoding="utf-8")
+
+    return Template(asset("html")).substitute(
+        title=text(title),
+        style=asset("css"),
+        script=asset("js"),
+        body=body,
+        data=json.dumps(data, separators=(",", ":")).replace("<", "\\u003c"),
+    )
+
+
+def jpeg(image: np.ndarray, quality: int = 75) -> str:
+    """An (H, W, 3) uint8 RGB image as a data URI."""
+    settings = [cv2.IMWRITE_JPEG_QUALITY, quality]
+    _, data = cv2.imencode(".jpg", cv2.cvtColor(image, cv2.COLOR_RGB2BGR), settings)
+    return f"data:image/jpeg;base64,{base64.b64encode(data.tobytes()).decode()}"
+
+
+def png(image: np.ndarray) -> str:
+    """An (H, W, 3) or (H, W, 4) uint8 RGB(A) image as a data URI, without loss."""
+    order = cv2.COLOR_RGBA2BGRA if image.shape[2] == 4 else cv2.COLOR_RGB2BGR
+    _, data = cv2.imencode(".png", cv2.cvtColor(image, order), [cv2.IMWRITE_PNG_COMPRESSION, 9])
+    return f"data:image/png;base64,{base64.b64encode(data.tobytes()).decode()}"
+
+
+def table(head: list[str], rows: list[list[str]], *, numbers: int = 0) -> str:
+    """A table of cells that are HTML already; the last `numbers` columns are right-aligned."""
+    first = len(head) - numbers
+
+    def cells(row: list[str], tag: str) -> str:
+        return "".join(
+            f"<{tag}{' class=number' if index >= first else ''}>{cell}</{tag}>"
+            for index, cell in enumerate(row)
+        )
+
+    lines = "".join(f"<tr>{cells(row, 'td')}</tr>" for row in rows)
+    return (
+        f"<div class=wide><table><thead><tr>{cells(head, 'th')}</tr></thead>{lines}</table></div>"
+    )
+
+
+def percent(share: float) -> str:
+    return f"{100 * share:.1f} %"
+
+
+def bar(share: float) -> str:
+    """A share of 0 to 1 as a bar."""
+    return f'<span class=bar><span style="width:{100 * min(max(share, 0), 1):.1f}%"></span></span>'

@@ -1,0 +1,656 @@
+"""The report of a test: `report.html`, one file that opens anywhere and asks no network."""
+
+import shlex
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import pairwise
+from pathlib import Path
+
+import numpy as np
+
+from ..config.errors import DataError
+from ..config.schema import SECTIONS, Config
+from ..dataset.results import PredictionFiles
+from ..dataset.segmentation import EvaluationSet
+from ..util.files import write_text
+from ..util.memory import peak_memory
+from ..util.training.epoch_log import read_epochs
+from .charts import line_chart, reliability_chart
+from .compare import Comparison, compare
+from .html import bar, page, percent, table, text
+from .intervals import FEWEST_UNITS, Bootstrap, Interval, tallies
+from .pictures import LAYERS, Shown, TestPictures, unique
+from .records import BOUNDARY_SHARE, DISTANCES, ELONGATIONS, SIZES, ImageRecord, TestRecords, sum_of
+
+NAME = "report.html"
+WORST, MIDDLE, BEST = 12, 4, 4
+MOST_CLASSES = 30  # in the confusion matrix
+MOST_FULL, MOST_THUMBNAILS = 60, 400  # pictures: 10 MB at most
+PER_CELL, CONFUSIONS, MOST_SUSPECTS = 6, 10, 12
+
+
+@dataclass(frozen=True)
+class Test:
+    """Everything a report is made of.
+
+    Args:
+        config: as the test ran.
+        records: of every image, in the order of `dataset`.
+        seconds: that the test took.
+        earlier: another test of the same images to compare with.
+        groups: which images intervals draw together.
+    """
+
+    __test__ = False  # pytest would take the name for a test
+
+    config: Config
+    records: TestRecords
+    seconds: float
+    earlier: TestRecords | None
+    groups: str
+
+    @property
+    def names(self) -> list[str]:
+        return self.records.names
+
+    @property
+    def images(self) -> Sequence[ImageRecord]:
+        return self.records.images
+
+    @cached_property
+    def counts(self) -> np.ndarray:
+        """(K, K): a row for each label."""
+        return sum_of(self.images, len(self.names))
+
+    @cached_property
+    def bootstrap(self) -> Bootstrap:
+        return Bootstrap(tallies(self.images, len(self.names), self.groups))
+
+    @cached_property
+    def comparison(self) -> Comparison | str | None:
+        """With the earlier test; a sentence where they cannot be compared."""
+        if self.earlier is None:
+            return None
+        try:
+            return compare([self.earlier], [self.records], groups=self.groups)
+        except DataError as error:
+            return str(error)
+
+    @cached_property
+    def order(self) -> list[int]:
+        """Indices of the images that have labelled pixels, the worst first."""
+        known = [index for index, image in enumerate(self.images) if image.counts]
+        return sorted(known, key=lambda index: self.images[index].mean_iou)
+
+    @cached_property
+    def per_image_iou(self) -> list[dict[int, float]]:
+        return [image.iou() for image in self.images]
+
+
+def write_report(
+    config: Config,
+    records: TestRecords,
+    dataset: EvaluationSet,
+    files: PredictionFiles,
+    *,
+    seconds: float,
+    earlier: TestRecords | None = None,
+    groups: str = "auto",
+) -> Path:
+    """Write `report.html` beside the figures of a test; return its path.
+
+    Args:
+        dataset: the images that were tested, which the pictures are made of.
+        files: their saved predictions; without them the report has no pictures.
+        seconds, earlier, groups: as in `Test`.
+    """
+    test = Test(config, records, seconds, earlier, groups)
+    colors = np.asarray(records.facts["colors"], np.uint8)
+    pictures = TestPictures(dataset, files, colors, config.TRAIN.ignore_label)
+    cells = cell_images(test)
+    gallery, images = gallery_data(test, pictures, cells)
+    body = "\n".join(
+        [
+            verdict(test),
+            classes_section(test, colors),
+            confusion_section(test),
+            gallery_section(test, has_pictures=bool(images["thumbs"])),
+            breakdown_section(test),
+            calibration_section(test, pictures),
+            run_section(test),
+            VIEWER,
+        ]
+    )
+    data = {
+        "classes": test.names,
+        "cells": cells,
+        "layers": LAYERS,
+        "start": [0, 2],
+        **gallery,
+        **images,
+    }
+    title = f"{config.dataset} {config.experiment}: test report"
+    path = Path(config.TEST.save_folder) / NAME
+    write_text(path, page(title, body, data))
+    return path
+
+
+def verdict(test: Test) -> str:
+    """The figure with its interval, how it was measured, and the command to repeat it."""
+    config, protocol = test.config, test.records.facts
+    interval = test.bootstrap.mean_interval()
+    units = len(test.bootstrap.tallies.units)
+    scales = ", ".join(f"{scale:g}" for scale in protocol["scales"])
+    height, width = protocol["crop"]
+    accuracy = np.trace(test.counts) / max(1, test.counts.sum())
+    facts = [
+        f"{len(test.images)} images of the {config.TEST.split} split",
+        f"pixel accuracy {percent(float(accuracy))}",
+        f"scale{'s' if len(protocol['scales']) > 1 else ''} {scales}",
+        "averaged with mirrored images" if protocol["flip"] else "no mirroring",
+        f"windows of {height} x {width}",
+        f"long side {protocol['base_size']}" if protocol["base_size"] else "images at their size",
+        f"checkpoint {protocol['checkpoint'][:12]}"
+        if protocol["checkpoint"]
+        else "saved predictions",
+    ]
+    drawn = "images" if units == len(test.images) else f"{units} sequences of images"
+    parts = [
+        f"<header><h1>{text(config.dataset)} {text(config.experiment)}</h1>",
+        f"<p class=verdict id=verdict>mIoU {interval.value:.4f} "
+        f"<small>95 % interval {interval.low:.4f} to {interval.high:.4f}, drawing {drawn}</small>"
+        "</p>",
+        f"<p class=facts>{text('; '.join(facts))}</p>",
+    ]
+    if units == len(test.images):
+        parts.append(
+            "<p class=faint>Each image counts as independent. Frames of one video are not, and the "
+            "interval is then too narrow: name what belongs together with --groups.</p>"
+        )
+    if units < FEWEST_UNITS:
+        parts.append(
+            f"<p class=warning>The interval is unreliable: it rests on {units} independent units, "
+            f"and fewer than {FEWEST_UNITS} say little about other images.</p>"
+        )
+    if isinstance(test.comparison, str):
+        parts.append(f"<p class=warning>No comparison: {text(test.comparison)}</p>")
+    elif test.comparison is not None:
+        sentence = test.comparison.sentence("the earlier test", "this test")
+        parts.append(f"<p><b>{text(sentence[0].upper() + sentence[1:])}.</b></p>")
+    links = [("classes", "Classes"), ("confusion", "Confusions"), ("images", "Images")]
+    links += [("where", "Where errors lie"), ("calibration", "Confidence"), ("run", "The run")]
+    anchors = "".join(f'<a href="#{anchor}">{word}</a>' for anchor, word in links)
+    return "".join(
+        [*parts, f"<pre>{text(command_of(config))}</pre>", f"<nav>{anchors}</nav></header>"]
+    )
+
+
+def command_of(config: Config) -> str:
+    """The command that repeats the test."""
+    is_network = not config.source.endswith((".yaml", ".yml"))
+    named = [config.source] if is_network else ["--config", config.source]
+    return shlex.join(["stripseg", "test", *named, *map(str, config.overrides)])
+
+
+def classes_section(test: Test, colors: np.ndarray) -> str:
+    """Every class with its figures; headings sort."""
+    counts = test.counts
+    hits, labelled, predicted = np.diag(counts), counts.sum(1), counts.sum(0)
+    holding = np.zeros(len(test.names), np.int64)
+    boundary = np.zeros((len(test.names), 2), np.int64)
+    for image in test.images:
+        holding[sorted({row[0] for row in image.counts})] += 1
+        for index, intersection, union in image.boundary:
+            boundary[index] += intersection, union
+    compared = isinstance(test.comparison, Comparison)
+    head = ["class", "IoU", "", "95 % interval", "accuracy", "boundary IoU", "pixels", "images"]
+    head += ["change"] if compared else []
+    total = max(1, int(labelled.sum()))
+    rows = []
+    for index, interval in enumerate(test.bootstrap.class_intervals()):
+        color = ",".join(map(str, colors[index]))
+        swatch = f'<span class=swatch style="background:rgb({color})"></span>'
+        near, union = boundary[index]
+        cells = [
+            (test.names[index], swatch + text(test.names[index])),
+            figure_cell(None if interval is None else interval.value),
+            (None if interval is None else interval.value, bar(interval.value) if interval else ""),
+            interval_cell(interval),
+            figure_cell(hits[index] / labelled[index] if labelled[index] else None),
+            figure_cell(near / union if union else None),
+            (labelled[index] / total, percent(labelled[index] / total)),
+            (holding[index], str(holding[index])),
+        ]
+        if compared:
+            change = test.comparison.classes[index]
+            cells.append(change_cell(change.interval, change.p) if change else (None, ""))
+        rows.append(cells)
+    absent = int(((labelled + predicted) == 0).sum())
+    notes = (
+        f"Boundary IoU counts pixels within {percent(BOUNDARY_SHARE)} of the image's diagonal of a "
+        "boundary."
+    )
+    if absent:
+        notes += f" {absent} classes never occur and count 0 in the mIoU, as in the semseg family."
+    return (
+        f"<section id=classes><h2>Classes</h2>{sortable(head, rows)}<p class=faint>{notes}</p>"
+        "</section>"
+    )
+
+
+Cell = tuple[float | str | None, str]  # what a column is sorted by, and the HTML
+
+
+def figure_cell(value: float | None) -> Cell:
+    return (None, "") if value is None else (float(value), f"{value:.3f}")
+
+
+def interval_cell(interval: Interval | None) -> Cell:
+    """Sorted by its width: what is known least."""
+    if interval is None:
+        return (None, "")
+    return (interval.high - interval.low, f"{interval.low:.3f} to {interval.high:.3f}")
+
+
+def change_cell(interval: Interval, p: float) -> Cell:
+    """In points of IoU; in colour where it is more than chance."""
+    sign = ("up" if interval.value > 0 else "down") if p < 0.05 else "faint"
+    shown = f"{100 * interval.value:+.1f} ({100 * interval.low:+.1f} to {100 * interval.high:+.1f})"
+    return (interval.value, f"<span class={sign}>{shown}</span>")
+
+
+def sortable(head: Sequence[str], rows: Sequence[Sequence[Cell]]) -> str:
+    """A table whose headings are buttons."""
+    heads = "".join(
+        f"<th scope=col{' class=number' if index else ''}>"
+        + (f"<button type=button>{text(name)}</button></th>" if name else "</th>")
+        for index, name in enumerate(head)
+    )
+    lines = "".join(
+        "<tr>"
+        + "".join(
+            f"<td{' class=number' if index else ''} "
+            f'data-value="{text(str("" if key is None else key))}">{shown}</td>'
+            for index, (key, shown) in enumerate(row)
+        )
+        + "</tr>"
+        for row in rows
+    )
+    return (
+        f'<div class=wide><table id="class-table"><thead><tr>{heads}</tr></thead>'
+        f"<tbody>{lines}</tbody></table></div>"
+    )
+
+
+def matrix_classes(test: Test) -> list[int]:
+    """The classes of the confusion matrix: all, or those with the most errors."""
+    counts = test.counts
+    errors = counts.sum(1) + counts.sum(0) - 2 * np.diag(counts)
+    occurring = [
+        index for index in range(len(counts)) if counts[index].any() or counts[:, index].any()
+    ]
+    chosen = sorted(occurring, key=lambda index: -errors[index])[:MOST_CLASSES]
+    return sorted(chosen)
+
+
+def cell_images(test: Test) -> dict[str, list[list[int]]]:
+    """{"label,prediction": [[image, pixels], ...]} of the images that contribute most."""
+    shown = set(matrix_classes(test))
+    cells: dict[str, list[list[int]]] = {}
+    for index, image in enumerate(test.images):
+        for label, prediction, pixels in image.counts:
+            if label in shown and prediction in shown:
+                cells.setdefault(f"{label},{prediction}", []).append([index, pixels])
+    for key, entries in cells.items():
+        cells[key] = sorted(entries, key=lambda entry: -entry[1])[:PER_CELL]
+    return cells
+
+
+def confusion_section(test: Test) -> str:
+    """The matrix, each row in shares of its label, and the greatest confusions in words."""
+    chosen, names = matrix_classes(test), test.names
+    rows = test.counts.sum(1)
+    head = "".join(f"<th scope=col>{text(names[index])}</th>" for index in chosen)
+    lines = []
+    for label in chosen:
+        cells = "".join(
+            matrix_cell(label, prediction, test.counts[label, prediction], rows[label], names)
+            for prediction in chosen
+        )
+        lines.append(f"<tr><th scope=row>{text(names[label])}</th>{cells}</tr>")
+    more = len(names) - len(chosen)
+    note = f" {more} classes that are confused less are left out." if more else ""
+    return (
+        "<section id=confusion><h2>Confusions</h2><p>Of the pixels of each class (row), what they "
+        f"were predicted as, in percent. A cell opens the images that contribute most.{note}</p>"
+        f"<div class=wide><table id=matrix><thead><tr><td></td>{head}</tr></thead>"
+        f"<tbody>{''.join(lines)}</tbody></table></div><div id=opened aria-live=polite></div>"
+        f"<h3>In words</h3><ul>{''.join(confusions_in_words(test))}</ul></section>"
+    )
+
+
+def matrix_cell(label: int, prediction: int, pixels: int, total: int, names: Sequence[str]) -> str:
+    share = pixels / total if total else 0.0
+    color = "0,114,178" if label == prediction else "213,94,0"
+    shown = f"{100 * share:.0f}" if share >= 0.005 else ""
+    ink = ";color:#fff" if share > 0.6 else ""
+    told = f"{text(names[label])} predicted as {text(names[prediction])}: {percent(share)}"
+    return (
+        f'<td style="background:rgba({color},{min(1, share**0.6):.3f}){ink}"><button type=button '
+        f'class=cell data-cell="{label},{prediction}" data-share="{percent(share)}" title="{told}" '
+        f'aria-label="{told}">{shown}</button></td>'
+    )
+
+
+def confusions_in_words(test: Test) -> list[str]:
+    """What most of a class is taken for, as list items: each class counts alike in the mIoU."""
+    counts = test.counts * (1 - np.eye(len(test.names), dtype=np.int64))
+    errors = max(1, int(counts.sum()))
+    shares = counts / np.maximum(test.counts.sum(1, keepdims=True), 1)
+    order = np.argsort(-shares, axis=None, kind="stable")[:CONFUSIONS]
+    items = []
+    for label, prediction in zip(*np.unravel_index(order, counts.shape), strict=True):
+        pixels, share = int(counts[label, prediction]), float(shares[label, prediction])
+        if pixels:
+            items.append(
+                f"<li>{percent(share)} of <b>{text(test.names[label])}</b> is predicted as "
+                f"<b>{text(test.names[prediction])}</b>: {percent(pixels / errors)} of all errors"
+                "</li>"
+            )
+    return items
+
+
+def gallery_data(
+    test: Test, pictures: TestPictures, cells: dict[str, list[list[int]]]
+) -> tuple[dict, dict]:
+    """({gallery: [title, indices]}, {images, thumbs, full}) for the page's script."""
+    order = test.order
+    best = order[max(WORST, len(order) - BEST) :][::-1]
+    rest = order[WORST : len(order) - len(best)]
+    middle = rest[max(0, (len(rest) - MIDDLE) // 2) :][:MIDDLE]
+    worst = order[:WORST]
+    by_class = [worst_of_class(test, index) for index in range(len(test.names))]
+    seconds = (index for two in (1, 2) for found in by_class for index in found[two - 1 : two])
+    full = unique([*worst, *middle, *best, *seconds])[:MOST_FULL]
+    greatest = sorted((e for es in cells.values() for e in es), key=lambda entry: -entry[1])
+    listed = unique([*full, *(i for found in by_class for i in found), *(i for i, _ in greatest)])
+    thumbs: dict[int, str] = {}
+    layers: dict[int, list[str]] = {}
+    for index in listed[:MOST_THUMBNAILS]:
+        shown = pictures.read(index)
+        if shown is None:
+            continue
+        thumbs[index] = pictures.thumbnail(shown)
+        if index in full:
+            layers[index] = pictures.layers(shown)
+    folder = common_folder([image.name for image in test.images])
+    places = [{key: i for i, key in enumerate(part)} for part in (thumbs, layers)]
+    images = [
+        {
+            "name": image.name.removeprefix(folder),
+            "fact": f"{image.mean_iou:.3f}",
+            "per": {index: round(iou, 4) for index, iou in own.items()},
+            "facts": f"mIoU of its classes {image.mean_iou:.3f}, pixel accuracy "
+            f"{percent(image.pixel_accuracy)}, {image.size[1]} x {image.size[0]} pixels",
+            "thumb": places[0].get(index, -1),
+            "full": places[1].get(index, -1),
+        }
+        for index, (image, own) in enumerate(zip(test.images, test.per_image_iou, strict=True))
+    ]
+    chosen = {"gallery": [["Worst", worst], ["Median", middle], ["Best", best]]}
+    return chosen, {"images": images, "thumbs": [*thumbs.values()], "full": [*layers.values()]}
+
+
+def common_folder(names: Sequence[str]) -> str:
+    """The folder, with its slash, that all names begin with; empty where there is none."""
+    first, last = min(names), max(names)  # what these share, all share
+    shared = next((i for i, (a, b) in enumerate(zip(first, last)) if a != b), len(first))  # noqa: B905
+    return first[: first.rfind("/", 0, shared) + 1]
+
+
+def worst_of_class(test: Test, index: int) -> list[int]:
+    """The images where a class is found worst."""
+    holding = [i for i, own in enumerate(test.per_image_iou) if index in own]
+    return sorted(holding, key=lambda i: test.per_image_iou[i][index])[:WORST]
+
+
+def gallery_section(test: Test, *, has_pictures: bool) -> str:
+    options = "".join(
+        f'<option value="{index}">{text(name)}</option>' for index, name in enumerate(test.names)
+    )
+    note = (
+        ""
+        if has_pictures
+        else (
+            "<p class=warning>The predictions were not saved (TEST.save_predictions), so there are "
+            "no pictures.</p>"
+        )
+    )
+    return (
+        "<section id=images><h2>Images</h2><p>By the mean IoU of the classes in each image. Open "
+        "one to see its label, its prediction and the errors behind a slider.</p>"
+        f"{note}<div class=controls><label>where a class is found worst: <select id=filter>"
+        f'<option value="">all classes</option>{options}</select></label></div>'
+        "<div id=gallery></div></section>"
+    )
+
+
+VIEWER = """<dialog id=viewer aria-labelledby=viewer-name>
+<div class=controls><b id=viewer-name></b><span id=viewer-facts class=faint></span>
+<button type=button class=plain id=close>close</button></div>
+<div class=stage><img id=under alt="left layer"><img id=over alt="right layer"></div>
+<p id=viewer-note class=faint></p>
+<div class=controls id=viewer-controls>
+<label>left <select id=left></select></label>
+<input type=range id=split min=0 max=100 value=50 aria-label="how far the left layer reaches">
+<label>right <select id=right></select></label>
+<span class=faint id=legend>errors: orange wrong, blue right, grey unlabelled</span></div>
+</dialog>"""
+
+
+def summed(images: Sequence[ImageRecord], field: str, columns: int) -> np.ndarray:
+    """The rows of a field, summed over the images."""
+    rows = [getattr(image, field) for image in images if getattr(image, field)]
+    return np.sum(rows, axis=0) if rows else np.zeros((0, columns))
+
+
+def breakdown_section(test: Test) -> str:
+    """Where errors lie: near boundaries, in small objects, in long ones, in small images."""
+    distance = summed(test.images, "distance", 2)
+    parts = ["<section id=where><h2>Where errors lie</h2>"]
+    if len(distance):
+        errors, pixels = distance.sum(0)[1], distance[:, 0].sum()
+        near = distance[0][1] / max(1, errors)
+        parts.append(
+            f"<p><b>{percent(near)} of all errors</b> lie within {DISTANCES[0]} pixels of a "
+            f"boundary between two labels, where {percent(distance[0][0] / pixels)} of the pixels "
+            "are.</p>"
+        )
+        rows = [
+            [label, percent(row[0] / pixels), percent(row[1] / max(1, errors)),
+             percent(row[1] / row[0]) if row[0] else "", bar(row[1] / row[0] if row[0] else 0)]
+            for label, row in zip(range_names(DISTANCES, "px", first=1), distance, strict=True)
+        ]  # fmt: skip
+        head = ["distance to a boundary", "pixels", "errors", "error rate", ""]
+        parts.append("<div class=columns><div>" + table(head, rows, numbers=4) + "</div>")
+        side = [round(size**0.5) for size in SIZES]
+        sizes = [f"below {side[0]} x {side[0]} px", f"to {side[1]} x {side[1]} px", "larger"]
+        parts.append(object_table("size of an object", sizes, summed(test.images, "sizes", 3)))
+        longs = range_names(ELONGATIONS, "", first=1, whole=False)
+        longs[-1] += ": thin and long"
+        parts.append(
+            object_table("elongation", longs, summed(test.images, "elongations", 3)) + "</div>"
+        )
+        parts.append(
+            "<p class=faint>An object is a connected region of one class in the label. Elongation "
+            "is its area over its greatest width squared: 1 for a square, 10 for a strip ten times "
+            "as long as wide. Found is the share of its pixels that are predicted right.</p>"
+        )
+    parts.append(image_sizes(test))
+    return "".join([*parts, "</section>"])
+
+
+def range_names(ends: Sequence[int], unit: str, *, first: int, whole: bool = True) -> list[str]:
+    """Names of bins: "1 to 3 px", "4 to 8 px", "9 px and more"; "1 to 2", "2 and more"."""
+    starts = [first, *(end + whole for end in ends)]
+    names = [
+        f"{start} to {end} {unit}".strip() for start, end in zip(starts[:-1], ends, strict=True)
+    ]
+    return [*names, f"{starts[-1]} {unit}".strip() + " and more"]
+
+
+def object_table(what: str, names: Sequence[str], rows: np.ndarray) -> str:
+    lines = [
+        [name, f"{int(count):,}", percent(right / pixels) if pixels else "",
+         bar(right / pixels if pixels else 0)]
+        for name, (count, pixels, right) in zip(names, rows, strict=True)
+    ]  # fmt: skip
+    return "<div>" + table([what, "objects", "found", ""], lines, numbers=3) + "</div>"
+
+
+def image_sizes(test: Test) -> str:
+    """Figures of small, medium and large images, where they differ."""
+    areas = np.array([image.size[0] * image.size[1] for image in test.images])
+    if len(set(areas)) < 3:
+        return "<p class=faint>The images differ too little in size for a table by size.</p>"
+    limits = np.quantile(areas, [0, 1 / 3, 2 / 3, 1])
+    rows = []
+    for low, high in pairwise(limits):
+        last = high == limits[-1]
+        chosen = [
+            image
+            for image, area in zip(test.images, areas, strict=True)
+            if low <= area < high or (last and area == high)
+        ]
+        if chosen:
+            own = Bootstrap(tallies(chosen, len(test.names), "none"), draws=1)
+            value = own.mean_interval().value
+            rows.append(
+                [f"{low / 1e6:.2f} to {high / 1e6:.2f} Mpx", str(len(chosen)), f"{value:.3f}"]
+            )
+    return "<h3>By image size</h3>" + table(["size", "images", "mIoU"], rows, numbers=2)
+
+
+def calibration_section(test: Test, pictures: TestPictures) -> str:
+    """Whether confidence can be believed, and labels that the network doubts."""
+    bins = summed(test.images, "calibration", 3)
+    parts = ["<section id=calibration><h2>Confidence</h2>"]
+    if not len(bins):
+        parts.append(
+            "<p>Saved predictions do not tell how sure the network was; test with the network for "
+            "this part.</p>"
+        )
+        return "".join([*parts, "</section>"])
+    total = bins[:, 0].sum()
+    gaps = np.abs(bins[:, 1] - bins[:, 2]).sum()
+    mean, right = bins[:, 2].sum() / total, bins[:, 1].sum() / total
+    lean = "surer than it should be" if mean > right else "less sure than it could be"
+    parts.append(
+        f"<div class=columns>{reliability_chart(bins.tolist())}<div>"
+        f"<p><b>Expected calibration error {gaps / total:.4f}.</b></p>"
+        f"<p>The network claims {percent(mean)} on average and is right in {percent(right)}: it is "
+        f"{lean}.</p><p class=faint>Darker bars hold more pixels. The error is the mean gap of "
+        "confidence and accuracy over 15 equal bins (Guo et al., ICML 2017).</p></div></div>"
+    )
+    return "".join([*parts, suspects(test, pictures), "</section>"])
+
+
+def suspects(test: Test, pictures: TestPictures) -> str:
+    """Regions where the network is sure of another class than the label."""
+    found = [(row, index) for index, image in enumerate(test.images) for row in image.suspects]
+    found.sort(key=lambda entry: -entry[0][2])
+    shown: dict[int, Shown | None] = {}
+    figures = []
+    for row, index in found[:MOST_SUSPECTS]:
+        if index not in shown:
+            shown[index] = pictures.read(index)
+        if shown[index] is None:
+            continue
+        label, prediction, pixels, *box = row
+        figures.append(
+            f'<figure><img loading=lazy alt="" src="{pictures.crop(shown[index], box)}">'
+            f"<figcaption>labelled <b>{text(test.names[label])}</b>, the network is sure of "
+            f"<b>{text(test.names[prediction])}</b> ({pixels:,} pixels)<br><span class=faint>"
+            f"{text(test.images[index].name.rpartition('/')[2])}</span></figcaption></figure>"
+        )
+    intro = (
+        "<h3>Labels to look at</h3><p>Regions away from boundaries where the network is at least "
+        f"95 % sure of another class than the label: {len(found)} in all. Some are its mistakes, "
+        "some are the label's.</p>"
+    )
+    return intro + (f"<div class=columns>{''.join(figures)}</div>" if figures else "")
+
+
+def run_section(test: Test) -> str:
+    """Curves of the training run, time, and the options that differ from the defaults."""
+    config = test.config
+    epochs = read_epochs(Path(config.TRAIN.save_path))
+    charts = ""
+    if epochs:
+        curves = {
+            "loss": {
+                "train": points(epochs, "train", "loss"),
+                "val": points(epochs, "val", "loss"),
+            },
+            "mIoU": {
+                "train": points(epochs, "train", "mIoU"),
+                "val": points(epochs, "val", "mIoU"),
+            },
+        }
+        charts = "".join(
+            line_chart(f"{what} by epoch", {name: line for name, line in lines.items() if line})
+            for what, lines in curves.items()
+        )
+        charts = f"<div class=columns>{charts}</div>"
+    else:
+        charts = "<p class=faint>There is no record of the epochs in TRAIN.save_path.</p>"
+    changed = [
+        [
+            f"<code>{section}.{key}</code>",
+            text(str(value)),
+            text("" if usual is None else str(usual)),
+        ]
+        for section, key, value, usual in changed_options(config)
+    ]
+    rate = len(test.images) / max(test.seconds, 1e-9)
+    memory = peak_memory()
+    return (
+        f"<section id=run><h2>The run</h2>{charts}<p>The test took {test.seconds:.0f} s, "
+        f"{rate:.2f} images a second, and {memory / 2**30:.1f} GiB at most.</p>"
+        f"<details><summary>{len(changed)} options differ from the defaults</summary>"
+        f"{table(['option', 'value', 'default'], changed)}</details>"
+        f"<details><summary>all options</summary><pre>{text(all_options(config))}</pre></details>"
+        "</section>"
+    )
+
+
+def points(epochs: dict, split: str, figure: str) -> list[tuple[float, float]]:
+    """(epoch, value) where the value was recorded and is a number."""
+    found = ((epoch, record.get(split, {}).get(figure)) for epoch, record in epochs.items())
+    return [
+        (float(epoch), float(value))
+        for epoch, value in found
+        if isinstance(value, int | float) and np.isfinite(value)
+    ]
+
+
+def changed_options(config: Config) -> list[tuple[str, str, object, object]]:
+    """(section, key, value, default) of the options that are not as they come."""
+    found = []
+    for name, section in SECTIONS.items():
+        values = getattr(config, name)
+        for key, field in section.model_fields.items():
+            usual = None if field.is_required() else field.default
+            value = getattr(values, key)
+            if value != usual:
+                found.append((name, key, value, usual))
+    return found
+
+
+def all_options(config: Config) -> str:
+    return "\n".join(
+        f"{name}.{key}: {value}"
+        for name in SECTIONS
+        for key, value in getattr(config, name).model_dump().items()
+    )

@@ -1,0 +1,115 @@
+"""The pictures of a report: thumbnails, layers of whole images, crops of doubtful labels."""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+import cv2
+import numpy as np
+
+from ..config.errors import DataError
+from ..dataset.results import PredictionFiles
+from ..dataset.segmentation import EvaluationSet, Sample
+from ..util.images import as_rgb, colorize, overlay
+from .html import jpeg, png
+
+FULL, THUMBNAIL, CROP = 512, 150, 190  # pixels of the longer side
+LAYERS = ("image", "label", "prediction", "errors")
+WRONG, RIGHT, UNLABELLED = (213, 94, 0), (86, 180, 233), (128, 128, 128)
+
+
+@dataclass(frozen=True)
+class Shown:
+    """An image of a test with its label and its prediction, all (H, W, ...) uint8."""
+
+    image: np.ndarray
+    label: np.ndarray
+    prediction: np.ndarray
+
+
+class TestPictures:
+    """Reads the images, labels and saved predictions of a test again, as pictures.
+
+    Args:
+        colors: (K, 3) uint8 of the classes.
+    """
+
+    __test__ = False  # pytest would take the name for a test
+
+    def __init__(
+        self, dataset: EvaluationSet, files: PredictionFiles, colors: np.ndarray, ignore_label: int
+    ) -> None:
+        self.dataset = dataset
+        self.files = files
+        self.colors = np.asarray(colors, np.uint8)
+        self.ignore_label = ignore_label
+
+    def read(self, index: int) -> Shown | None:
+        """An image by its place in the list; None where its prediction was not saved."""
+        sample = self.dataset[index]
+        if not isinstance(sample, Sample) or sample.label is None:
+            return None
+        try:
+            prediction = self.files.read(sample.name)
+        except DataError:
+            return None
+        if prediction.shape != sample.label.shape:
+            return None
+        return Shown(as_rgb(sample.image), sample.label, prediction)
+
+    def thumbnail(self, shown: Shown) -> str:
+        """The image under the colours of its prediction."""
+        image = fit(shown.image, THUMBNAIL)
+        prediction = fit(shown.prediction, THUMBNAIL, exact=True)
+        return jpeg(overlay(image, prediction, self.colors), quality=60)
+
+    def layers(self, shown: Shown) -> list[str]:
+        """One data URI for each of `LAYERS`."""
+        label, prediction = (
+            fit(part, FULL, exact=True) for part in (shown.label, shown.prediction)
+        )
+        return [
+            jpeg(fit(shown.image, FULL)),
+            png(self._colorized(label)),
+            png(self._colorized(prediction)),
+            png(errors_of(label, prediction, self.ignore_label)),
+        ]
+
+    def crop(self, shown: Shown, box: Sequence[int]) -> str:
+        """The region (top, left, bottom, right) with some of its surroundings, outlined."""
+        top, left, bottom, right = box
+        margin = max(12, (bottom - top) // 2, (right - left) // 2)
+        y, x = max(0, top - margin), max(0, left - margin)
+        part = shown.image[y : bottom + margin, x : right + margin].copy()
+        factor = CROP / max(part.shape[:2])
+        part = cv2.resize(part, None, fx=factor, fy=factor, interpolation=cv2.INTER_AREA)
+        corners = ((left - x, top - y), (right - x, bottom - y))
+        scaled = [tuple(int(value * factor) for value in corner) for corner in corners]
+        cv2.rectangle(part, *scaled, WRONG, 2)
+        return jpeg(part)
+
+    def _colorized(self, classes: np.ndarray) -> np.ndarray:
+        picture = colorize(np.minimum(classes, len(self.colors) - 1), self.colors)
+        picture[classes >= len(self.colors)] = UNLABELLED
+        return picture
+
+
+def errors_of(label: np.ndarray, prediction: np.ndarray, ignore_label: int) -> np.ndarray:
+    """(H, W, 3): orange where the prediction is wrong, blue where right, grey without label."""
+    picture = np.where((label == prediction)[..., None], np.uint8(RIGHT), np.uint8(WRONG))
+    picture[label == ignore_label] = UNLABELLED
+    return picture
+
+
+def fit(array: np.ndarray, side: int, *, exact: bool = False) -> np.ndarray:
+    """Shrink an array until its longer side is `side`; `exact` takes values as they are."""
+    factor = min(1, side / max(array.shape[:2]))
+    if factor == 1:
+        return array
+    size = [max(1, round(length * factor)) for length in array.shape[1::-1]]
+    how = cv2.INTER_NEAREST_EXACT if exact else cv2.INTER_AREA
+    return cv2.resize(array, size, interpolation=how)
+
+
+def unique(indices: Iterable[int]) -> list[int]:
+    """The first occurrence of each, in order."""
+    return list(dict.fromkeys(indices))
