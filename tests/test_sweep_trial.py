@@ -1,4 +1,4 @@
-"""One trial of a sweep as a process, the figures of its epochs, the steps of its parameters."""
+"""One trial of a sweep as a process, the figures of its epochs, its parameters."""
 
 import sys
 from pathlib import Path
@@ -35,7 +35,10 @@ def test_the_last_epochs_figure_is_the_trials(tmp_path: Path) -> None:
         write_epoch(tmp_path / "model", epoch, {"val": {"mIoU": value}}, warn=print)
         outcome = outcome_of(tmp_path, "pass")
         if epoch == 1:
-            assert (outcome.state, outcome.error) == ("FAIL", "no mIoU of the last epoch, 2")
+            assert (outcome.state, outcome.error) == (
+                "FAIL",
+                "mIoU of val is missing after epoch 2",
+            )
     assert (outcome.state, outcome.value) == ("COMPLETE", 0.6)
     training = outcome_of(tmp_path, "pass", split="train", metric="loss")
     assert training.state == "FAIL"  # no figures of that split
@@ -71,37 +74,21 @@ def test_epochs_are_written_once(tmp_path: Path) -> None:
     assert read_epochs(tmp_path) == {1: {"val": {"mIoU": 0.1}}, 2: {"val": {"mIoU": 0.25}}}
 
 
-def test_a_grid_of_steps_begins_at_min() -> None:
-    def grid(**content) -> list:
-        return Parameter(**content).grid()
-
-    assert grid(min=5, max=25, q=10) == [5, 15, 25]
-    assert grid(min=33, max=97, q=32) == [33, 65, 97]
-    assert grid(min=0.1, max=0.3, q=0.1) == [0.1, 0.2, 0.3]
-    assert grid(min=2, max=4) == [2, 3, 4]
-    drawn = Parameter(min=0.4, max=9, q=1, distribution="q_log_uniform_values")
-    assert drawn.rounded(0.41) == 1
-
-
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ({"min": 1, "max": 9, "q": 10}, "no multiple of q 10"),
         ({"min": 2, "max": 1}, "below max"),
-        ({"min": 1}, "below max"),
+        ({"min": 1}, "exactly one of"),
         ({"value": 1, "values": [1, 2]}, "exactly one of"),
         ({}, "exactly one of"),
         ({"values": []}, "at least 1"),
         ({"values": [1, 1]}, "twice"),
-        ({"values": [1, 2], "q": 2}, "q belongs to"),
         ({"values": [1, 2], "distribution": "uniform"}, "uniform needs min and max"),
         ({"min": 0, "max": 1, "distribution": "log_uniform_values"}, "above 0"),
         ({"min": 0.5, "max": 1, "distribution": "int_uniform"}, "whole numbers"),
-        ({"min": 0.5, "max": 1.5, "distribution": "int_uniform"}, "whole numbers"),
-        ({"min": -400, "max": 1, "distribution": "log_uniform"}, "exponents of e"),
-        ({"min": "fast", "max": 1}, "could not convert|must be"),
+        ({"min": "fast", "max": 1}, "must be a number"),
         ({"min": True, "max": 2}, "must be a number"),
-        ({"min": float("nan"), "max": 2}, "finite"),
+        ({"min": float("nan"), "max": 2}, "must be a number"),
     ],
 )
 def test_impossible_parameters(content: dict, message: str) -> None:
@@ -111,4 +98,4 @@ def test_impossible_parameters(content: dict, message: str) -> None:
 
 def test_numbers_that_yaml_takes_for_text() -> None:
     parameter = Parameter(min="1e-4", max="1e-1", distribution="log_uniform_values")
-    assert (parameter.low, parameter.high) == (0.0001, 0.1)
+    assert (parameter.min, parameter.max) == (0.0001, 0.1)
