@@ -18,7 +18,7 @@ from stripseg.config.load import find_config, load_config
 from stripseg.dataset.generated.shapes10 import write_shapes10
 from stripseg.tool import study
 from stripseg.util.checkpoint import folder_lock
-from stripseg.util.experiments.study import Result, Row, read_study, write_study_report
+from stripseg.util.experiments.study import Row, read_study, write_study_report
 from stripseg.util.files import write_text
 from stripseg.util.signals import Stopped
 
@@ -170,8 +170,8 @@ def test_mistakes_are_found_before_the_first_run(folder: Path, changes, message:
         read_study(Path(write_study(folder, **changes)))
 
 
-def result(config: str, values: dict, figures: dict) -> Result:
-    return Result(Row(config, values, {}), {"parameters": 10**6, "multiply-adds": 20}, figures)
+def result(config: str, values: dict, figures: dict) -> Row:
+    return Row(config, values, {}, {"parameters": 10**6, "multiply-adds": 20}, figures)
 
 
 def test_tables_have_means_and_deviations(tmp_path: Path) -> None:

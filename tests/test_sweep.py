@@ -20,7 +20,6 @@ from stripseg.util.experiments.sweep_file import read_sweep
 from stripseg.util.experiments.sweep_report import write_sweep_report
 from stripseg.util.training.epoch_log import read_epochs
 
-RATES = [0.001, 0.01]
 FAKE = (sys.executable, str(Path(__file__).with_name("fake_training.py")))
 COMMAND = [
     sys.executable,
@@ -45,12 +44,10 @@ def rows(tmp_path: Path) -> list[dict[str, str]]:
 @pytest.mark.slow
 def test_trials_are_training_runs(sweep_file, tmp_path: Path) -> None:
     """The figures are those of the real command."""
-    assert tool_sweep.main([str(sweep_file())]) is None
-    found = rows(tmp_path)
-    assert sorted(float(row["learning_rate"]) for row in found) == RATES
-    for row in found:
-        folder = tmp_path / f"exp/sweeps/small/trial_{int(row['trial']):04d}"
-        assert float(row["mIoU"]) == read_epochs(folder / "model")[1]["val"]["mIoU"]
+    assert tool_sweep.main([str(sweep_file(run_cap=1))]) is None
+    (row,) = rows(tmp_path)
+    epochs = read_epochs(tmp_path / "exp/sweeps/small/trial_0000/model")
+    assert float(row["mIoU"]) == epochs[1]["val"]["mIoU"]
 
 
 def test_a_grid_tries_every_combination_and_reports(sweep_file, tmp_path: Path, fake) -> None:
@@ -72,6 +69,7 @@ def test_a_grid_tries_every_combination_and_reports(sweep_file, tmp_path: Path, 
     assert len(list(folder.glob("trial_*"))) == 2
 
 
+@pytest.mark.slow
 def test_a_sweep_that_is_killed_goes_on_and_ends_alike(
     sweep_file, tmp_path: Path, fake, capsys
 ) -> None:
@@ -104,6 +102,7 @@ def test_a_sweep_that_is_killed_goes_on_and_ends_alike(
     assert len(whole) == 3
 
 
+@pytest.mark.slow
 def test_a_sweep_that_is_stopped_stops_its_trials(sweep_file, tmp_path: Path) -> None:
     """Both workers' runs save and end; the exit code says that the sweep can be resumed."""
     process = subprocess.Popen(
@@ -180,9 +179,8 @@ def test_a_pruned_trial_is_not_the_best(sweep_file, tmp_path: Path) -> None:
 
 def test_a_study_of_a_former_version_is_told_apart(sweep_file, tmp_path: Path) -> None:
     study = SweepStudy(read_sweep(sweep_file()), tmp_path / "study").study
-    study.set_user_attr("sweep", {"config": ""})
-    study.set_user_attr("identity", None)
-    with pytest.raises(ConfigError, match="study has the trials of a former version"):
+    study.set_user_attr("identity", {})
+    with pytest.raises(ConfigError, match="study has the trials of .* or of a former version"):
         SweepStudy(read_sweep(sweep_file()), tmp_path / "study")
 
 

@@ -5,54 +5,75 @@ from pathlib import Path
 
 import pytest
 
-from stripseg.util.experiments.sweep import Outcome, run_trial
-from stripseg.util.experiments.sweep_file import Parameter
+from stripseg.util.experiments.sweep import Outcome, SweepStudy, run_trial
+from stripseg.util.experiments.sweep_file import Parameter, read_sweep
 from stripseg.util.training.epoch_log import read_epochs, write_epoch
 
 
-def outcome_of(folder: Path, script: str, **changes) -> Outcome:
-    settings = {"split": "val", "metric": "mIoU", "epochs": 2}
-    settings |= {"on_epoch": lambda *_: False, "stopping": lambda: False, **changes}
-    return run_trial([sys.executable, "-c", script], folder, **settings)
+@pytest.fixture
+def outcome_of(sweep_file, tmp_path: Path):
+    """Runs a script in place of the training in a sweep's only trial, whose folder is `trial`."""
+
+    def outcome_of(script: str, *, stopping=lambda: False, **changes) -> Outcome:
+        parameters = {"epochs": {"value": 2}}
+        sweep = read_sweep(sweep_file(parameters=parameters, **changes))
+        study = SweepStudy(sweep, tmp_path / sweep.metric.name)
+        with study.claim() as trial:
+            return run_trial(study, trial, [sys.executable, "-c", script], stopping=stopping)
+
+    return outcome_of
 
 
-def test_a_trial_is_no_process_of_the_launcher_around_it(tmp_path: Path, monkeypatch) -> None:
+def test_a_trial_is_no_process_of_the_launcher_around_it(
+    outcome_of, tmp_path: Path, monkeypatch
+) -> None:
     for name in ("SLURM_STEP_NUM_TASKS", "SLURM_PROCID", "RANK", "WORLD_SIZE", "MASTER_ADDR"):
         monkeypatch.setenv(name, "2")
     monkeypatch.setenv("SLURM_JOB_ID", "7")
     monkeypatch.setenv("LOCAL_SLURM_SCRATCH", "/scratch")  # the user's own
-    script = "import os; print(sorted(k for k in os.environ if 'SLURM' in k or 'R' in k[:2]))"
-    outcome_of(tmp_path, script)
-    said = (tmp_path / "output.txt").read_text()
+    outcome_of("import os; print(sorted(k for k in os.environ if 'SLURM' in k or 'R' in k[:2]))")
+    said = (tmp_path / "mIoU/trial_0000/output.txt").read_text()
     assert "SLURM_JOB_ID" in said
     assert "LOCAL_SLURM_SCRATCH" in said
     assert "STEP" not in said
     assert "RANK" not in said
 
 
-def test_the_last_epochs_figure_is_the_trials(tmp_path: Path) -> None:
+def test_the_last_epochs_figure_is_the_trials(outcome_of, tmp_path: Path) -> None:
     for epoch, value in ((1, 0.7), (2, 0.6)):
-        write_epoch(tmp_path / "model", epoch, {"val": {"mIoU": value}}, warn=print)
-        outcome = outcome_of(tmp_path, "pass")
+        model = tmp_path / "mIoU/trial_0000/model"
+        write_epoch(model, epoch, {"val": {"mIoU": value}}, warn=print)
+        outcome = outcome_of("pass")
         if epoch == 1:
-            assert (outcome.state, outcome.error) == (
-                "FAIL",
-                "mIoU of val is missing after epoch 2",
-            )
-    assert (outcome.state, outcome.value) == ("COMPLETE", 0.6)
-    training = outcome_of(tmp_path, "pass", split="train", metric="loss")
-    assert training.state == "FAIL"  # no figures of that split
+            assert outcome == ("FAIL", None, "mIoU of val is None after epoch 2")
+    assert outcome == ("COMPLETE", 0.6, "")
+    metric = {"name": "loss", "goal": "minimize"}
+    assert outcome_of("pass", metric=metric).error == "loss of train is None after epoch 2"
 
 
-def test_a_trial_asked_to_stop_may_save(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("script", "error"),
+    [
+        ("import sys; print('before'); sys.exit('error: no such file')", "no such file"),
+        ("1 / 0", "ZeroDivisionError: division by zero"),
+        ("import os; os.kill(os.getpid(), 9)", "ended by SIGKILL, which a machine out of memory"),
+        ("import sys; print('the end'); sys.exit(3)", "exit code 3: the end"),
+    ],
+)
+def test_what_went_wrong_is_one_line(outcome_of, script: str, error: str) -> None:
+    outcome = outcome_of(script)
+    assert outcome.state == "FAIL"
+    assert outcome.error.startswith(error)
+
+
+def test_a_trial_asked_to_stop_may_save(outcome_of, tmp_path: Path) -> None:
     """It needs longer than a moment; then its exit code says that it can go on."""
     script = (
         "import signal, sys, time, pathlib\n"
         "def save(*_): time.sleep(1); pathlib.Path('saved').touch(); sys.exit(75)\n"
         "signal.signal(signal.SIGTERM, save); pathlib.Path('ready').touch(); time.sleep(60)"
     )
-    script = f"import os; os.chdir({str(tmp_path)!r})\n{script}"
-    outcome = outcome_of(tmp_path, script, stopping=(tmp_path / "ready").exists)
+    outcome = outcome_of(script, stopping=(tmp_path / "ready").exists)
     assert outcome.state == "STOPPED"
     assert (tmp_path / "saved").exists()
 

@@ -9,6 +9,7 @@ import argparse
 import json
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,8 @@ from stripseg.tool.summary import summarise_config
 from stripseg.util.checkpoint import folder_lock
 from stripseg.util.experiments.child_process import follow
 from stripseg.util.experiments.report import pyplot
-from stripseg.util.experiments.study import Result, Row, read_study, write_study_report
+from stripseg.util.experiments.run_file import own_options
+from stripseg.util.experiments.study import Row, read_study, write_study_report
 from stripseg.util.signals import STOPPED, Stopped, StopRequest
 
 FOLDER = Path("exp/studies")
@@ -43,19 +45,13 @@ def main(argv: Sequence[str]) -> int | None:
                     print(f"run {number} of {len(runs)}: {place}", flush=True)
                     make_run(row, seed, place, request)
     folder.mkdir(parents=True, exist_ok=True)
-    print(write_study_report([result_of(row, file.seeds, folder) for row in rows], folder))
+    print(write_study_report([measured(row, file.seeds, folder) for row in rows], folder))
     return None
 
 
 def make_run(row: Row, seed: int, place: Path, request: StopRequest) -> None:
     """Train and test, from where the run's folder says."""
-    own = {
-        "TRAIN.manual_seed": seed,
-        "TRAIN.save_path": str(place / "model"),
-        "TRAIN.resume": "auto",
-        "TEST.model_path": None,
-        "TEST.save_folder": str(place / "result"),
-    }
+    own = {"TRAIN.manual_seed": seed, **own_options(place)}
     for command in ("train", "test"):
         run(command, row.words(**own), place, request)
 
@@ -85,15 +81,16 @@ def figures_of(place: Path) -> dict[str, Any] | None:
         return None
 
 
-def result_of(row: Row, seeds: Sequence[int], folder: Path) -> Result:
-    """What the network of a row costs, and the figures of its seeds so far."""
+def measured(row: Row, seeds: Sequence[int], folder: Path) -> Row:
+    """The row with what its network costs and the figures of its seeds so far."""
     parts = summarise_config(row.load())
     cost = {
         "parameters": sum(part.parameters for part in parts),
         "multiply-adds": sum(part.multiply_adds for part in parts),
     }
     found = {seed: figures_of(folder / row.folder(seed)) for seed in seeds}
-    return Result(row, cost, {seed: figures for seed, figures in found.items() if figures})
+    figures = {seed: figures for seed, figures in found.items() if figures}
+    return replace(row, cost=cost, figures=figures)
 
 
 if __name__ == "__main__":

@@ -11,12 +11,11 @@ import sys
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
 
 import torch
 
 from stripseg import command_line
-from stripseg.config.errors import ConfigError, StripsegError
+from stripseg.config.errors import ConfigError
 from stripseg.config.load import load_config
 from stripseg.config.schema import COMMAND_LINE, Config
 from stripseg.config.types import shown
@@ -27,7 +26,7 @@ from stripseg.util.checkpoint import folder_lock
 from stripseg.util.distributed import process_group
 from stripseg.util.experiments.report import pyplot
 from stripseg.util.experiments.run_file import as_arguments
-from stripseg.util.experiments.sweep import LOCK_SECONDS, Outcome, SweepStudy, run_trial
+from stripseg.util.experiments.sweep import LOCK_SECONDS, SweepStudy, run_trial, say
 from stripseg.util.experiments.sweep_file import Sweep, read_sweep
 from stripseg.util.experiments.sweep_report import write_sweep_report
 from stripseg.util.signals import Stopped, StopRequest
@@ -130,53 +129,18 @@ def work(study: SweepStudy, request: StopRequest, environment: dict[str, str]) -
         with study.claim() as trial:
             if trial is None:
                 return
-            outcome = run(study, trial, request, environment)
+            outcome = run_trial(
+                study,
+                trial,
+                TRAIN,
+                stopping=lambda: request.name is not None,
+                environment=environment,
+            )
             if outcome.state == "STOPPED":
                 request.ask("a signal to a run")
                 return
             study.finish(trial, outcome)
             say(trial, f"{outcome.state.lower()} {outcome.error}".strip())
-
-
-def run(
-    study: SweepStudy, trial: Any, request: StopRequest, environment: dict[str, str]
-) -> Outcome:
-    """Run one trial, `tool/train.py` with its options, from where its folder says to its end."""
-    metric, folder = study.sweep.metric.name, study.folder_of(trial.user_attrs["run"])
-    path = folder / "trial.yaml"
-    chosen = ", ".join(f"{name} {value}" for name, value in trial.params.items())
-    say(trial, f"{'continues' if path.exists() else 'starts'}: {chosen or 'no choices'}")
-    options = study.sweep.options(trial.params)
-    if "CUDA_VISIBLE_DEVICES" in environment:  # it shows only the GPUs that are for this worker
-        options = {"TRAIN.train_gpu": None, **options}
-    options |= {"TRAIN.save_path": str(folder / "model"), "TRAIN.resume": "auto"}
-    options |= {"TEST.save_folder": str(folder / "result"), "TEST.model_path": None}
-    study.write_yaml(path, options, experiment=f"{study.sweep.name}_{folder.name}")
-    try:
-        config = load_config(path)
-    except StripsegError as error:  # values that do not go together
-        return Outcome("FAIL", error=str(error).splitlines()[0])
-
-    def on_epoch(epoch: int, value: float) -> bool:
-        say(trial, f"epoch {epoch} {metric} {value:.4f}")
-        trial.report(value, epoch)
-        return trial.should_prune()
-
-    validated = config.TRAIN.evaluate and (metric != "loss" or config.classifies)
-    return run_trial(
-        [*TRAIN, "--config", str(path)],
-        folder,
-        split="val" if validated else "train",
-        metric=metric,
-        epochs=config.TRAIN.epochs,
-        on_epoch=on_epoch,
-        stopping=lambda: request.name is not None,
-        environment=environment,
-    )
-
-
-def say(trial: Any, text: str) -> None:
-    print(f"trial {trial.user_attrs['run']}: {text}", flush=True)
 
 
 if __name__ == "__main__":

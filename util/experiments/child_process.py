@@ -51,19 +51,13 @@ def follow(
         while process.poll() is None and not end():
             time.sleep(POLL)
     finally:
-        finish(process)
-    return process.returncode
-
-
-def finish(process: subprocess.Popen) -> None:
-    """Let a process save and end; one that takes too long is killed."""
-    if process.poll() is None:
-        process.terminate()
+        process.terminate()  # does nothing to one that has ended
         try:
             process.wait(PATIENCE)
         except subprocess.TimeoutExpired:
             process.kill()
             process.wait()
+    return process.returncode
 
 
 def own_environment(environment: Mapping[str, str]) -> dict[str, str]:

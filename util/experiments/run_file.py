@@ -11,9 +11,6 @@ from ...config.errors import ConfigError
 from ...config.types import nearest, shown
 from ...config.yaml_file import read_yaml
 
-# options that belong to each run, so that no file may set them for all
-RUN_OPTIONS = ("experiment", "TRAIN.save_path", "TRAIN.resume", "TEST.save_folder")
-RUN_OPTIONS += ("TEST.model_path",)
 # keys of W&B or of former versions, and what to write instead
 DROPPED = {
     "aliases": "name the option itself, such as TRAIN.train_w",
@@ -23,6 +20,19 @@ DROPPED = {
     "q": "list the values",
     "s": "write min_iter, the first epoch at which trials are judged",
 }
+
+
+def own_options(folder: Path) -> dict[str, Any]:
+    """Return the options that belong to each run, so that no file may set them for all."""
+    return {
+        "TRAIN.save_path": str(folder / "model"),
+        "TRAIN.resume": "auto",
+        "TEST.save_folder": str(folder / "result"),
+        "TEST.model_path": None,
+    }
+
+
+RUN_OPTIONS = ("experiment", *own_options(Path()))
 
 
 class Strict(BaseModel):

@@ -5,7 +5,7 @@ import json
 import re
 import statistics
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import product
 from math import prod
 from pathlib import Path
@@ -41,6 +41,8 @@ class Row:
     config: str  # DATASET EXPERIMENT
     values: Mapping[str, Any]
     common: Mapping[str, Any]  # options of all rows
+    cost: Mapping[str, int] = field(default_factory=dict)  # of parameters and multiply-adds
+    figures: Mapping[int, Mapping[str, Any]] = field(default_factory=dict)  # {seed: metrics.json}
 
     def words(self, **own: Any) -> list[str]:
         """What follows `train` and `test`: the config, its options and those of one run."""
@@ -55,8 +57,24 @@ class Row:
         """The name of a run's folder: readable, and another one for another config."""
         content = self.load(**{"TRAIN.manual_seed": seed}).model_dump(mode="json")
         digest = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
-        name = re.sub(r"[^\w,-]+", "_", " ".join([self.config, *map(str, self.values.values())]))
+        name = re.sub(r"[^\w,-]+", "_", self.label)
         return f"{name[:80]}_seed{seed}_{digest[:8]}"
+
+    @property
+    def label(self) -> str:
+        return " ".join([self.config, *map(str, self.values.values())])
+
+    def statistics(self, name: str) -> tuple[float, float] | None:
+        """Return mean and sample deviation over the seeds; of one seed 0, which tells nothing."""
+        numbers = [figures[name] for figures in self.figures.values() if name in figures]
+        deviation = statistics.stdev(numbers) if len(numbers) > 1 else 0.0
+        return (statistics.fmean(numbers), deviation) if numbers else None
+
+    def cell(self, name: str) -> str:
+        """Return mean and deviation: shares in per cent, losses as they are."""
+        factor, digits = (1, 4) if name == "loss" else (100, 2)
+        numbers = self.statistics(name) or ()
+        return " ± ".join(f"{factor * number:.{digits}f}" for number in numbers)
 
 
 def read_study(path: Path) -> tuple[StudyFile, list[Row]]:
@@ -103,58 +121,35 @@ def problems(file: StudyFile) -> Iterator[str]:
             yield f"{where}: has a value twice: {values}"
 
 
-@dataclass(frozen=True)
-class Result:
-    """What a row's network costs, and the figures of its seeds."""
-
-    row: Row
-    cost: Mapping[str, int]  # of parameters and multiply-adds
-    figures: Mapping[int, Mapping[str, Any]]  # {seed: metrics.json}
-
-    def statistics(self, name: str) -> tuple[float, float] | None:
-        """Return mean and sample deviation over the seeds; of one seed 0, which tells nothing."""
-        numbers = [figures[name] for figures in self.figures.values() if name in figures]
-        deviation = statistics.stdev(numbers) if len(numbers) > 1 else 0.0
-        return (statistics.fmean(numbers), deviation) if numbers else None
-
-    def cell(self, name: str) -> str:
-        """Return mean and deviation: shares in per cent, losses as they are."""
-        factor, digits = (1, 4) if name == "loss" else (100, 2)
-        numbers = self.statistics(name) or ()
-        return " ± ".join(f"{factor * number:.{digits}f}" for number in numbers)
-
-
-def write_study_report(results: Sequence[Result], folder: Path) -> str:
+def write_study_report(rows: Sequence[Row], folder: Path) -> str:
     """Write the tables and plots of a study; return the text for the terminal."""
-    names = [name for name in FIGURES if any(result.statistics(name) for result in results)]
-    rows, records = [], []
-    for result in results:
-        config, values = {"config": result.row.config}, result.row.values
-        short = {key.rpartition(".")[2]: value for key, value in values.items()}
-        means = {name: result.cell(name) for name in names}
-        cost = {name: f"{count:,}" for name, count in result.cost.items()}
-        rows.append({**config, **short, "seeds": len(result.figures), **means, **cost})
-        for seed, figures in result.figures.items():
+    names = [name for name in FIGURES if any(row.statistics(name) for row in rows)]
+    shown, records = [], []
+    for row in rows:
+        short = {key.rpartition(".")[2]: value for key, value in row.values.items()}
+        means = {name: row.cell(name) for name in names}
+        cost = {name: f"{count:,}" for name, count in row.cost.items()}
+        shown.append({"config": row.config, **short, "seeds": len(row.figures), **means, **cost})
+        for seed, figures in row.figures.items():
             exact = {name: figures.get(name) for name in names}
-            records.append({**config, **values, "seed": seed, **exact, **result.cost})
+            records.append({"config": row.config, **row.values, "seed": seed, **exact, **row.cost})
     plots = [name for name in names if name in PLOTTED]
     for name in plots:
-        plot_means([result for result in results if result.statistics(name)], name, folder)
-    table = write_tables(folder, f"# Study {folder.name}", rows, records, plots)
-    missing = sum(not result.figures for result in results)
+        plot_means([row for row in rows if row.statistics(name)], name, folder)
+    table = write_tables(folder, f"# Study {folder.name}", shown, records, plots)
+    missing = sum(not row.figures for row in rows)
     rest = f"\n{missing} rows have no run yet" if missing else ""
     return f"{table}\n{folder / 'results.md'}, .tex, .csv, .json and plots{rest}"
 
 
-def plot_means(results: Sequence[Result], name: str, folder: Path) -> None:
+def plot_means(rows: Sequence[Row], name: str, folder: Path) -> None:
     """Plot means with their deviations: of each row, and against what the networks cost."""
-    costs = list(results[0].cost)
+    costs = list(rows[0].cost)
     figure, panels = pyplot().subplots(1, 1 + len(costs), figsize=(15, 5), layout="constrained")
     for axes, cost in zip(panels, [None, *costs], strict=True):
-        for result in results:
-            mean, deviation = result.statistics(name)
-            label = " ".join([result.row.config, *map(str, result.row.values.values())])
-            x = label if cost is None else result.cost[cost] / 1e6
+        for row in rows:
+            mean, deviation = row.statistics(name)
+            x = row.label if cost is None else row.cost[cost] / 1e6
             axes.errorbar(x, mean, yerr=deviation, fmt="o", capsize=4)
         axes.set(xlabel=cost and f"{cost} (millions)", ylabel=name)
         axes.grid(alpha=0.4)

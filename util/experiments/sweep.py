@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 
 import yaml
 
-from ...config.errors import ConfigError, TrainingError
+from ...config.errors import ConfigError, StripsegError, TrainingError
 from ...config.load import load_config
 from ..checkpoint import folder_lock
 from ..files import write_text
@@ -27,6 +27,7 @@ from ..seeds import derived_seed
 from ..signals import STOPPED
 from ..training.epoch_log import read_epochs
 from .child_process import PATIENCE, follow
+from .run_file import own_options
 from .sweep_file import Sweep
 
 try:
@@ -80,17 +81,14 @@ class SweepStudy:
         names = {"method", "metric", "seed", "parameters"}
         identity = self.sweep.model_dump(mode="json", include=names)
         identity["config"] = hashlib.sha256(config.encode()).hexdigest()
-        known = self.study.user_attrs.get("identity")
-        if known is None and not self.study.user_attrs:
+        known = self.study.user_attrs.get("identity", {})
+        changed = [key for key in identity if known.get(key) != identity[key]]
+        if not self.study.user_attrs:
             self.study.set_user_attr("identity", identity)
-        elif known != identity:
-            other = "a former version of this program, which cannot be resumed"
-            if known is not None:
-                changed = ", ".join(key for key in identity if known.get(key) != identity[key])
-                other = f"a sweep with another {changed}"
+        elif changed:
             raise ConfigError(
-                f"{self.folder} has the trials of {other}; give the file another name:, or move "
-                "the folder away"
+                f"{self.folder} has the trials of a sweep with another {', '.join(changed)}, or of "
+                "a former version; give the file another name:, or move the folder away"
             )
 
     def runs(self) -> dict[int, Any]:
@@ -180,26 +178,34 @@ def pruner_of(sweep: Sweep) -> Any:
 
 
 def run_trial(
+    study: SweepStudy,
+    trial: Any,
     command: Sequence[str],
-    folder: Path,
     *,
-    split: str,
-    metric: str,
-    epochs: int,
-    on_epoch: Callable[[int, float], bool],
     stopping: Callable[[], bool],
     environment: Mapping[str, str] | None = None,
 ) -> Outcome:
     """Start a trial's training run, or resume it, and follow it to its end.
 
     Args:
-        command: starts it; it saves and ends with exit code 75 at SIGTERM.
-        folder: the trial's; the run's own is `model` in it.
-        split, metric: which figure of an epoch counts, such as ("val", "mIoU").
-        on_epoch: (epoch, value) -> whether the trial is to be pruned.
+        command: trains a `--config`; it saves and ends with exit code 75 at SIGTERM.
         stopping: whether this process is asked to end.
         environment: variables that the run has beside those of this process.
     """
+    folder, metric = study.folder_of(trial.user_attrs["run"]), study.sweep.metric.name
+    path, output = folder / "trial.yaml", folder / "output.txt"
+    chosen = ", ".join(f"{name} {value}" for name, value in trial.params.items())
+    say(trial, f"{'continues' if path.exists() else 'starts'}: {chosen or 'no choices'}")
+    options = study.sweep.options(trial.params) | own_options(folder)
+    if environment and "CUDA_VISIBLE_DEVICES" in environment:  # those are this run's
+        options["TRAIN.train_gpu"] = None
+    study.write_yaml(path, options, experiment=f"{study.sweep.name}_{folder.name}")
+    try:
+        config = load_config(path)
+    except StripsegError as error:  # values that do not go together
+        return Outcome("FAIL", error=str(error).splitlines()[0])
+    split = "val" if config.TRAIN.evaluate and (metric != "loss" or config.classifies) else "train"
+    epochs = config.TRAIN.epochs
     seen: dict[int, float] = {}
     pruned = False
 
@@ -209,13 +215,15 @@ def run_trial(
             value = figures.get(split, {}).get(metric)
             if epoch not in seen and value is not None and not pruned:
                 seen[epoch] = value
-                pruned = on_epoch(epoch, value) and epoch < epochs
+                say(trial, f"epoch {epoch} {metric} {value:.4f}")
+                trial.report(value, epoch)
+                pruned = epoch < epochs and trial.should_prune()
         return pruned or stopping()
 
     with folder_lock(folder / "model", wait=PATIENCE):
         pass  # the run of a worker that was killed may still be saving
-    output = folder / "output.txt"
     begin = output.stat().st_size if output.exists() else 0
+    command = [*command, "--config", str(path)]
     code = follow(command, output, end=should_end, environment=environment)
     should_end()
     if pruned:
@@ -225,19 +233,23 @@ def run_trial(
     if code:
         text = output.read_bytes()[begin:].decode(errors="replace")
         return Outcome("FAIL", error=what_went_wrong(text, code))
-    if not math.isfinite(seen.get(epochs, math.nan)):
-        value = seen.get(epochs, "missing")
+    value = seen.get(epochs)
+    if value is None or not math.isfinite(value):
         return Outcome("FAIL", error=f"{metric} of {split} is {value} after epoch {epochs}")
-    return Outcome("COMPLETE", seen[epochs])
+    return Outcome("COMPLETE", value)
+
+
+def say(trial: Any, text: str) -> None:
+    print(f"trial {trial.user_attrs['run']}: {text}", flush=True)
 
 
 def what_went_wrong(output: str, code: int) -> str:
     """Return one line: the error that a run printed, or the signal that ended it."""
-    lines = [line.strip() for line in output.splitlines() if line.strip()] or ["no output"]
-    for pattern in (r"error: .+", r"(\[rank\d+\]: )?[\w.]*(Error|Exception|Interrupt)\b.*"):
-        for line in filter(re.compile(pattern).fullmatch, reversed(lines)):
-            return line.removeprefix("error: ")
     if code < 0:
         more = ", which a machine out of memory sends" if -code == signal.SIGKILL else ""
         return f"ended by {signal.Signals(-code).name}{more}"
+    lines = [line.strip() for line in output.splitlines() if line.strip()] or ["no output"]
+    for pattern in (r"error: .+", r"(\[rank\d+\]: )?[\w.]*(Error|Exception|Interrupt)\b.*"):
+        if found := list(filter(re.compile(pattern).fullmatch, lines)):
+            return found[-1].removeprefix("error: ")
     return f"exit code {code}: {lines[-1]}"

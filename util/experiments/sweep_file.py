@@ -72,8 +72,9 @@ class Parameter(Strict):
         """The distribution: the named one, or the one that W&B takes where none is named."""
         if self.distribution or self.min is None:
             return self.distribution or ("constant" if self.values is None else "categorical")
-        whole = isinstance(self.min, int) and isinstance(self.max, int)
-        return "int_uniform" if whole else "uniform"
+        return (
+            "int_uniform" if isinstance(self.min, int) and isinstance(self.max, int) else "uniform"
+        )
 
     @property
     def choices(self) -> list[Any]:

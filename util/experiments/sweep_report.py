@@ -1,10 +1,11 @@
 """What a sweep has found: the tables of its trials, Optuna's plots, the best trial's config."""
 
 import warnings
+from functools import partial
 from typing import Any
 
 from .report import plain, pyplot, write_tables
-from .sweep import SweepStudy
+from .sweep import SweepStudy, optuna
 
 # in the order of the table
 STATES = {"COMPLETE": "done", "PRUNED": "pruned", "FAIL": "failed", "RUNNING": "running"}
@@ -13,29 +14,24 @@ STATES = {"COMPLETE": "done", "PRUNED": "pruned", "FAIL": "failed", "RUNNING": "
 def write_sweep_report(study: SweepStudy) -> str:
     """Write the tables, the plots and best.yaml; return the text for the terminal."""
     sweep, metric = study.sweep, study.sweep.metric
-    runs = {run: trial for run, trial in study.runs().items() if trial.state.name in STATES}
-    ranking = sorted(runs, key=lambda run: rank(runs[run], maximized=metric.goal == "maximize"))
+    trials = [(run, t) for run, t in study.runs().items() if t.state.name in STATES]
+    trials.sort(key=lambda entry: entry[1].value or 0.0, reverse=metric.goal == "maximize")
+    trials.sort(key=lambda entry: list(STATES).index(entry[1].state.name))
     summary = "no trial is finished yet"
-    if not runs:
+    if not trials:
         return summary
-    if runs[ranking[0]].state.name == "COMPLETE":
-        best = runs[ranking[0]]
+    run, best = trials[0]
+    if best.state.name == "COMPLETE":
         options = sweep.options(best.params)
         chosen = ", ".join(f"{option} {plain(value)}" for option, value in options.items())
-        summary = f"best: trial {ranking[0]}, {metric.name} {best.value:.4f}: {chosen}"
-        comment = f"# trial {ranking[0]} of the sweep {sweep.name}: {metric.name} {best.value}\n"
+        summary = f"best: trial {run}, {metric.name} {best.value:.4f}: {chosen}"
+        comment = f"# trial {run} of the sweep {sweep.name}: {metric.name} {best.value}\n"
         path, experiment = study.folder / "best.yaml", f"{sweep.name}_best"
         study.write_yaml(path, options, experiment=experiment, comment=comment)
-    records = [record_of(study, run, runs[run]) for run in ranking]
+    records = [record_of(study, run, trial) for run, trial in trials]
     intro = f"# Sweep {sweep.name}\n\n{sweep.method}, {metric.goal} {metric.name}; {summary}"
     table = write_tables(study.folder, intro, records, records, write_sweep_plots(study))
     return f"{table}\n{summary}\n{study.folder / 'results.md'}, .tex, .csv, .json and plots"
-
-
-def rank(trial: Any, *, maximized: bool) -> tuple[int, float]:
-    """Return what sorts trials by state, finished ones the best first."""
-    value = trial.value if trial.state.name == "COMPLETE" else 0.0
-    return list(STATES).index(trial.state.name), -value if maximized else value
 
 
 def record_of(study: SweepStudy, run: int, trial: Any) -> dict[str, Any]:
@@ -54,17 +50,12 @@ def record_of(study: SweepStudy, run: int, trial: Any) -> dict[str, Any]:
 
 def write_sweep_plots(study: SweepStudy) -> list[str]:
     """Write Optuna's plots that the trials allow so far; return their names."""
-    figures = pyplot()
-    import optuna
-
-    plots, evaluator = (
-        optuna.visualization.matplotlib,
-        optuna.importance.PedAnovaImportanceEvaluator(),
-    )
+    figures, plots = pyplot(), optuna.visualization.matplotlib
+    evaluator = optuna.importance.PedAnovaImportanceEvaluator()
     wanted = {
         "history": plots.plot_optimization_history,
         "parallel": plots.plot_parallel_coordinate,
-        "importance": lambda study: plots.plot_param_importances(study, evaluator=evaluator),
+        "importance": partial(plots.plot_param_importances, evaluator=evaluator),
     }
     values = {trial.value for trial in study.runs().values() if trial.state.name == "COMPLETE"}
     written = []
