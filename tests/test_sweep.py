@@ -245,6 +245,7 @@ def test_the_studys_words_mean_our_options(tmp_path: Path) -> None:
         ({"early_terminate": {"tpye": "median"}}, "early_terminate: 'tpye' .* did you mean type"),
         ({"early_terminate": {"type": "median", "min_iter": 1}}, "type: 'median': .*'hyperband'"),
         ({"early_terminate": {"max_iter": 9}}, "'max_iter' is not a key here; write min_iter"),
+        ({"xyzzy": 1}, "'xyzzy' is not a key here; there are name, config, method"),
         ({"count": 3}, "'count' is not a key here; write run_cap"),
         ({"aliases": {}}, "'aliases' is not a key here; name the option itself"),
         ({"parameters": {"TRAIN": {"parameters": {}}}}, "nested parameter as SECTION.option"),

@@ -46,7 +46,8 @@ class Strict(BaseModel):
         for key in content if isinstance(content, Mapping) else ():
             if key not in cls.model_fields:
                 likely = nearest(str(key), cls.model_fields)
-                there = f"did you mean {likely}?" if likely else ", ".join(cls.model_fields)
+                known = f"there are {', '.join(cls.model_fields)}"
+                there = f"did you mean {likely}?" if likely else known
                 raise ValueError(f"{shown(key)} is not a key here; {DROPPED.get(key, there)}")
         return content
 
