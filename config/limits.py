@@ -17,7 +17,5 @@ PICKLE_BYTES = 2**28  # of a file of CIFAR's archives; the largest has 155 MB
 PICKLE_TUPLES = 16  # in it; numpy's arrays need six, and each one may double what hashing costs
 
 COMBINATIONS = 10_000  # of a sweep's grid or a study's matrix: years of training
-CHECKED_COMBINATIONS = 500  # of a grid that are all loaded first; of a larger one, each value alone
 SWEEP_VALUES = 1_000  # of one parameter; each one is loaded with the config before the first trial
-STEPS_OF_Q = 2**53  # in a range; beyond, neighbours are the same floating-point number
 SEED = 2**32 - 1  # of a sweep, as numpy's generator takes them

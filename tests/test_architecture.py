@@ -130,7 +130,6 @@ DANGEROUS = {
     },
     "subprocess": {
         "util/experiments/child_process.py",
-        "tool/sweep.py",
         "tool/demo_run.py",
         "benchmark/memory.py",
         "tests",

@@ -20,8 +20,8 @@ from stripseg.dataset.labels import read_matlab_label
 from stripseg.dataset.lists import read_list
 from stripseg.dataset.preparation.match import PIECE, moments
 from stripseg.util.checkpoint import read_checkpoint
-from stripseg.util.experiments.study import Study
-from stripseg.util.experiments.sweep_file import EarlyTermination, Parameter
+from stripseg.util.experiments.study import read_study
+from stripseg.util.experiments.sweep_file import Parameter
 from stripseg.util.images import read_image
 
 
@@ -73,18 +73,11 @@ def test_a_base_sixty_learning_rate_is_refused(small_config: Path) -> None:
         load_config(small_config, ["TRAIN.base_lr", "1" + ":1" * 400 + ".0"])
 
 
-def test_early_termination_divides_without_powers() -> None:
-    huge = EarlyTermination(type="hyperband", max_iter=9, eta=2**31 - 1, s=2**31 - 1)
-    assert huge.first_epoch == 1
-    assert EarlyTermination(type="hyperband", max_iter=81, eta=3, s=2).first_epoch == 9
-
-
 @pytest.mark.parametrize(
     ("given", "message"),
     [
-        ({"min": 0, "max": 1e308, "q": 1e-300}, "too wide"),
-        ({"min": -1e308, "max": 1e308}, "too wide"),
-        ({"min": 0, "max": 10**400}, "must be finite"),
+        ({"min": -1e308, "max": 1e308}, "must be a number from"),
+        ({"min": 0, "max": 10**400}, "must be a number from"),
         ({"values": list(range(limits.SWEEP_VALUES + 1))}, "at most 1000"),
     ],
 )
@@ -99,7 +92,7 @@ def test_a_study_is_counted_before_it_is_made(tmp_path: Path) -> None:
     path = tmp_path / "large.yaml"
     path.write_text(f"name: large\nconfigs: [shapes10 resnet18]\nvary:\n{vary}")
     with pytest.raises(ConfigError, match=f"make {9**7} runs; at most 10000 are possible"):
-        Study(path)
+        read_study(path)
 
 
 def test_a_line_of_a_list_has_a_longest(tmp_path: Path) -> None:

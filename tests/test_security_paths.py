@@ -16,7 +16,7 @@ from stripseg.dataset.preparation.sbd import write_train_aug
 from stripseg.dataset.results import PredictionFiles, ProgressJournal, prediction_names
 from stripseg.util.checkpoint import folder_lock
 from stripseg.util.experiments.child_process import follow
-from stripseg.util.experiments.study import Study
+from stripseg.util.experiments.study import read_study
 from stripseg.util.files import atomic_write, link_or_copy, no_links, write_text
 from stripseg.util.logger import run_logger
 from tests.test_packed import encoding_of, make_pairs, open_packed, write_packed
@@ -125,7 +125,7 @@ def test_a_studys_configs_are_names(tmp_path: Path) -> None:
     path = tmp_path / "study.yaml"
     path.write_text('name: small\nconfigs: ["../../x y"]\n')
     with pytest.raises(ConfigError, match="'../../x y' is not 'DATASET EXPERIMENT'"):
-        Study(path)
+        read_study(path)
 
 
 # ---- packed copies

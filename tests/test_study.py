@@ -2,21 +2,24 @@
 
 import csv
 import json
+import re
 import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 import yaml
 
 from stripseg.config.errors import ConfigError, TrainingError
+from stripseg.config.load import find_config, load_config
 from stripseg.dataset.generated.shapes10 import write_shapes10
-from stripseg.tool import study, test, train
-from stripseg.tool.study import Study
+from stripseg.tool import study
 from stripseg.util.checkpoint import folder_lock
-from stripseg.util.experiments.report import StudyRow, escaped, write_study_report
+from stripseg.util.experiments.study import Row, read_study, write_study_report
+from stripseg.util.files import write_text
 from stripseg.util.signals import Stopped
 
 ATTENTIONS = ["none", "strip_pool", "triplet", "eca", "gct"]
@@ -56,65 +59,78 @@ def write_study(folder: Path, **changes) -> str:
 
 
 @pytest.fixture
-def in_process(monkeypatch) -> list[str]:
-    """The commands in this process; which runs were made."""
+def made(monkeypatch) -> list[str]:
+    """Runs without training, whose top-1 is their seed / 10; which of them were made."""
     made: list[str] = []
 
     def run(command: str, words, place: Path, request) -> None:
+        config = load_config(find_config(*words[:2]), words[2:])
+        assert config.TRAIN.save_path == str(place / "model")
         if command == "train":
-            made.append(str(place.relative_to("exp/studies/small")))
-        {"train": train, "test": test}[command].main(list(words))
+            made.append(f"{config.TRAIN.attention} {config.TRAIN.manual_seed}")
+            return
+        figures = {"top1": config.TRAIN.manual_seed / 10, "top5": 1.0, "loss": 2.0}
+        write_text(Path(config.TEST.save_folder) / "metrics.json", json.dumps(figures))
 
+    cost = SimpleNamespace(parameters=11_173_962, multiply_adds=555_422_720)
+    monkeypatch.setattr(study, "summarise_config", lambda config: [cost])
     monkeypatch.setattr(study, "run", run)
     return made
 
 
-@pytest.mark.slow
-def test_the_full_matrix_of_the_study(folder: Path, in_process) -> None:
-    """Five attentions, two depths, two seeds: means, deviations, costs, pictures."""
-    path = write_study(folder, vary={"TRAIN.layers": [18, 34], "TRAIN.attention": ATTENTIONS})
+def test_the_full_matrix_of_the_study(folder: Path, made) -> None:
+    """Five attentions, two seeds: means, deviations, costs, pictures."""
+    path = write_study(folder, vary={"TRAIN.layers": [18], "TRAIN.attention": ATTENTIONS})
     study.main([path])
-    assert len(in_process) == len(set(in_process)) == 20
+    assert len(made) == 10
     out = folder / "exp/studies/small"
-    table = (out / "table.md").read_text().splitlines()
-    assert len(table) == 12
+    table = (out / "results.md").read_text().splitlines()[2:]
     assert table[0].startswith("| config | layers | attention | seeds | top1 | top5 | loss | param")
-    assert "| 18 | none | 2 |" in table[2]
+    assert "| 18 | none | 2 | 5.00 ± 7.07 | 100.00 ± 0.00 | 2.0000 ± 0.0000 |" in table[2]
     assert "| 11,173,962 |" in table[2]
-    assert "| 21,286,922 |" in next(line for line in table if "| 34 | triplet |" in line)
     rows = list(csv.DictReader((out / "results.csv").open()))
-    assert len(rows) == 20
-    one = json.loads((out / in_process[0] / "result/metrics.json").read_text())
-    assert float(rows[0]["top1"]) == one["top1"]
-    for name in ("top1.png", "loss.png", "cost_top1.png"):
+    assert [row["top1"] for row in rows] == ["0.0", "0.1"] * 5
+    assert json.loads((out / "results.json").read_text())[1]["top1"] == 0.1
+    for name in ("top1.png", "loss.png"):
         assert (out / name).read_bytes().startswith(b"\x89PNG")
-    assert r"strip\_pool" in (out / "table.tex").read_text()
-    in_process.clear()
+    assert r"strip\_pool" in (out / "results.tex").read_text()
+    made.clear()
     study.main([path])
-    assert in_process == []
+    assert made == []
+
+
+@pytest.mark.slow
+def test_runs_are_trained_and_tested(folder: Path) -> None:
+    """By the real commands: the published study's table has their figures."""
+    study.main([write_study(folder, seeds=[0], vary={})])
+    (row,) = csv.DictReader((folder / "exp/studies/small/results.csv").open())
+    (figures,) = folder.glob("exp/studies/small/shapes10_resnet18_seed0_*/result/metrics.json")
+    assert float(row["top1"]) == json.loads(figures.read_text())["top1"]
+    assert row["parameters"] == "11173962"
 
 
 def test_a_stopped_study_goes_on_with_the_missing_runs(
-    folder: Path, in_process, monkeypatch, capsys
+    folder: Path, made, monkeypatch, capsys
 ) -> None:
     path, run = write_study(folder), study.run
 
     def stopped(command: str, words, place: Path, request) -> None:
-        if len(in_process) == 2:
+        if len(made) == 2:
             raise Stopped("stopped")
         run(command, words, place, request)
 
     monkeypatch.setattr(study, "run", stopped)
     with pytest.raises(Stopped):
         study.main([path])
+    assert made == ["none 0", "strip_pool 0"]
     study.main([path, "--report"])
     table = capsys.readouterr().out.split("| --- |")[-1].splitlines()
     seeds = [line.split(" | ")[2] for line in table if line.startswith("| shapes10")]
     assert seeds == ["1", "0"]
     monkeypatch.setattr(study, "run", run)
-    in_process.clear()
+    made.clear()
     study.main([path])
-    assert len(in_process) == 3  # the second run had been trained, and not tested
+    assert len(made) == 3  # the second run had been trained, and not tested
     other = write_study(folder, options={"DATA.data_root": str(folder / "data"), "TRAIN.epochs": 9})
     study.main([other, "--report"])
     assert "2 rows have no run yet" in capsys.readouterr().out  # of these options
@@ -123,7 +139,7 @@ def test_a_stopped_study_goes_on_with_the_missing_runs(
 def test_a_run_that_fails_is_named_with_its_last_line(folder: Path) -> None:
     """In a process of its own, as the command does it."""
     path = write_study(folder, seeds=[0], options={"DATA.data_root": str(folder / "absent")})
-    with pytest.raises(TrainingError, match=r"seed0: train ended with code 2: error: .*absent"):
+    with pytest.raises(TrainingError, match=r"seed0_\w+: train ended with code 2: error: .*absent"):
         study.main([path])
 
 
@@ -135,7 +151,7 @@ def test_a_run_that_fails_is_named_with_its_last_line(folder: Path) -> None:
         ({"vary": {"TRAIN.attentoin": ["eca"]}}, "attentoin"),
         ({"vary": {"TRAIN.attention": ["ekka"]}}, "attention"),
         ({"seeds": []}, "seeds: "),
-        ({"sedes": [1]}, "sedes: "),
+        ({"sedes": [1]}, "'sedes' is not a key here; did you mean seeds"),
         ({"seeds": [1, 1]}, "seeds: has a value twice"),
         ({"seeds": [-1]}, "seeds.0: "),
         ({"vary": {"TRAIN.attention": []}}, "vary.TRAIN.attention: "),
@@ -151,18 +167,20 @@ def test_a_run_that_fails_is_named_with_its_last_line(folder: Path) -> None:
 )
 def test_mistakes_are_found_before_the_first_run(folder: Path, changes, message: str) -> None:
     with pytest.raises(ConfigError, match=message):
-        Study(Path(write_study(folder, **changes)))
+        read_study(Path(write_study(folder, **changes)))
+
+
+def result(config: str, values: dict, figures: dict) -> Row:
+    return Row(config, values, {}, {"parameters": 10**6, "multiply-adds": 20}, figures)
 
 
 def test_tables_have_means_and_deviations(tmp_path: Path) -> None:
     figures = {0: {"mIoU": 0.5, "loss": 1.0}, 4: {"mIoU": 0.7, "loss": 2.0}}
-    row = StudyRow("camvid spnet18", {"TRAIN.attention": "eca"}, figures, 1_000_000, 2_000_000)
-    write_study_report([row], tmp_path)
-    assert (tmp_path / "table.md").read_text().splitlines()[-1] == (
-        "| camvid spnet18 | eca | 2 | 60.00 ± 14.14 | 1.5000 ± 0.7071 | 1,000,000 | 2.0 M |"
-    )
-    assert r"60.00 $\pm$ 14.14 & 1.5000" in (tmp_path / "table.tex").read_text()
-    assert escaped("a_b & 5 %") == r"a\_b \& 5 \%"
+    write_study_report([result("camvid spnet18", {"TRAIN.attention": "eca"}, figures)], tmp_path)
+    assert ("| camvid spnet18 | eca | 2 | 60.00 ± 14.14 | 1.5000 ± 0.7071 | 1,000,000 | 20 |") in (
+        tmp_path / "results.md"
+    ).read_text()
+    assert r"60.00 $\pm$ 14.14 & 1.5000" in (tmp_path / "results.tex").read_text()
     with open(tmp_path / "results.csv") as file:
         assert [line.split(",")[2:4] for line in file] == [
             ["seed", "mIoU"],
@@ -171,22 +189,17 @@ def test_tables_have_means_and_deviations(tmp_path: Path) -> None:
         ]
 
 
-def test_other_options_are_another_run(folder: Path, in_process, capsys) -> None:
-    """Its weights are its own: the finished run of other options is kept beside it."""
+def test_other_options_are_another_run(folder: Path, made) -> None:
+    """Its weights are its own: the finished run of other options stays beside it."""
     path = write_study(folder, seeds=[0], vary={})
     study.main([path])
-    place = folder / "exp/studies/small/shapes10_resnet18/as_it_is"
-    before = json.loads((place / "seed0/result/metrics.json").read_text())
     options = yaml.safe_load(Path(path).read_text())["options"]
     slower = write_study(folder, seeds=[0], vary={}, options={**options, "TRAIN.base_lr": 1e-7})
-    capsys.readouterr()
     study.main([slower])
-    assert "with other options, is kept in" in capsys.readouterr().out
-    assert len(in_process) == 2
-    after = json.loads((place / "seed0/result/metrics.json").read_text())
-    assert after["loss"] != before["loss"]
-    kept = next(place.glob("seed0-until-*"))
-    assert json.loads((kept / "result/metrics.json").read_text()) == before
+    assert len(made) == 2
+    assert len(list(folder.glob("exp/studies/small/shapes10_resnet18_seed0_*"))) == 2
+    study.main([write_study(folder, seeds=[0], vary={})])
+    assert len(made) == 2  # the first options again
 
 
 @pytest.mark.slow
@@ -196,7 +209,8 @@ def test_a_study_asked_to_stop_lets_its_run_save(folder: Path) -> None:
     content = yaml.safe_load(Path(path).read_text())
     content["options"] |= {"TRAIN.epochs": 400, "TRAIN.print_freq": 1, "TRAIN.save_freq": 400}
     Path(path).write_text(yaml.safe_dump(content))
-    place = folder / "exp/studies/small/shapes10_resnet18/as_it_is/seed0"
+    (row,) = read_study(Path(path))[1]
+    place = folder / "exp/studies/small" / row.folder(0)
     command = [sys.executable, "-m", "stripseg.tool.study", path]
     process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
     deadline = time.monotonic() + 60
@@ -217,23 +231,21 @@ def test_a_study_asked_to_stop_lets_its_run_save(folder: Path) -> None:
 
 def test_studies_of_two_tasks_have_pictures_of_both(tmp_path: Path) -> None:
     results = [
-        StudyRow("a b", {}, {0: {"top1": 0.5, "loss": 1.0}}, 10, 20),
-        StudyRow("c d", {}, {0: {"mIoU": 0.4}}, 10, 20),
-        StudyRow("e f", {}, {}, 10, 20),
+        result("a b", {}, {0: {"top1": 0.5, "loss": 1.0}}),
+        result("c d", {}, {0: {"mIoU": 0.4}}),
+        result("e f", {}, {}),
     ]
     assert "1 rows have no run yet" in write_study_report(results, tmp_path)
-    assert {"cost_top1.png", "cost_mIoU.png", "top1.png", "mIoU.png", "loss.png"} == {
-        picture.name for picture in tmp_path.glob("*.png")
-    }
+    pictures = {picture.name for picture in tmp_path.glob("*.png")}
+    assert pictures == {"top1.png", "mIoU.png", "loss.png"}
 
 
 def test_values_reach_the_config_as_they_are(folder: Path) -> None:
     vary = {"TRAIN.weight": [None, "null", "../../x y.pth"], "DATA.mean": [[1, 2.5, 3]]}
-    read = Study(Path(write_study(folder, vary=vary)))
-    configs = [read.load(cell, Path("study.yaml")) for cell in read.cells]
+    rows = read_study(Path(write_study(folder, vary=vary)))[1]
+    configs = [row.load() for row in rows]
     assert [config.TRAIN.weight for config in configs] == vary["TRAIN.weight"]
     assert list(configs[0].DATA.mean) == [1, 2.5, 3]
-    folders = [cell.folder for cell in read.cells]
-    assert len(set(folders)) == 3
-    assert all("/" not in name.partition("/")[2] and ".." not in name[:40] for name in folders[:2])
-    assert all(Path("a", name).resolve().is_relative_to(Path("a").resolve()) for name in folders)
+    folders = {row.folder(seed) for row in rows for seed in (0, 1)}
+    assert len(folders) == 6
+    assert all(re.fullmatch(r"[\w,-]+", name) for name in folders)

@@ -26,6 +26,7 @@ except ImportError:  # Windows
 
 FORMAT_VERSION = 1
 LOCK = ".lock"
+LOCK_POLL = 0.05  # seconds
 
 
 def write_checkpoint(path: Path, content: dict[str, Any]) -> None:
@@ -109,9 +110,11 @@ def check_sums(path: Path) -> None:
 
 
 @contextmanager
-def folder_lock(folder: Path) -> Iterator[None]:
+def folder_lock(folder: Path, *, wait: float = 0) -> Iterator[None]:
     """Hold a run's folder, so that no second run writes there; freed when the process ends.
 
+    Args:
+        wait: seconds to wait for another run that holds it.
     Raises:
         TrainingError: another run holds it, or its lock cannot be made.
     """
@@ -125,15 +128,21 @@ def folder_lock(folder: Path) -> Iterator[None]:
         raise TrainingError(
             f"{error.filename}: cannot be made or opened: {error.strerror}"
         ) from error
+    deadline = time.monotonic() + wait
     with lock as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            file.seek(0)
-            raise TrainingError(
-                f"{folder} is in use by another run ({file.read().strip()}); wait for it, or set "
-                "another TRAIN.save_path or experiment"
-            ) from error
+        while True:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except OSError as error:
+                if time.monotonic() < deadline:
+                    time.sleep(LOCK_POLL)
+                    continue
+                file.seek(0)
+                raise TrainingError(
+                    f"{folder} is in use by another run ({file.read().strip()}); wait for it, or "
+                    "set another TRAIN.save_path or experiment"
+                ) from error
         file.truncate(0)
         file.write(f"process {os.getpid()} on {socket.gethostname()}")
         file.flush()

@@ -23,11 +23,18 @@ OF_LAUNCHERS = re.compile(
 )
 
 
-def follow(command: Sequence[str], output: Path, *, end: Callable[[], bool]) -> int:
+def follow(
+    command: Sequence[str],
+    output: Path,
+    *,
+    end: Callable[[], bool],
+    environment: Mapping[str, str] | None = None,
+) -> int:
     """Run a command, what it says added to the file `output`; its exit code.
 
     Args:
         end: asked again and again; True sends SIGTERM, and the run has `PATIENCE` to save.
+        environment: variables that it has beside those of this process.
     """
     output.parent.mkdir(parents=True, exist_ok=True)
     with open(output, "ab", opener=no_links) as file:
@@ -36,7 +43,7 @@ def follow(command: Sequence[str], output: Path, *, end: Callable[[], bool]) -> 
             stdin=subprocess.DEVNULL,
             stdout=file,
             stderr=subprocess.STDOUT,
-            env=own_environment(os.environ),
+            env={**own_environment(os.environ), **(environment or {})},
             start_new_session=True,  # a terminal's Ctrl-C is for us, who end the run
             preexec_fn=end_with_parent(os.getpid()),
         )
@@ -44,19 +51,13 @@ def follow(command: Sequence[str], output: Path, *, end: Callable[[], bool]) -> 
         while process.poll() is None and not end():
             time.sleep(POLL)
     finally:
-        finish(process)
-    return process.returncode
-
-
-def finish(process: subprocess.Popen) -> None:
-    """Let a process save and end; one that takes too long is killed."""
-    if process.poll() is None:
-        process.terminate()
+        process.terminate()  # does nothing to one that has ended
         try:
             process.wait(PATIENCE)
         except subprocess.TimeoutExpired:
             process.kill()
             process.wait()
+    return process.returncode
 
 
 def own_environment(environment: Mapping[str, str]) -> dict[str, str]:

@@ -1,10 +1,13 @@
-"""The file of a study: configs, the options that vary, and seeds."""
+"""A study: every config with every combination of options and every seed, and a table of means."""
 
 import hashlib
-import math
+import json
 import re
-from collections.abc import Iterator
+import statistics
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from itertools import product
+from math import prod
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -14,10 +17,11 @@ from ...config.errors import ConfigError
 from ...config.limits import COMBINATIONS
 from ...config.load import find_config, load_config, option_meant
 from ...config.schema import Config
-from ...config.yaml_file import read_yaml
-from .sweep_file import RUN_OPTIONS, Strict, as_arguments, read_model
+from .report import pyplot, write_tables
+from .run_file import RUN_OPTIONS, Strict, as_arguments, read_model
 
-LONGEST = 100  # characters of a folder's name
+FIGURES = ("top1", "mIoU", "top5", "mAcc", "allAcc", "loss")
+PLOTTED = ("top1", "mIoU", "loss")
 
 
 class StudyFile(Strict):
@@ -26,84 +30,129 @@ class StudyFile(Strict):
     name: str = Field(pattern=r"^\w[\w.-]*$")
     configs: list[str] = Field(min_length=1)
     vary: dict[str, Annotated[list[Any], Field(min_length=1)]] = Field(default_factory=dict)
-    seeds: list[Annotated[int, Field(ge=0)]] = Field(default=[0], min_length=1)
+    seeds: list[Annotated[int, Field(ge=0)]] = Field([0], min_length=1)
     options: dict[str, Any] = Field(default_factory=dict)
 
 
-class Cell(Strict):
+@dataclass(frozen=True)
+class Row:
     """One row of the table: a config and a value for every option that varies."""
 
-    config: str
-    values: tuple[tuple[str, Any], ...]
+    config: str  # DATASET EXPERIMENT
+    values: Mapping[str, Any]
+    common: Mapping[str, Any]  # options of all rows
+    cost: Mapping[str, int] = field(default_factory=dict)  # of parameters and multiply-adds
+    figures: Mapping[int, Mapping[str, Any]] = field(default_factory=dict)  # {seed: metrics.json}
+
+    def words(self, **own: Any) -> list[str]:
+        """What follows `train` and `test`: the config, its options and those of one run."""
+        return [*self.config.split(), *as_arguments({**self.common, **self.values, **own})]
+
+    def load(self, **own: Any) -> Config:
+        """The effective config, whichever file and option say what."""
+        dataset, experiment, *options = self.words(**own)
+        return load_config(find_config(dataset, experiment), options)
+
+    def folder(self, seed: int) -> str:
+        """The name of a run's folder: readable, and another one for another config."""
+        content = self.load(**{"TRAIN.manual_seed": seed}).model_dump(mode="json")
+        digest = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+        name = re.sub(r"[^\w,-]+", "_", self.label)
+        return f"{name[:80]}_seed{seed}_{digest[:8]}"
 
     @property
-    def folder(self) -> str:
-        """Its folder below the study's: readable, and different for different cells."""
-        parts = [f"{key.rpartition('.')[2]}-{value}" for key, value in self.values]
-        name = "_".join(parts) or "as_it_is"
-        plain = re.sub(r"[^\w.,-]+", "_", name)
-        if plain != name or len(name) > LONGEST:
-            plain = f"{plain[:LONGEST]}_{hashlib.sha256(name.encode()).hexdigest()[:8]}"
-        return "/".join([self.config.replace(" ", "_"), plain])
+    def label(self) -> str:
+        return " ".join([self.config, *map(str, self.values.values())])
 
-    @property
-    def arguments(self) -> list[str]:
-        """The options as arguments of a command."""
-        return as_arguments(dict(self.values))
+    def statistics(self, name: str) -> tuple[float, float] | None:
+        """Return mean and sample deviation over the seeds; of one seed 0, which tells nothing."""
+        numbers = [figures[name] for figures in self.figures.values() if name in figures]
+        deviation = statistics.stdev(numbers) if len(numbers) > 1 else 0.0
+        return (statistics.fmean(numbers), deviation) if numbers else None
+
+    def cell(self, name: str) -> str:
+        """Return mean and deviation: shares in per cent, losses as they are."""
+        factor, digits = (1, 4) if name == "loss" else (100, 2)
+        numbers = self.statistics(name) or ()
+        return " ± ".join(f"{factor * number:.{digits}f}" for number in numbers)
 
 
-class Study:
-    """The matrix of a study's file.
+def read_study(path: Path) -> tuple[StudyFile, list[Row]]:
+    """Read a study's file and load the config of every row.
 
     Raises:
         ConfigError: the file is not a study, or one of its runs is not possible.
     """
-
-    def __init__(self, path: Path) -> None:
-        self.file = read_model(StudyFile, path, read_yaml(path))
-        for problem in self._problems():
-            raise ConfigError(f"{path}: {problem}")
-        self.cells = [
-            Cell(config=config, values=tuple(zip(self.file.vary, values, strict=True)))
-            for config in self.file.configs
-            for values in product(*self.file.vary.values())
-        ]
-        for cell in self.cells:  # before the first run starts
-            self.load(cell, path)
-
-    def _problems(self) -> Iterator[str]:
-        """Mistakes beside those that the configs show."""
-        given: dict[str, str] = {}
-        for where, keys in (("vary", self.file.vary), ("options", self.file.options)):
-            for key in keys:
-                option = option_meant(key)
-                if option in (*RUN_OPTIONS, "TRAIN.manual_seed"):
-                    yield f"{where}.{key}: {option} is each run's own; list seeds under seeds:"
-                if option in given:
-                    yield f"{where}.{key}: {option} is already given in {given[option]}"
-                given[option] = f"{where}.{key}"
-        runs = math.prod(map(len, [self.file.configs, self.file.seeds, *self.file.vary.values()]))
-        if runs > COMBINATIONS:
-            yield f"configs, vary and seeds make {runs} runs; at most {COMBINATIONS} are possible"
-        lists = {f"vary.{key}": values for key, values in self.file.vary.items()}
-        for where, values in {**lists, "seeds": self.file.seeds}.items():
-            if len({repr(value) for value in values}) < len(values):
-                yield f"{where}: has a value twice: {values}"
-
-    def load(self, cell: Cell, origin: Path) -> Config:
-        """The config of a cell, without a seed."""
-        names = cell.config.split()
-        if len(names) != 2 or not all(re.fullmatch(r"\w[\w.-]*", name) for name in names):
-            raise ConfigError(
-                f"{origin}: configs: {cell.config!r} is not 'DATASET EXPERIMENT', such as "
-                "'cifar10 resnet18'"
-            )
+    file = read_model(StudyFile, path)
+    for problem in problems(file):
+        raise ConfigError(f"{path}: {problem}")
+    rows = [
+        Row(config, dict(zip(file.vary, values, strict=True)), file.options)
+        for config in file.configs
+        for values in product(*file.vary.values())
+    ]
+    for row in rows:
         try:
-            return load_config(find_config(*names), [*self.options, *cell.arguments])
+            row.load()
         except ConfigError as error:
-            raise ConfigError(f"{origin}: {cell.folder}: {error}") from error
+            raise ConfigError(f"{path}: {row.config} with {dict(row.values)}: {error}") from error
+    return file, rows
 
-    @property
-    def options(self) -> list[str]:
-        """The options of all runs."""
-        return as_arguments(self.file.options)
+
+def problems(file: StudyFile) -> Iterator[str]:
+    """Mistakes beside those that the configs show."""
+    for config in file.configs:
+        if not re.fullmatch(r"\w[\w.-]* +\w[\w.-]*", config):
+            yield f"configs: {config!r} is not 'DATASET EXPERIMENT', such as 'cifar10 resnet18'"
+    given: dict[str, str] = {}
+    for where, keys in (("vary", file.vary), ("options", file.options)):
+        for key in keys:
+            option = option_meant(key)
+            if option in (*RUN_OPTIONS, "TRAIN.manual_seed"):
+                yield f"{where}.{key}: {option} is each run's own; list seeds under seeds:"
+            if option in given:
+                yield f"{where}.{key}: {option} is already given in {given[option]}"
+            given[option] = f"{where}.{key}"
+    runs = prod(map(len, [file.configs, file.seeds, *file.vary.values()]))
+    if runs > COMBINATIONS:
+        yield f"configs, vary and seeds make {runs} runs; at most {COMBINATIONS} are possible"
+    for where, values in {"seeds": file.seeds, **file.vary}.items():
+        if len({repr(value) for value in values}) < len(values):
+            yield f"{where}: has a value twice: {values}"
+
+
+def write_study_report(rows: Sequence[Row], folder: Path) -> str:
+    """Write the tables and plots of a study; return the text for the terminal."""
+    names = [name for name in FIGURES if any(row.statistics(name) for row in rows)]
+    shown, records = [], []
+    for row in rows:
+        short = {key.rpartition(".")[2]: value for key, value in row.values.items()}
+        means = {name: row.cell(name) for name in names}
+        cost = {name: f"{count:,}" for name, count in row.cost.items()}
+        shown.append({"config": row.config, **short, "seeds": len(row.figures), **means, **cost})
+        for seed, figures in row.figures.items():
+            exact = {name: figures.get(name) for name in names}
+            records.append({"config": row.config, **row.values, "seed": seed, **exact, **row.cost})
+    plots = [name for name in names if name in PLOTTED]
+    for name in plots:
+        plot_means([row for row in rows if row.statistics(name)], name, folder)
+    table = write_tables(folder, f"# Study {folder.name}", shown, records, plots)
+    missing = sum(not row.figures for row in rows)
+    rest = f"\n{missing} rows have no run yet" if missing else ""
+    return f"{table}\n{folder / 'results.md'}, .tex, .csv, .json and plots{rest}"
+
+
+def plot_means(rows: Sequence[Row], name: str, folder: Path) -> None:
+    """Plot means with their deviations: of each row, and against what the networks cost."""
+    costs = list(rows[0].cost)
+    figure, panels = pyplot().subplots(1, 1 + len(costs), figsize=(15, 5), layout="constrained")
+    for axes, cost in zip(panels, [None, *costs], strict=True):
+        for row in rows:
+            mean, deviation = row.statistics(name)
+            x = row.label if cost is None else row.cost[cost] / 1e6
+            axes.errorbar(x, mean, yerr=deviation, fmt="o", capsize=4)
+        axes.set(xlabel=cost and f"{cost} (millions)", ylabel=name)
+        axes.grid(alpha=0.4)
+    panels[0].tick_params("x", rotation=90)
+    figure.savefig(folder / f"{name}.png")
+    pyplot().close(figure)
