@@ -253,7 +253,9 @@ class TrainedNetwork:
         """
         if list_file is not None:
             options = {"TEST.test_list": str(list_file), **options}
-        words = [word for key, value in options.items() for word in (test_option(key), value)]
+        words = [
+            word for key, value in options.items() for word in (test_option(key), plain(value))
+        ]
         config = inference_config(self.card.config, self.path, words)
         same = TrainedNetwork(self.network, self.card, config, self.device, path=self.path)
         if "TEST.save_folder" in words:
@@ -384,6 +386,11 @@ def check_inference(scales: Sequence[float] | None, window: Sequence[int] | None
             raise ConfigError(f"scales {scales}: expected numbers above 0, such as (0.75, 1, 1.25)")
     if window is not None and (len(window) != 2 or not all(int(s) >= 8 for s in window)):
         raise ConfigError(f"window {window}: expected (height, width), both 8 or more")
+
+
+def plain(value: Any) -> Any:
+    """A path as text; anything else as it is."""
+    return os.fspath(value) if isinstance(value, os.PathLike) else value
 
 
 def test_option(key: str) -> str:

@@ -17,6 +17,7 @@ COMMANDS: dict[str, dict[str, tuple[str, str]]] = {
         "train": ("train", "train a network: stripseg train ade20k spnet50"),
         "test": ("test", "test it: stripseg test ade20k spnet50, or stripseg test best.pth"),
         "predict": ("predict", "segment images: stripseg predict best.pth photos/ --output out"),
+        "serve": ("serve", "a local page to try a network on your images"),
         "compare": ("compare", "is B better than A? two tests or more of the same images"),
     },
     "data": {
