@@ -124,6 +124,13 @@ class NetworkOptions(Section):
         "ResNet's first layers: `deep` three 3x3 convolutions, `classic` one 7x7, `cifar` one "
         "3x3 that keeps the size; `auto` is classic for pyconvsegnet and deep for the others",
     )
+    width: float = option(
+        1.0,
+        "channels of a ResNet or PyConvResNet, and with them of the head, as a factor of the "
+        "paper's: 0.5 halves them; each is a multiple of 8",
+        gt=0,
+        le=limits.WIDTH,
+    )
     attention: Literal["none", "strip_pool", "triplet", "eca", "gct", "gct_l1", "se", "cbam"] = (
         option(
             "none",

@@ -195,6 +195,7 @@ def build_backbone(train: TrainSection, *, in_channels: int = 3) -> nn.Module:
     """
     common = {
         "in_channels": in_channels,
+        "width": train.width,
         "output_stride": train.output_stride,
         "dilate_first_block": train.dilate_first_block,
         "multi_grid": multi_grid_of(train),
@@ -228,6 +229,8 @@ def timm_backbone(config: Config) -> nn.Module:
     train, test = config.TRAIN, config.TEST
     if train.attention != "none":
         raise ValueError(f"backbone {train.backbone} takes no attention; leave TRAIN.attention out")
+    if train.width != 1:
+        raise ValueError(f"backbone {train.backbone} has timm's width; TRAIN.width must be 1")
     if train.norm != "batch":
         raise ValueError(f"backbone {train.backbone} keeps timm's norms; TRAIN.norm must be batch")
     return TimmBackbone(

@@ -38,6 +38,7 @@ if TYPE_CHECKING:
     from .training import TrainingResult, train
     from .util.inference.sliding_window import InferenceSettings, SlidingWindow
     from .util.metrics import ConfusionMatrix, Scores
+    from .util.signals import Stopped
 
 # name -> the module that defines it
 _HOMES = {
@@ -59,6 +60,7 @@ _HOMES = {
     "InferenceSettings": "util.inference.sliding_window",
     "ConfusionMatrix": "util.metrics",
     "Scores": "util.metrics",
+    "Stopped": "util.signals",
     "StripsegError": "config.errors",
 }
 __all__ = [
@@ -70,6 +72,7 @@ __all__ = [
     "Prediction",
     "Scores",
     "SlidingWindow",
+    "Stopped",
     "StripPoolingModule",
     "StripsegError",
     "TestResult",

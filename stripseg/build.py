@@ -1,7 +1,5 @@
 """Objects from a config: loss, optimizer, inference engine, a trained network."""
 
-from pathlib import Path
-
 import torch
 from torch import Tensor, nn
 
@@ -9,9 +7,8 @@ from .config.compatibility import check_same_network
 from .config.schema import IGNORED_IMAGE, Config
 from .model.build import build_network
 from .model.weights import load_weights
+from .network_file import read_network
 from .onnx_network import OnnxNetwork
-from .sharing import read_folder
-from .util.checkpoint import read_checkpoint
 from .util.inference.sliding_window import (
     InferenceSettings,
     SlidingWindow,
@@ -87,11 +84,10 @@ def load_network(config: Config, device: torch.device) -> nn.Module:
     """
     set_numerics(deterministic=config.TRAIN.deterministic)
     path = config.TEST.model_path
-    if Path(path).suffix.lower() == ".onnx":
-        exported = OnnxNetwork(path, device)
-        check_same_network({"config": exported.card.config}, config, origin=path)
-        return exported
-    content = read_folder(Path(path)) if Path(path).is_dir() else read_checkpoint(path)
+    content = read_network(path, device)
+    if isinstance(content, OnnxNetwork):
+        check_same_network({"config": content.card.config}, config, origin=path)
+        return content
     network = build_network(config)
     load_weights(network, content, origin=str(path), exact=True)
     check_same_network(content, config, origin=path)

@@ -18,10 +18,9 @@ from .config.load import find_config, load_config
 from .config.schema import Config
 from .model.build import check_arch, check_segments
 from .model_card import ModelCard, card_of_checkpoint
+from .network_file import is_network, local_path, read_network
 from .onnx_network import OnnxNetwork
-from .sharing import CARD, read_folder
 from .trained_network import inference_config
-from .util.checkpoint import read_checkpoint
 from .util.distributed import process_group
 from .util.distributed.slurm import slurm_step
 from .util.signals import STOPPED, Stopped
@@ -121,17 +120,13 @@ def parse_config(
     return options, config
 
 
-def is_network(word: str) -> bool:
-    """Return whether a word names a trained network's file in place of a dataset."""
-    return Path(word).suffix.lower() in (".pth", ".onnx") or (Path(word) / CARD).is_file()
-
-
 def config_of_network(path: str, words: Sequence[str]) -> Config:
     """The config that a trained network's file carries, with overrides.
 
     Raises:
         CheckpointError: it cannot be read, or does not say what network it is.
     """
+    path = local_path(path)
     return inference_config(card_of(path).config, path, words)
 
 
@@ -141,10 +136,12 @@ def card_of(path: str) -> ModelCard:
     Raises:
         CheckpointError: it cannot be read, or does not say what network it is.
     """
-    if Path(path).suffix.lower() == ".onnx":
-        return OnnxNetwork(path, torch.device("cpu")).card
-    content = read_folder(Path(path)) if Path(path).is_dir() else read_checkpoint(path)
-    return card_of_checkpoint(content, origin=path)
+    content = read_network(path, torch.device("cpu"))
+    return (
+        content.card
+        if isinstance(content, OnnxNetwork)
+        else card_of_checkpoint(content, origin=path)
+    )
 
 
 def process_count(config: Config, devices: Sequence[torch.device]) -> int:

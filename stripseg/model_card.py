@@ -68,17 +68,26 @@ class ModelCard:
             f"input: {data['in_channels']} channels, mean {data['mean']}, std {data['std']}",
         ]
         if self.figures:
-            values = ", ".join(f"{k} {v:.4f}" for k, v in self.figures["val"].items())
-            protocol = ", ".join(f"{k} {v}" for k, v in self.figures["protocol"].items())
-            lines.append(f"validation after epoch {self.figures['epoch']}: {values} ({protocol})")
+            values, protocol = (listing(self.figures.get(key)) for key in ("val", "protocol"))
+            epoch = self.figures.get("epoch", "?")
+            lines.append(f"validation after epoch {epoch}: {values} ({protocol})")
         if self.data:
             lines.append(
-                f"trained on {self.data['images']} images of {data['dataset']}, list "
-                f"{self.data['fingerprint'][:12]}"
+                f"trained on {self.data.get('images', '?')} images of {data['dataset']}, list "
+                f"{str(self.data.get('fingerprint', '?'))[:12]}"
             )
         if self.versions:
             lines.append("made by " + ", ".join(f"{k} {v}" for k, v in self.versions.items()))
         return lines
+
+
+def listing(facts: Any) -> str:
+    """`name value, name value` of a mapping; files of others may hold anything."""
+    if not isinstance(facts, Mapping):
+        return "unknown"
+    return ", ".join(
+        f"{k} {v:.4f}" if isinstance(v, float) else f"{k} {v}" for k, v in facts.items()
+    )
 
 
 def card_of_run(config: Config, images: TrainingSet | TrainingImages) -> ModelCard:

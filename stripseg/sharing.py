@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from .config.errors import CheckpointError, ExportError
+from .config.schema import SECTIONS
+from .config.types import FilePath, kind_of
 from .model.segmenter import Segmenter
 from .model_card import ModelCard
 from .util.checkpoint import read_checkpoint, write_weights
@@ -20,6 +22,7 @@ if TYPE_CHECKING:
     from .trained_network import TrainedNetwork
 
 CARD, WEIGHTS = "config.json", "model.safetensors"
+HUB = "hf://"
 VERSION = 1
 MARK = "<!-- written by stripseg; remove this line to keep your changes -->"
 
@@ -39,13 +42,27 @@ def write_folder(trained: "TrainedNetwork", folder: Path) -> Path:
         "format": "stripseg",
         "version": VERSION,
         "card": trained.card.as_dict(),
-        "config": trained.card.config,
+        "config": without_places(trained.card.config),
     }
     write_text(folder / CARD, json.dumps(content, indent=2) + "\n")
     page = folder / "README.md"
     if not page.is_file() or MARK in page.read_text(encoding="utf-8", errors="replace"):
         write_text(page, readme(trained.card, folder.resolve().name))
     return folder
+
+
+def without_places(config: dict[str, Any]) -> dict[str, Any]:
+    """A config without what tells of the machine that trained: folders, lists, weights, hosts."""
+    kept = {name: dict(part) if isinstance(part, dict) else part for name, part in config.items()}
+    kept["DATA"]["data_root"] = "."
+    for name, section in SECTIONS.items():
+        for key, field in section.model_fields.items():
+            holds_path = isinstance(kind_of(field), FilePath)
+            value = kept.get(name, {}).get(key)
+            if holds_path and isinstance(value, str) and key != "data_root":
+                kept[name][key] = Path(value).name if key.endswith("list") else None
+    kept.pop("Distributed", None)
+    return kept
 
 
 def readme(card: ModelCard, name: str) -> str:
@@ -86,7 +103,7 @@ def read_folder(folder: Path) -> dict[str, Any]:
 
 
 def fetch(name: str) -> Path:
-    """Download OWNER/NAME from the Hugging Face hub, or find it in its cache.
+    """Download OWNER/NAME, or OWNER/NAME@REVISION, from the Hugging Face hub or its cache.
 
     Raises:
         CheckpointError: huggingface_hub is not installed, or the hub does not give it.
@@ -97,8 +114,10 @@ def fetch(name: str) -> Path:
         raise CheckpointError(
             f"hf://{name}: needs huggingface_hub; install it: pip install huggingface_hub"
         ) from error
+    repository, _, revision = name.partition("@")
+    wanted = [CARD, WEIGHTS, "README.md"]
     try:
-        return Path(snapshot_download(name, allow_patterns=[CARD, WEIGHTS, "README.md"]))
+        return Path(snapshot_download(repository, revision=revision or None, allow_patterns=wanted))
     except Exception as error:  # of the network, the hub, or an impossible name
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise CheckpointError(f"hf://{name}: cannot be fetched ({reason})") from error

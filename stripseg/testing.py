@@ -272,7 +272,10 @@ def predict(
     group_size = images_per_group(config, engine.device)
     groups = shares(len(dataset), group_size)[process_group.rank() :: process_group.world_size()]
     confusion = ConfusionMatrix(
-        config.DATA.classes, ignore_label=config.TRAIN.ignore_label, device=engine.device
+        config.DATA.classes,
+        ignore_label=config.TRAIN.ignore_label,
+        device=engine.device,
+        check=False,
     )
     deciding = what_decides(config, engine.device, dataset, group_size)
     journal = ProgressJournal(files.gray.parent, deciding)
@@ -328,7 +331,10 @@ def evaluate(
 ) -> TestResult:
     """Test on a dataset in this process, and write nothing."""
     confusion = ConfusionMatrix(
-        config.DATA.classes, ignore_label=config.TRAIN.ignore_label, device=engine.device
+        config.DATA.classes,
+        ignore_label=config.TRAIN.ignore_label,
+        device=engine.device,
+        check=False,
     )
     records: list[ImageRecord] = []
     size = images_per_group(config, engine.device)
@@ -393,7 +399,7 @@ def score_saved(
         DataError: a prediction is missing, of another size than its image, or of other classes.
     """
     ignore_label = config.TRAIN.ignore_label
-    confusion = ConfusionMatrix(config.DATA.classes, ignore_label=ignore_label)
+    confusion = ConfusionMatrix(config.DATA.classes, ignore_label=ignore_label, check=False)
     records = []
     for sample in evaluation_samples(dataset, range(len(dataset)), config.TEST.workers):
         prediction = files.read(sample.name)

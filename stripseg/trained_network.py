@@ -7,7 +7,7 @@ segmenter.predict("photo.jpg").save("photo_classes.png")
 import glob
 import logging
 import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from itertools import islice
 from pathlib import Path
@@ -27,15 +27,14 @@ from .dataset.build import build_evaluation_set
 from .model.build import build_network
 from .model.weights import load_weights
 from .model_card import ModelCard, card_of_checkpoint
+from .network_file import read_network
 from .onnx_network import OnnxNetwork
 from .testing import TestResult, evaluate, run_segmentation_test
-from .util.checkpoint import read_checkpoint
 from .util.distributed import process_group
 from .util.images import IMAGE_SUFFIXES, colorize, decode_image, overlay, read_image, write_png
 from .util.inference.sliding_window import SlidingWindow, usual_batch_size
-from .util.precision import choose_precision
+from .util.precision import choose_precision, exact_numerics
 
-HUB = "hf://"
 Source = Any  # path, bytes, PIL image, array, tensor, or many of these
 
 
@@ -62,7 +61,8 @@ class Prediction:
     @property
     def probabilities(self) -> np.ndarray:
         """(K, H, W) float32, summing to 1 over K; computed when first asked for, and not kept."""
-        return self._engine.probabilities(self.image).cpu().numpy()
+        with exact_numerics():
+            return self._engine.probabilities(self.image).cpu().numpy()
 
     @property
     def present(self) -> list[str]:
@@ -184,6 +184,7 @@ class TrainedNetwork:
         base_size: int | None = None,
         window: tuple[int, int] | None = None,
         together: int = 1,
+        on_error: Callable[[DataError], None] | None = None,
     ) -> "Prediction | Iterator[Prediction]":
         """Predict one image, or lazily many.
 
@@ -193,6 +194,8 @@ class TrainedNetwork:
                 "photos/*.jpg", a list or any iterable of the former: an iterator of them, in order.
             scales, flip, base_size, window: as TEST of the config says if None.
             together: images whose windows share forward passes, for small images on a GPU.
+            on_error: with many images, called for one that cannot be read, which is left out; if
+                None the error ends the iterator.
         Raises:
             DataError: an image is missing, damaged, or has another number of channels.
         """
@@ -200,7 +203,7 @@ class TrainedNetwork:
         many = sources_of(source)
         if many is None:
             return self.predict_with(engine, source)
-        return self._stream(many, engine, together)
+        return self._stream(self._read_all(many, on_error), engine, together)
 
     def predict_with(self, engine: SlidingWindow, source: Source) -> Prediction:
         """Predict one image with an engine that `engine` gave, which keeps what it has learnt.
@@ -210,18 +213,32 @@ class TrainedNetwork:
         """
         return self._predict([self._read(source)], engine)[0]
 
+    def _read_all(
+        self, sources: Iterable[Source], on_error: Callable[[DataError], None] | None
+    ) -> Iterator[tuple[np.ndarray, Path | None]]:
+        for source in sources:
+            try:
+                yield self._read(source)
+            except DataError as error:
+                if on_error is None:
+                    raise
+                on_error(error)
+
     def _stream(
-        self, sources: Iterable[Source], engine: SlidingWindow, together: int
+        self,
+        images: Iterator[tuple[np.ndarray, Path | None]],
+        engine: SlidingWindow,
+        together: int,
     ) -> Iterator[Prediction]:
-        read = map(self._read, sources)
-        while group := list(islice(read, max(1, together))):
+        while group := list(islice(images, max(1, together))):
             yield from self._predict(group, engine)
 
     def _predict(
         self, images: Sequence[tuple[np.ndarray, Path | None]], engine: SlidingWindow
     ) -> list[Prediction]:
         engine.network.eval()
-        masks = engine.predict_group([image for image, _ in images])
+        with exact_numerics():
+            masks = engine.predict_group([image for image, _ in images])
         predictions = []
         for (image, path), mask in zip(images, masks, strict=True):
             prediction = Prediction(self, engine, image, mask.byte().cpu().numpy())
@@ -260,9 +277,11 @@ class TrainedNetwork:
         same = TrainedNetwork(self.network, self.card, config, self.device, path=self.path)
         if "TEST.save_folder" in words:
             log = logging.getLogger("stripseg")
-            return run_segmentation_test(config, self.device, log, engine=same.engine())
+            with exact_numerics():
+                return run_segmentation_test(config, self.device, log, engine=same.engine())
         dataset = build_evaluation_set(config, config.TEST.test_list, split=config.TEST.split)
-        return evaluate(config, same.engine(), dataset, self.names)
+        with exact_numerics():
+            return evaluate(config, same.engine(), dataset, self.names)
 
     def export(self, path: str | Path, **options: Any) -> Path:
         """Write an export that was compared with this network: .onnx, or .pt2 (torch.export).
@@ -298,7 +317,8 @@ def load(path: str | Path, *, device: str | torch.device | None = None) -> Train
 
     Args:
         path: a checkpoint of stripseg (.pth), an export (.onnx), a folder that `save_pretrained`
-            wrote, or hf://OWNER/NAME on the Hugging Face hub (needs `huggingface_hub`).
+            wrote, or hf://OWNER/NAME (hf://OWNER/NAME@REVISION) on the Hugging Face hub (needs
+            `huggingface_hub`).
         device: such as "cpu" or "cuda:1"; the first GPU where there is one, if None.
     Raises:
         CheckpointError: the file is missing, damaged, of no trained segmentation network, or does
@@ -307,26 +327,10 @@ def load(path: str | Path, *, device: str | torch.device | None = None) -> Train
     """
     place = process_group.named_device(device)
     text = str(path)
-    if text.startswith(HUB):
-        from .sharing import fetch
-
-        path = fetch(text.removeprefix(HUB))
-    path = Path(path).expanduser()
-    if path.suffix.lower() == ".onnx":
-        network = OnnxNetwork(path, place)
-        return TrainedNetwork(
-            network,
-            network.card,
-            inference_config(network.card.config, text),
-            network.device,
-            path=text,
-        )
-    if path.is_dir():
-        from .sharing import read_folder
-
-        content = read_folder(path)
-    else:
-        content = read_checkpoint(path)
+    content = read_network(path, place)
+    if isinstance(content, OnnxNetwork):
+        config = inference_config(content.card.config, text)
+        return TrainedNetwork(content, content.card, config, content.device, path=text)
     return from_content(content, text, place)
 
 

@@ -105,7 +105,10 @@ class SegmentationValidator:
         samples = evaluation_samples(self.dataset, share, workers)
         samples = progress(samples, total=len(share), unit="image", what="validating")
         confusion = ConfusionMatrix(
-            self.config.DATA.classes, ignore_label=train.ignore_label, device=self.device
+            self.config.DATA.classes,
+            ignore_label=train.ignore_label,
+            device=self.device,
+            check=False,
         )
         evaluator = Evaluator(
             self.engine, confusion, on_predictions=partial(self._draw, step), wanted=self._drawn

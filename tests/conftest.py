@@ -44,6 +44,7 @@ def small_config(small_shapes: Path, tmp_path: Path) -> Path:
         "TRAIN": {
             "arch": "spnet",
             "layers": 18,
+            "width": 0.125,  # where the network is not the subject: a third of the time
             "train_h": 48,
             "train_w": 40,
             "batch_size": 2,

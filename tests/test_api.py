@@ -6,6 +6,7 @@ import json
 import signal
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -337,7 +338,13 @@ def test_a_folder_to_share(segmenter: stripseg.TrainedNetwork, tmp_path: Path) -
     ]
     again = stripseg.load(folder, device="cpu")
     assert again.card.as_dict() == segmenter.card.as_dict()
-    assert again.test().mean_iou == segmenter.test().mean_iou
+    data_root = segmenter.config.DATA.data_root
+    assert again.test(data_root=data_root).mean_iou == segmenter.test().mean_iou
+    told = (folder / "config.json").read_text()
+    assert data_root not in told  # nor any other folder of the machine that trained
+    assert str(tmp_path.parent) not in told
+    by_weights = stripseg.load(folder / "model.safetensors", device="cpu")
+    assert by_weights.names == segmenter.names
     (folder / "config.json").write_text("{}")
     with pytest.raises(CheckpointError, match="is not a config of stripseg"):
         stripseg.load(folder)
@@ -350,6 +357,59 @@ def test_the_hub_says_what_it_lacks(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("huggingface_hub.snapshot_download", refuse)
     with pytest.raises(CheckpointError, match="hf://a/b: cannot be fetched .no network here"):
         stripseg.load("hf://a/b")
+
+
+def test_a_network_of_the_hub_is_tested_and_loaded(
+    segmenter: stripseg.TrainedNetwork, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With the revision that its name asks for; the hub is a folder here."""
+    folder = segmenter.save_pretrained(tmp_path / "shared")
+    asked = []
+
+    def fetched(repository: str, *, revision: str | None, allow_patterns: list[str]) -> str:
+        asked.append((repository, revision))
+        return str(folder)
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", fetched)
+    assert stripseg.load("hf://owner/name@v2", device="cpu").names == segmenter.names
+    data_root = ["DATA.data_root", segmenter.config.DATA.data_root]
+    test_tool.main(["hf://owner/name", *data_root, "TEST.save_folder", str(tmp_path / "out")])
+    assert (tmp_path / "out/metrics.json").is_file()
+    assert asked == [("owner/name", "v2"), ("owner/name", None)]
+
+
+def test_an_export_for_other_programs_is_named(tmp_path: Path) -> None:
+    (tmp_path / "a.pt2").write_bytes(b"PK")
+    with pytest.raises(CheckpointError, match="for programs without stripseg"):
+        stripseg.load(tmp_path / "a.pt2")
+
+
+def test_an_image_that_cannot_be_read_need_not_end_the_others(
+    segmenter: stripseg.TrainedNetwork, photo: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "a.jpg").write_bytes(b"no image")
+    (tmp_path / "b.jpg").write_bytes(photo.read_bytes())
+    told: list[DataError] = []
+    found = list(segmenter.predict(tmp_path, together=2, on_error=told.append))
+    assert [prediction.path.name for prediction in found] == ["b.jpg"]
+    assert "a.jpg" in str(told[0])
+    with pytest.raises(DataError, match=r"a\.jpg"):
+        list(segmenter.predict(tmp_path))
+
+
+def test_numeric_settings_of_the_caller_are_kept(segmenter, photo: Path) -> None:
+    """TF32 and cuDNN's search are ours inside a prediction alone."""
+    torch.backends.cudnn.allow_tf32, before = True, torch.backends.cudnn.allow_tf32
+    try:
+        segmenter.predict(photo)
+        assert torch.backends.cudnn.allow_tf32
+    finally:
+        torch.backends.cudnn.allow_tf32 = before
+
+
+def test_a_card_of_others_may_lack_figures(segmenter: stripseg.TrainedNetwork) -> None:
+    card = replace(segmenter.card, figures={"val": {"mIoU": "high"}}, data={"images": 3})
+    assert any("mIoU high" in line for line in card.lines())
 
 
 def test_a_finished_run_of_other_options_is_not_returned(

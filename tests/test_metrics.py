@@ -106,3 +106,25 @@ def test_table_and_dictionary_name_the_classes() -> None:
         "accuracy": pytest.approx(1),
         "pixels": 2,
     }
+
+
+@pytest.mark.parametrize(
+    ("prediction", "label", "message"),
+    [
+        (torch.tensor([0, 3]), torch.tensor([0, 1]), "prediction value 3 is outside the 3 classes"),
+        (torch.tensor([0, 1]), torch.tensor([0, 7]), "label value 7 is outside the 3 classes"),
+        (torch.tensor([0, -1]), torch.tensor([0, 1]), "prediction value -1"),
+        (torch.tensor([0.0, 1.0]), torch.tensor([0, 1]), "expected integers, class indices"),
+        (torch.tensor([0, 1]), torch.tensor([[0, 1]]), "their shapes must be equal"),
+    ],
+)
+def test_values_that_are_no_classes_are_refused(prediction, label, message: str) -> None:
+    """Counted, they would spill into another class's row."""
+    with pytest.raises(DataError, match=message):
+        ConfusionMatrix(3).update(prediction, label)
+
+
+def test_ignored_labels_and_narrow_types_are_counted() -> None:
+    label = torch.tensor([0, 255, 2], dtype=torch.uint8)
+    counts = ConfusionMatrix(3).update(torch.tensor([0, 1, 1], dtype=torch.uint8), label)
+    assert counts.tolist() == [[1, 0, 0], [0, 0, 0], [0, 1, 0]]

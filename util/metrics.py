@@ -54,22 +54,39 @@ class Scores:
 
 
 class ConfusionMatrix:
-    """Counts of (label, prediction) pairs, kept on the device."""
+    """Counts of (label, prediction) pairs, kept on the device.
+
+    Args:
+        classes: K.
+        ignore_label: label of pixels that are not counted.
+        device: where labels and predictions are.
+        check: look at every value before it is counted, for which a GPU is waited for; False where
+            values were checked when they were read.
+    """
 
     def __init__(
-        self, classes: int, *, ignore_label: int = 255, device: torch.device | str = "cpu"
+        self,
+        classes: int,
+        *,
+        ignore_label: int = 255,
+        device: torch.device | str = "cpu",
+        check: bool = True,
     ):
         self.classes = classes
+        self.check = check
         self.ignore_label = ignore_label
         self.counts = torch.zeros(classes, classes, dtype=torch.int64, device=device)
 
     def update(self, prediction: Tensor, label: Tensor) -> Tensor:
-        """Add predictions and labels of equal shape; integer values, no host synchronisation.
+        """Add predictions and labels of equal shape, with integer values.
 
         Returns their own counts, (K, K): a row for each label.
 
-        Values outside the classes other than `ignore_label` are caught where files are read.
+        Raises:
+            DataError: with `check`, the shapes differ, or a value is not a class.
         """
+        if self.check:
+            self._check(prediction, label)
         # one more row for what is ignored; narrow integers halve the passes over memory
         narrow = torch.int16 if (self.classes + 1) * self.classes < 2**15 else torch.int32
         rows = torch.where(label == self.ignore_label, self.classes, label.to(narrow))
@@ -83,6 +100,23 @@ class ConfusionMatrix:
         counted = counted[: -self.classes].view(self.classes, self.classes)
         self.counts += counted
         return counted
+
+    def _check(self, prediction: Tensor, label: Tensor) -> None:
+        if prediction.shape != label.shape:
+            raise DataError(
+                f"predictions are {tuple(prediction.shape)} and labels {tuple(label.shape)}; their "
+                "shapes must be equal"
+            )
+        for what, values in (("prediction", prediction), ("label", label)):
+            if values.is_floating_point() or values.dtype == torch.bool:
+                raise DataError(f"{what}s are {values.dtype}; expected integers, class indices")
+            wrong = (values < 0) | (values >= self.classes)
+            if what == "label":
+                wrong &= values != self.ignore_label
+            if wrong.any():
+                raise DataError(
+                    f"{what} value {int(values[wrong][0])} is outside the {self.classes} classes"
+                )
 
     def reduce(self) -> None:
         """Sum over all processes, once, at the end."""

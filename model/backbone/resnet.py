@@ -149,6 +149,11 @@ def cifar_stem(in_channels: int, channels: int, norm_layer: NormLayer) -> nn.Seq
     )
 
 
+def scaled_channels(channels: int, width: float) -> int:
+    """`channels` times a factor, as a multiple of 8 and at least 8."""
+    return channels if width == 1 else max(8, round(channels * width / 8) * 8)
+
+
 class ResNet(nn.Module):
     """(N, in_channels, H, W) -> the four stage features, at strides 4, 8 and `output_stride`.
 
@@ -159,6 +164,8 @@ class ResNet(nn.Module):
             7x7 of 64), or "cifar" (one 3x3 of 64 that keeps the size: the stages are at strides 1,
             2, 4 and 8, nothing is dilated).
         stem_width: 64 in semseg's, SPNet's and Encoding's 50s, 32 in Encoding's 50d.
+        width: factor of all channels (Zagoruyko and Komodakis, "Wide Residual Networks", BMVC
+            2016, widen the inner ones alone); each is a multiple of 8.
         average_down: shortcuts halve their map by averaging (ResNet-D), not by striding.
         output_stride: 8, 16 or 32; strides that are taken away become dilation.
         dilate_first_block: where dilation takes a stride's place, the first block of the stage is
@@ -180,6 +187,7 @@ class ResNet(nn.Module):
         in_channels: int = 3,
         stem: str = "deep",
         stem_width: int = 64,
+        width: float = 1.0,
         average_down: bool = False,
         output_stride: int = 8,
         dilate_first_block: bool = False,
@@ -205,8 +213,10 @@ class ResNet(nn.Module):
         self.attention = attention
         # as if behind a stem of stride 4, as the others are
         self.output_stride = 32 if stem == "cifar" else output_stride
-        self.stem = self.build_stem(in_channels, stem, stem_width)
-        self._in_channels = 2 * stem_width if stem == "deep" else 64
+        self.stage_channels = tuple(scaled_channels(c, width) for c in STAGE_CHANNELS)
+        first = scaled_channels(stem_width if stem == "deep" else 64, width)
+        self.stem = self.build_stem(in_channels, stem, first)
+        self._in_channels = 2 * first if stem == "deep" else first
         dilations = stage_dilations(
             DEPTHS[depth], self.output_stride, multi_grid, dilate_first_block=dilate_first_block
         )
@@ -215,15 +225,15 @@ class ResNet(nn.Module):
             carriers = chosen_blocks(strip_pooling[index], DEPTHS[depth][index])
             stages.append(self._stage(index, stride, dilations[index], carriers))
         self.layer1, self.layer2, self.layer3, self.layer4 = stages
-        self.channels = tuple(c * self.block.expansion for c in STAGE_CHANNELS)
+        self.channels = tuple(map(self.channels_of, range(4)))
         initialise(self)
 
     def build_stem(self, in_channels: int, stem: str, width: int) -> nn.Sequential:
         if stem == "deep":
             return deep_stem(in_channels, (width, width, 2 * width), self.norm_layer)
         if stem == "cifar":
-            return cifar_stem(in_channels, 64, self.norm_layer)
-        return classic_stem(in_channels, 64, self.norm_layer)
+            return cifar_stem(in_channels, width, self.norm_layer)
+        return classic_stem(in_channels, width, self.norm_layer)
 
     def stage_strides(self) -> tuple[int, int, int, int]:
         """The stride of each stage's first block; the stem has divided by 4, or CIFAR's by 1."""
@@ -231,7 +241,11 @@ class ResNet(nn.Module):
 
     def width(self, stage: int) -> int:
         """Inner channels of the blocks of a stage (0 to 3)."""
-        return STAGE_CHANNELS[stage]
+        return self.stage_channels[stage]
+
+    def channels_of(self, stage: int) -> int:
+        """Channels between the blocks of a stage."""
+        return self.stage_channels[stage] * self.block.expansion
 
     def spatial_convolution(
         self, stage: int, in_channels: int, out_channels: int, *, stride: int, dilation: int
@@ -259,7 +273,7 @@ class ResNet(nn.Module):
     def _stage(
         self, stage: int, stride: int, dilations: Sequence[tuple[int, int]], carriers: set[int]
     ) -> nn.Sequential:
-        width, out_channels = self.width(stage), STAGE_CHANNELS[stage] * self.block.expansion
+        width, out_channels = self.width(stage), self.channels_of(stage)
         blocks = []
         for index, (first, second) in enumerate(dilations):
             options = {"stride": stride if index == 0 else 1, "dilation": first}

@@ -79,7 +79,7 @@ class ClassificationEvaluator:
         self.device = device
         self.dtype = dtype
         self.images_per_batch = images_per_batch
-        self.confusion = ConfusionMatrix(classes, ignore_label=-1, device=device)
+        self.confusion = ConfusionMatrix(classes, ignore_label=-1, device=device, check=False)
         self.sums = torch.zeros(3, dtype=torch.float64, device=device)  # loss, top-5 hits, images
 
     def run(self, samples: Iterable[EvaluationSample]) -> None:

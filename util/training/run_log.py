@@ -48,7 +48,7 @@ class RunLog:
         self.steps_per_epoch = steps_per_epoch
         self.clock = clock
         self.confusion = ConfusionMatrix(
-            config.DATA.classes, ignore_label=ignore_label, device=device
+            config.DATA.classes, ignore_label=ignore_label, device=device, check=False
         )  # of this epoch
         # total, main, auxiliary, steps: since the last line of the log, and of this epoch
         self.loss_sums = torch.zeros(2, 4, device=device)
