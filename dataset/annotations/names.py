@@ -1,0 +1,100 @@
+"""Which image file an annotation means by a path that was written on another machine."""
+
+import re
+import unicodedata
+from collections.abc import Sequence
+from pathlib import Path, PurePosixPath
+from urllib.parse import unquote
+
+from ...config.errors import DataError
+from .model import Picture
+from .parse import plain_name
+
+UPLOAD = re.compile("[0-9a-f]{8}-")  # Label Studio's prefix of uploaded files
+
+
+class Names:
+    """Files by every end of their path, with and without suffix.
+
+    Args:
+        files: below `folder`.
+    """
+
+    def __init__(self, files: Sequence[Path], folder: Path) -> None:
+        self._whole: dict[str, list[Path]] = {}
+        self._stems: dict[str, list[Path]] = {}
+        for path in files:
+            relative = PurePosixPath(path.relative_to(folder).as_posix())
+            for table, name in ((self._whole, relative), (self._stems, relative.with_suffix(""))):
+                for end in ends(str(name)):
+                    table.setdefault(end, []).append(path)
+
+    def find(self, name: str, *, suffix: bool = True) -> Path | None:
+        """The file whose path ends as `name` does, as far as it goes; None where there is none.
+
+        Args:
+            suffix: `name` ends in a suffix; another one, as after a conversion, is taken too.
+        Raises:
+            ValueError: several files fit equally well.
+        """
+        tries: list[tuple[dict[str, list[Path]], str]] = []
+        for written in dict.fromkeys((name, unquote(name))):
+            plain = plain_name(written)
+            last = plain.rpartition("/")[2]
+            if suffix:
+                tries.append((self._whole, plain))
+                if UPLOAD.match(last):
+                    tries.append((self._whole, last[9:]))
+                plain = str(PurePosixPath(plain).with_suffix("")) if last else ""
+            tries.append((self._stems, plain))
+        for table, wanted in tries:
+            for end in ends(wanted):
+                fitting = table.get(end, [])
+                if len(fitting) > 1:
+                    raise ValueError(
+                        f"{name} may be {fitting[0]} or {fitting[1]}; give annotations and images "
+                        "the same folders"
+                    )
+                if fitting:
+                    return fitting[0]
+        return None
+
+
+def ends(name: str) -> list[str]:
+    """a/b/c: a/b/c, b/c, c, without differences of case or of how accents are stored."""
+    name = unicodedata.normalize("NFC", name).casefold()
+    parts = [part for part in name.split("/") if part]
+    return ["/".join(parts[start:]) for start in range(len(parts))]
+
+
+def match_pictures(
+    pictures: Sequence[Picture], images: Sequence[Path], folder: Path
+) -> tuple[dict[Path, Picture], list[Path], list[Picture]]:
+    """(image -> picture, images without an entry, pictures without an image).
+
+    Shapes of one image in several files of the same entry name are put together.
+
+    Raises:
+        DataError: an entry fits several images, or two entries one image.
+    """
+    names = Names(images, folder)
+    found: dict[Path, Picture] = {}
+    unused: list[Picture] = []
+    for picture in pictures:
+        try:
+            image = names.find(picture.file, suffix=picture.suffix)
+        except ValueError as error:
+            raise DataError(f"{picture.origin}: {error}") from None
+        if image is None:
+            unused.append(picture)
+        elif image not in found:
+            found[image] = picture
+        elif found[image].file == picture.file and found[image].size == picture.size:
+            found[image].shapes += picture.shapes
+        else:
+            raise DataError(
+                f"{image}: is annotated as {found[image].file} in {found[image].origin} and as "
+                f"{picture.file} in {picture.origin}; give annotations and images the same folders"
+            )
+    alone = [image for image in images if image not in found]
+    return dict(sorted(found.items())), alone, unused
