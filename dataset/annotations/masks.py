@@ -76,13 +76,13 @@ class Bitmap:
 class Brush:
     """Label Studio's brush: bytes of a bit code of the picture's RGBA, whose alpha is the mask."""
 
-    code: Sequence[int]
+    code: bytes
     height: int
     width: int
 
     def draw(self, canvas: Canvas) -> Patch:
         check_area(self.height, self.width)
-        alpha = brush_values(np.array(self.code, np.uint8), self.height * self.width * 4)
+        alpha = brush_values(np.frombuffer(self.code, np.uint8), self.height * self.width * 4)
         return placed(alpha.reshape(self.height, self.width, 4)[..., 3] > 0, 0, 0, canvas)
 
 

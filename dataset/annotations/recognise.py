@@ -89,7 +89,7 @@ def recognise(labels: Path, images: Path, image_files: Sequence[Path]) -> Annota
     if not found:
         return as_masks(labels, [*strange, *texts])
     annotations = next(iter(found.values()))
-    finish(annotations, strange)
+    finish(annotations, folder, strange)
     return annotations
 
 
@@ -205,10 +205,20 @@ def as_masks(labels: Path, strange: Sequence[Path]) -> Masks:
     return Masks("masks", labels)
 
 
-def finish(annotations: Annotations, strange: Sequence[Path]) -> None:
-    """Put classes without a list in order; say what was left out."""
+def finish(annotations: Annotations, folder: Path, strange: Sequence[Path]) -> None:
+    """Put classes without a list in order; say what was left out.
+
+    LabelMe's labels.txt is a list, where it lies in the folder.
+    """
     if annotations.format in WITHOUT_A_LIST:
-        annotations.classes = dict(sorted(annotations.classes.items()))
+        names = sorted(annotations.classes, key=str.casefold)
+        listed = folder / "labels.txt"
+        if annotations.format == "LabelMe" and listed.is_file():
+            lines = [" ".join(line.split()) for line in read_text(listed).splitlines()]
+            own = [line for line in lines if line and not line.startswith("__")]
+            with reading(listed, "the names"):
+                names = list(dict.fromkeys(map(annotations.add_class, [*own, *names])))
+        annotations.classes = {name: annotations.classes[name] for name in names}
     if annotations.format == "Cityscapes polygons":
         json_per_image.as_official_cityscapes(annotations)
     if strange:

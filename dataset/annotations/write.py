@@ -47,13 +47,23 @@ class Part:
 
 @dataclass(frozen=True)
 class Outlined:
-    """The parts of one mask, and how many specks were left out."""
+    """The parts of one mask.
+
+    Args:
+        name: of its results, without suffix.
+        size: (height, width).
+    """
 
     name: str
     image: Path
     size: tuple[int, int]
     parts: list[Part]
-    specks: int
+
+    @property
+    def file(self) -> str:
+        """The image's name with its suffix, as it lies below its folder."""
+        suffix = self.image.suffix
+        return self.name if self.name.endswith(suffix) else f"{self.name}{suffix}"
 
 
 def parts_of(mask: np.ndarray, skip: Sequence[int], min_area: int) -> tuple[list[Part], int]:
@@ -180,7 +190,7 @@ class AnnotationFile:
         """
         parts, specks = parts_of(mask, self._skip, self.min_area)
         self.specks += specks
-        outlined = Outlined(name, image, mask.shape, parts, specks)
+        outlined = Outlined(name, image, mask.shape, parts)
         if self.format == "labelme":
             path = self.folder / f"{name}.json"
             write_text(path, json_text(labelme(outlined, self.names, path.parent)))
@@ -204,6 +214,7 @@ class AnnotationFile:
             text = yaml.safe_dump(content, sort_keys=False, allow_unicode=True)
             write_text(self.folder / "data.yaml", text)
             return self.folder / "labels"
+        write_lines(self.folder / "labels.txt", ["__ignore__", *self.names])
         return self.folder
 
 
@@ -216,8 +227,7 @@ def coco(pictures: Sequence[Outlined], names: Sequence[str]) -> dict:
     images, annotations = [], []
     for image_id, picture in enumerate(pictures, 1):
         height, width = picture.size
-        file_name = f"{picture.name}{picture.image.suffix}"
-        images.append({"id": image_id, "file_name": file_name, "height": height, "width": width})
+        images.append({"id": image_id, "file_name": picture.file, "height": height, "width": width})
         for part in picture.parts:
             segmentation = (
                 {"size": [height, width], "counts": column_runs(part, height, width)}
@@ -306,7 +316,7 @@ def cvat_lines(
     yield "  </labels></task></meta>"
     for index, picture in enumerate(pictures):
         height, width = picture.size
-        file = quoteattr(f"{picture.name}{picture.image.suffix}")
+        file = quoteattr(picture.file)
         yield f'  <image id="{index}" name={file} width="{width}" height="{height}">'
         for part in picture.parts:
             label = f'label={quoteattr(names[part.label])} source="auto" occluded="0" z_order="0"'

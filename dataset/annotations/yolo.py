@@ -6,6 +6,7 @@ from pathlib import Path
 
 from ...config.errors import ConfigError, DataError
 from ...config.yaml_file import read_yaml
+from ...util.images import IMAGE_SUFFIXES
 from .model import Annotations, Picture, Shape
 from .parse import check_count, points, read_text, reading
 from .rasterize import Polygon
@@ -32,7 +33,8 @@ def read_yolo(paths: Sequence[Path], root: Path, found: Annotations) -> None:
         names = [found.add_class(name) for name in names]
     for path in paths:
         place = path.relative_to(root).with_suffix("").as_posix()
-        picture = Picture(place, str(path), suffix=False)
+        suffix = place.lower().endswith(IMAGE_SUFFIXES)  # photo.jpg.txt
+        picture = Picture(place, str(path), suffix=suffix)
         lines = [line.split() for line in read_text(path).splitlines()]
         check_count(len(lines), path)
         for number, words in enumerate(lines, 1):
