@@ -1,9 +1,11 @@
 """What annotation tools export becomes the right labels, and predictions become annotations."""
 
 import base64
+import contextlib
 import io
 import json
 import os
+import random
 import sys
 import zlib
 from collections.abc import Callable
@@ -535,6 +537,45 @@ def test_names_that_fit_several_images_are_refused() -> None:
         found.find("1.jpg")
 
 
+def test_folders_tell_images_of_one_name_apart(home: Path) -> None:
+    """As in Roboflow's exports: train/_annotations.coco.json names images without their folder."""
+    photo = Path("im/p0.jpg").read_bytes()
+    for index, part in enumerate(("train", "valid")):
+        Path("rf", part).mkdir(parents=True)
+        Path("rf", part, "1.jpg").write_bytes(photo)
+        image = {"id": 1, "file_name": "1.jpg", "height": HEIGHT, "width": WIDTH}
+        ring = (CAR, TREE)[index]
+        shape = {"id": 1, "image_id": 1, "category_id": 0, "segmentation": [flat(ring)]}
+        content = {"images": [image], "categories": [{"id": 0, "name": "a"}]}
+        write(f"rf/{part}/_annotations.coco.json", {**content, "annotations": [shape]})
+    run("rf", images="rf")
+    for part, inside in (("train", IN_CAR), ("valid", IN_TREE)):
+        label = read_label(Path(f"dataset/mine/drawn/{part}/1.jpg.png"))
+        assert label[inside].all()
+        assert label.sum() == label[inside].size
+    assert Path("dataset/mine/train.txt").read_text().startswith("train/1.jpg\t")
+
+
+def test_an_entry_of_another_folder_takes_no_image_away(home: Path, capsys) -> None:
+    car = {"label": "car", "points": CAR}
+    write("an/p1.json", labelme_content(car, path="other/p1.jpg"))
+    write("an/sub/p1.json", labelme_content(car, path="p1.jpg"))
+    write("an/p0.json", labelme_content(car, path="p0.jpg"))
+    with pytest.raises(DataError, match=r"1 broken pair"):
+        run("an")
+    assert "broken: other/p1.jpg (of an/p1.json): belongs to no image" in capsys.readouterr().out
+    write("an/p1.json", labelme_content(car, path="other/p0.jpg"))
+    with pytest.raises(DataError, match=r"im/p0.jpg: is annotated as p0.jpg in an/p0.json and as"):
+        run("an")
+
+
+def test_several_files_of_one_image_are_put_together(home: Path, capsys) -> None:
+    write("an/a.json", coco_content([flat(CAR)]))
+    write("an/b.json", coco_content([flat(HOLE)]))
+    assert np.array_equal(run("an")["p0"], truth(hole=False))
+    assert "2 image(s) are in another file, too" in capsys.readouterr().out
+
+
 def test_what_has_no_partner_is_named(home: Path, capsys) -> None:
     write("an/p0.json", labelme_content({"label": "car", "points": CAR}))
     write("an/p9.json", labelme_content({"label": "car", "points": CAR}, path="p9.jpg"))
@@ -774,6 +815,42 @@ def test_bad_files_have_one_message(home: Path, what: str) -> None:
         run("an")
     assert "\n" not in str(error.value)
     assert not Path("config").exists()
+
+
+JUNK = [None, 5, -1, "x", "", [], {}, [1], [[1, 2]], 1e308, 10**30, float("nan"), True, "\ud800"]
+
+
+def places(value: object, path: tuple = ()) -> list[tuple]:
+    """The keys that lead to everything inside a JSON value."""
+    inside = value.items() if isinstance(value, dict) else ()
+    inside = enumerate(value[:6]) if isinstance(value, list) else inside
+    return [path, *(place for key, item in inside for place in places(item, (*path, key)))]
+
+
+@pytest.mark.parametrize("how", [how for how in FORMATS if how not in ("CVAT masks", "YOLO")])
+def test_no_damage_leads_to_a_traceback(home: Path, how: str) -> None:
+    """One value of a file is another, or a few characters are."""
+    labels = FORMATS[how][0]()
+    rng = random.Random(how)
+    files = [p for p in home.rglob("*") if p.suffix in (".json", ".xml", ".jsonl")]
+    for _ in range(12):
+        path = rng.choice(files)
+        text = path.read_text(encoding="utf-8")
+        if path.suffix == ".json":
+            damaged = json.loads(text)
+            *before, last = rng.choice(places(damaged)[1:])
+            holder = damaged
+            for key in before:
+                holder = holder[key]
+            holder[last] = rng.choice(JUNK)
+            write(path, damaged)
+        else:
+            start = rng.randrange(len(text))
+            junk = rng.choice(["", "<", ">", '"', "-", "1e999", "9" * 30, "nan", "\0"])
+            write(path, text[:start] + junk + text[start + rng.randrange(5) :])
+        with contextlib.suppress(DataError):
+            run(labels)
+        write(path, text)
 
 
 def test_what_cannot_be_drawn_is_named_with_its_picture(home: Path, capsys) -> None:

@@ -440,7 +440,7 @@ def draw_annotations(
         options.line_width,
         stored=options.turn_labels,
     )
-    for line in said_of(annotations, numbers, drawing, matched):
+    for line in said_of(annotations, numbers, drawing, matched, unused=len(unused)):
         print(f"labels: {line}")
     folder = Path("dataset") / options.name / "drawn"
     drawn = draw_labels(matched, folder, options.images, numbers, drawing, workers=options.workers)

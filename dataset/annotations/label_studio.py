@@ -23,7 +23,7 @@ def read_label_studio(path: Path, content: Sequence[Any], found: Annotations) ->
         with reading(path, f"task {number_of}"):
             data = mapping(mapping(task, "a task")["data"], "'data'")
             key = next((key for key in PICTURE_KEYS if key in data), None)
-            address = data[key] if key else next(iter(data.values()))
+            address = data[key] if key else next(iter(data.values()), None)
             picture = Picture(file_of(text(address, "the address of the image")), str(path))
             given = [
                 entry

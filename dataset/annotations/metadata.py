@@ -36,7 +36,10 @@ def read_rows(path: Path) -> list[Mapping[str, Any]]:
         return parquet_rows(path)
     content = read_text(path)
     if path.suffix.lower() == ".csv":
-        return list(csv.DictReader(io.StringIO(content, newline="")))
+        try:
+            return list(csv.DictReader(io.StringIO(content, newline="")))
+        except csv.Error as error:
+            raise DataError(f"{path}: is not a table ({error}); export it again") from None
     rows = []
     for line_number, line in enumerate(content.splitlines(), 1):
         if line.strip():
@@ -115,7 +118,8 @@ def read_objects(path: Path, rows: Sequence[Mapping[str, Any]], found: Annotatio
             objects = row.get("objects")
             if isinstance(objects, str):  # a csv holds it as JSON
                 objects = parse_json(objects, path) if objects.strip() else []
-        for index, entry in enumerate(as_list(objects), 1):
+            entries = as_list(objects)
+        for index, entry in enumerate(entries, 1):
             item = f"row {number}, object {index}"
             with reading(path, item):
                 rings = listing(entry.get("segmentation"), "'segmentation'")
@@ -124,8 +128,10 @@ def read_objects(path: Path, rows: Sequence[Mapping[str, Any]], found: Annotatio
                     continue
                 if not isinstance(rings[0], list):
                     rings = [rings]
-                column = next(name for name in CLASS_COLUMNS if entry.get(name) is not None)
-                label = found.add_class(entry[column])
+                given = [entry[name] for name in CLASS_COLUMNS if entry.get(name) is not None]
+                if not given:
+                    raise ValueError(f"has no class; expected a column {CLASS_COLUMNS[0]!r}")
+                label = found.add_class(given[0])
                 regions = [Polygon(points(ring)) for ring in rings]
                 picture.shapes.append(Shape(label, regions, f"{item} of {path}"))
         found.pictures.append(picture)
@@ -142,4 +148,4 @@ def as_list(objects: Any) -> list[Mapping[str, Any]]:
             {key: value[index] for key, value in columns.items() if index < len(value)}
             for index in range(count)
         ]
-    return [entry for entry in objects if isinstance(entry, Mapping)]
+    return [mapping(entry, "an object") for entry in listing(objects, "'objects'")]

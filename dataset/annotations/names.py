@@ -3,6 +3,7 @@
 import re
 import unicodedata
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path, PurePosixPath
 from urllib.parse import unquote
 
@@ -29,14 +30,19 @@ class Names:
                 for end in ends(str(name)):
                     table.setdefault(end, []).append(path)
 
-    def find(self, name: str, *, suffix: bool = True) -> Path | None:
+    def find(self, name: str, *, suffix: bool = True, near: str = "") -> Path | None:
         """The file whose path ends as `name` does, as far as it goes; None where there is none.
 
         Args:
             suffix: `name` ends in a suffix; another one, as after a conversion, is taken too.
+            near: folder of the annotations, which tells train/1.jpg from val/1.jpg.
         Raises:
             ValueError: several files fit equally well.
         """
+        return self.closest(name, suffix=suffix, near=near)[0]
+
+    def closest(self, name: str, *, suffix: bool = True, near: str = "") -> tuple[Path | None, int]:
+        """The same, and how many folders and names of both agree."""
         tries: list[tuple[dict[str, list[Path]], str]] = []
         for written in dict.fromkeys((name, unquote(name))):
             plain = plain_name(written)
@@ -48,7 +54,7 @@ class Names:
                 plain = str(PurePosixPath(plain).with_suffix("")) if last else ""
             tries.append((self._stems, plain))
         for table, wanted in tries:
-            for end in ends(wanted):
+            for end in ends(f"{plain_name(near)}/{wanted}") if wanted else ():
                 fitting = table.get(end, [])
                 if len(fitting) > 1:
                     raise ValueError(
@@ -56,8 +62,8 @@ class Names:
                         "the same folders"
                     )
                 if fitting:
-                    return fitting[0]
-        return None
+                    return fitting[0], end.count("/") + 1
+        return None, 0
 
 
 def ends(name: str) -> list[str]:
@@ -72,29 +78,44 @@ def match_pictures(
 ) -> tuple[dict[Path, Picture], list[Path], list[Picture]]:
     """(image -> picture, images without an entry, pictures without an image).
 
-    Shapes of one image in several files of the same entry name are put together.
+    Of entries that fit one image, those win whose path agrees furthest; shapes of one image in
+    several files are put together.
 
     Raises:
         DataError: an entry fits several images, or two entries one image.
     """
     names = Names(images, folder)
-    found: dict[Path, Picture] = {}
+    fitting: dict[Path, list[tuple[int, Picture]]] = {}
     unused: list[Picture] = []
     for picture in pictures:
+        near = Path(picture.origin).parent.as_posix()
         try:
-            image = names.find(picture.file, suffix=picture.suffix)
+            image, depth = names.closest(picture.file, suffix=picture.suffix, near=near)
         except ValueError as error:
             raise DataError(f"{picture.origin}: {error}") from None
         if image is None:
             unused.append(picture)
-        elif image not in found:
-            found[image] = picture
-        elif found[image].file == picture.file and found[image].size == picture.size:
-            found[image].shapes += picture.shapes
         else:
+            fitting.setdefault(image, []).append((depth, picture))
+    found: dict[Path, Picture] = {}
+    for image, entries in sorted(fitting.items()):
+        best = max(depth for depth, _ in entries)
+        unused += [picture for depth, picture in entries if depth < best]
+        found[image] = together(image, [picture for depth, picture in entries if depth == best])
+    return found, [image for image in images if image not in found], unused
+
+
+def together(image: Path, pictures: Sequence[Picture]) -> Picture:
+    """The shapes of one image in several files, as one picture.
+
+    Raises:
+        DataError: the files mean different images by it.
+    """
+    first = pictures[0]
+    for other in pictures[1:]:
+        if (other.file, other.size) != (first.file, first.size) or other.origin == first.origin:
             raise DataError(
-                f"{image}: is annotated as {found[image].file} in {found[image].origin} and as "
-                f"{picture.file} in {picture.origin}; give annotations and images the same folders"
+                f"{image}: is annotated as {first.file} in {first.origin} and as {other.file} in "
+                f"{other.origin}; give annotations and images the same folders"
             )
-    alone = [image for image in images if image not in found]
-    return dict(sorted(found.items())), alone, unused
+    return replace(first, shapes=[shape for picture in pictures for shape in picture.shapes])

@@ -20,11 +20,19 @@ def said_of(
     numbers: Numbers,
     drawing: Drawing,
     matched: Mapping[Path, Picture],
+    *,
+    unused: int,
 ) -> Iterator[str]:
-    """The format, and what becomes of overlaps, the rest, crowds, lines and unknown shapes."""
+    """The format, and what becomes of overlaps, the rest, crowds, lines and unknown shapes.
+
+    Args:
+        matched: image -> its shapes; `unused` entries have no image.
+    """
     shapes = [shape for picture in matched.values() for shape in picture.shapes]
     yield f"{annotations.format}: {len(shapes)} shapes on {len(matched)} images"
     yield from annotations.notes
+    if (again := len(annotations.pictures) - unused - len(matched)) > 0:
+        yield f"{again} image(s) are in another file, too; the shapes are put together"
     yield f"where shapes overlap, {IN_FRONT[drawing.overlap]} is in front (--overlap)"
     if numbers.background == 255:
         yield "pixels without a shape are ignored, 255 (--background class for a class)"
