@@ -893,18 +893,25 @@ def blobs(seed: int) -> np.ndarray:
     return np.digitize(noise, np.quantile(noise, [0.4, 0.7])).astype(np.uint8)
 
 
+@pytest.mark.parametrize("background", [True, False], ids=["background", "none"])
 @pytest.mark.parametrize("how", ["coco", "labelme", "cvat", "yolo"])
-def test_predictions_come_back(home: Path, how: str) -> None:
+def test_predictions_come_back(home: Path, how: str, background: bool) -> None:
     masks = {f"p{seed}": blobs(seed) for seed in (1, 3)}
-    classes, colors = ["background", "a & <b>", "Straße"], [(0, 0, 0), (200, 0, 0), (0, 9, 200)]
+    first = "background" if background else "zebra"
+    classes, colors = [first, "a & <b>", "Straße"], [(0, 0, 0), (200, 0, 0), (0, 9, 200)]
     file = AnnotationFile(how, Path("out"), classes, colors, min_area=1)
     for name, mask in masks.items():
         image = Path(f"photos/{name}.png")
         image.parent.mkdir(exist_ok=True)
         Image.fromarray(mask).save(image)
         file.add(name, image, mask)
-    found = run(str(file.close()), images="photos")
+    words = [] if background else ["--background", "ignore"]
+    assert file.summary().endswith(" ".join([str(file.close()), *words, "..."]))
+    found = run(str(file.close()), *words, images="photos")
     assert names() == classes
+    if how in ("coco", "cvat"):
+        shown = build_classes(load_config("config/mine/mine_spnet18.yaml")).colors
+        assert np.array_equal(shown, colors)
     for name, mask in masks.items():
         assert np.array_equal(found[name], mask)
     assert file.specks == 0

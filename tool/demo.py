@@ -49,7 +49,7 @@ def main(argv: Sequence[str]) -> int | None:
     done = len(images) - failed
     log.info(f"{done} image(s): {output}/*_overlay.png, *_color.png and *_gray.png")
     if outlines is not None:
-        log.info(f"{options.format}: {outlines.close()}; {outlines.specks} speck(s) left out")
+        log.info(outlines.summary())
     return SOME_FAILED if failed else None
 
 

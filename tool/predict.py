@@ -59,10 +59,7 @@ def main(argv: Sequence[str]) -> int | None:
             outlines.add(target, path, prediction.mask)
         log.info(f"{path} -> {written}")
     if outlines is not None:
-        log.info(
-            f"{options.format}: {outlines.close()}; left out: {outlines.specks} speck(s) of less "
-            f"than {options.min_area} pixels (--min-area)"
-        )
+        log.info(outlines.summary())
     if failed:
         print(f"{failed} of {len(images)} images could not be predicted", file=sys.stderr)
     return SOME_FAILED if failed else None

@@ -177,6 +177,7 @@ class AnnotationFile:
         self.colors = [tuple(map(int, color)) for color in colors]
         self.min_area = min_area
         self.specks = 0
+        self.background = next((n for n in names if n.lower() in BACKGROUND_NAMES), None)
         self._skip = [i for i, name in enumerate(names) if name.lower() in BACKGROUND_NAMES]
         self._kept: list[Outlined] = []
 
@@ -199,11 +200,20 @@ class AnnotationFile:
         else:
             self._kept.append(outlined)
 
+    def summary(self) -> str:
+        """Write what is of all images; a line on what was left out and how to read it again."""
+        path = self.close()
+        words = "" if self.background else " --background ignore"
+        return (
+            f"{self.format}: {path}; left out: {self.specks} speck(s) of less than {self.min_area} "
+            f"pixels (--min-area). Read by: stripseg prepare custom --labels {path}{words} ..."
+        )
+
     def close(self) -> Path:
         """Write what is of all images; return the file or folder for `prepare custom --labels`."""
         if self.format == "coco":
             path = self.folder / "annotations.json"
-            write_text(path, json_text(coco(self._kept, self.names)))
+            write_text(path, json_text(coco(self._kept, self.names, self.colors)))
             return path
         if self.format == "cvat":
             path = self.folder / "annotations.xml"
@@ -222,7 +232,7 @@ def json_text(content: dict) -> str:
     return json.dumps(content, ensure_ascii=False)
 
 
-def coco(pictures: Sequence[Outlined], names: Sequence[str]) -> dict:
+def coco(pictures: Sequence[Outlined], names: Sequence[str], colors: Sequence[Colour]) -> dict:
     """COCO's instances: polygons, and run lengths where there are holes."""
     images, annotations = [], []
     for image_id, picture in enumerate(pictures, 1):
@@ -246,7 +256,10 @@ def coco(pictures: Sequence[Outlined], names: Sequence[str]) -> dict:
                     "iscrowd": 0,
                 }
             )
-    categories = [{"id": index, "name": name} for index, name in enumerate(names, 1)]
+    categories = [
+        {"id": index, "name": name, "color": list(color)}
+        for index, (name, color) in enumerate(zip(names, colors, strict=True), 1)
+    ]
     return {"images": images, "annotations": annotations, "categories": categories}
 
 
