@@ -399,8 +399,11 @@ def test_a_format_becomes_the_right_labels(home: Path, how: str, capsys) -> None
 def test_hugging_face_with_masks_in_a_csv(home: Path) -> None:
     for name in ("p0", "p1"):
         Image.fromarray(truth(hole=True)).save(f"im/{name}_m.gif")
-    write("im/metadata.csv", "file_name,mask_file_name\np0.jpg,p0_m.gif\nsub/p1.jpg,p1_m.gif\n")
-    found = run("im/metadata.csv")
+    Path("im/p1_m.gif").rename("im/sub/p1_m.gif")
+    write("im/metadata.csv", "file_name,mask_file_name\np0.jpg,p0_m.gif\n")
+    write("im/sub/metadata.csv", "file_name,mask_file_name\np1.jpg,p1_m.gif\n")
+    found = run("im")
+    assert np.array_equal(found["p0"], truth(hole=True))
     assert np.array_equal(found["p1"], truth(hole=True))
 
 
@@ -799,6 +802,15 @@ BROKEN: dict[str, tuple[Callable[[], object], str]] = {
     "Label Studio's short form": (
         lambda: write("an/c.json", [{"image": "a.jpg", "annotation_id": 1}]),
         "is Label Studio's JSON-MIN; export it as JSON",
+    ),
+    "boxes alone": (
+        lambda: write("an/p.xml", "<annotation><filename>p0.jpg</filename><object><name>a</name>"
+                      "<bndbox/></object></annotation>"),
+        "an: holds no outline of any annotated image .1 x box without polygon, as Pascal VOC.",
+    ),
+    "a name that commands the terminal": (
+        lambda: write("an/c.json", labelme_content(path="\x1b[31m.jpg")),
+        r"an/c.json, the picture: the file's name '\\x1b.31m.jpg' has control characters",
     ),
     "no classes": (
         lambda: write("an/c.json", labelme_content()),

@@ -64,7 +64,7 @@ from stripseg.dataset.preparation.label_values import (
 )
 from stripseg.dataset.preparation.sbd import train_aug_ids, write_train_aug
 from stripseg.util.files import write_lines
-from stripseg.util.logger import progress
+from stripseg.util.logger import progress, visible
 
 INCOMPLETE = 1
 WIDEST_LINE = 1000  # pixels
@@ -120,6 +120,26 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     own = command(
         "custom", prepare_custom, "lists, classes and a config for your own data", root=False
     )
+    add_custom(own)
+    commands.add_parser("pack", help="a packed copy of a config's lists", add_help=False)
+    options = parser.parse_args(argv)
+    if options.dataset == "custom":
+        if not re.fullmatch(r"[a-z0-9_][a-z0-9_.-]*", options.name) or options.name in available():
+            own.error(
+                f"--name {options.name}: expected small letters, digits, '_', '-' and '.', and not "
+                "the name of a known dataset"
+            )
+        if not 0 <= options.validation < 1:
+            own.error(f"--validation {options.validation}: expected a share from 0 to below 1")
+        if not 0 < options.line_width <= WIDEST_LINE:
+            own.error(f"--line-width {options.line_width:g}: expected 0 to {WIDEST_LINE} pixels")
+    if options.dataset == "shapes10" and min(options.train, options.val) < 5:
+        shapes10.error("--train and --val must be at least 5: there are five training files")
+    return options
+
+
+def add_custom(own: argparse.ArgumentParser) -> None:
+    """The options of `prepare custom`."""
     own.add_argument("--images", type=Path, required=True, help="folder of images")
     own.add_argument(
         "--labels",
@@ -151,21 +171,6 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
         "--leave-out-broken", action="store_true", help="continue without broken pairs"
     )
     add_workers(own)
-    commands.add_parser("pack", help="a packed copy of a config's lists", add_help=False)
-    options = parser.parse_args(argv)
-    if options.dataset == "custom":
-        if not re.fullmatch(r"[a-z0-9_][a-z0-9_.-]*", options.name) or options.name in available():
-            own.error(
-                f"--name {options.name}: expected small letters, digits, '_', '-' and '.', and not "
-                "the name of a known dataset"
-            )
-        if not 0 <= options.validation < 1:
-            own.error(f"--validation {options.validation}: expected a share from 0 to below 1")
-        if not 0 < options.line_width <= WIDEST_LINE:
-            own.error(f"--line-width {options.line_width:g}: expected 0 to {WIDEST_LINE} pixels")
-    if options.dataset == "shapes10" and min(options.train, options.val) < 5:
-        shapes10.error("--train and --val must be at least 5: there are five training files")
-    return options
 
 
 def add_drawing(parser: argparse.ArgumentParser) -> None:
@@ -315,11 +320,13 @@ class Source:
 
     Args:
         alone, unused: images without a label, labels without an image.
+        root: folder that the paths of the lists are relative to.
         table: colours with names; `numbering`: of labels that were drawn from annotations.
         problems: pictures whose annotations cannot be drawn.
     """
 
     pairs: Sequence[tuple[Path, Path]]
+    root: Path
     alone: Sequence[Path] = ()
     unused: Sequence[Path | str] = ()
     table: Path | None = None
@@ -352,7 +359,7 @@ def prepare_custom(options: argparse.Namespace) -> None:
         print(f"warning: {line}")
     for line in numbering.notes:
         print(f"labels: {line}")
-    write_dataset(found, numbering, options)
+    write_dataset(found, numbering, source.root, options)
 
 
 def number_masks(
@@ -369,14 +376,14 @@ def number_masks(
 
 
 def write_dataset(
-    found: Sequence[inspection.Inspection], numbering: ClassNumbering, options: argparse.Namespace
+    found: Sequence[inspection.Inspection],
+    numbering: ClassNumbering,
+    root: Path,
+    options: argparse.Namespace,
 ) -> None:
     """Split, lists, classes, YAML, and what to do next."""
     training, validation = custom.split(found, options.validation, options.seed)
     folder = Path("dataset") / options.name
-    root = options.images.resolve()
-    if not all(item.label.resolve().is_relative_to(folder.resolve()) for item in found):
-        root = Path(os.path.commonpath([root, options.labels.resolve()]))
     parts = {"train": training, "val": validation}
     custom.write_lists(folder, parts, numbering, root=root)
     config = Path("config") / options.name / f"{options.name}_spnet18.yaml"
@@ -402,16 +409,18 @@ def find_source(options: argparse.Namespace) -> Source:
     if isinstance(labels, Annotations):
         return draw_annotations(labels, images, options)
     refuse_options(options, DRAWING_OPTIONS, f"{labels.format}: they say how shapes are drawn")
+    root = Path(os.path.commonpath([options.images.resolve(), options.labels.resolve()]))
     if labels.pairs:
         with_label = {image for image, _ in labels.pairs}
-        return Source(labels.pairs, [image for image in images if image not in with_label])
+        alone = [image for image in images if image not in with_label]
+        return Source(labels.pairs, root, alone)
     pairs, alone, unused = inspection.match(options.images, labels.folder)
     if not pairs:
         raise DataError(
             f"no image of {options.images} has a label in {options.labels}: file names differ, "
             f"such as {alone[0].name} and {unused[0].name}"
         )
-    return Source(pairs, alone, unused, options.colors or labels.table)
+    return Source(pairs, root, alone, unused, options.colors or labels.table)
 
 
 def refuse_options(options: argparse.Namespace, names: Sequence[str], why: str) -> None:
@@ -434,6 +443,12 @@ def draw_annotations(
             f"{annotations.pictures[0].file if annotations.pictures else 'none'}, and an image is "
             f"{images[0].name}"
         )
+    if not any(picture.shapes for picture in matched.values()):
+        kinds = ", ".join(f"{n} x {visible(kind)}" for kind, n in annotations.skipped.items())
+        raise DataError(
+            f"{options.labels}: holds no outline of any annotated image ({kinds or 'no shapes'}, "
+            f"as {annotations.format}); name annotations with outlines, or the folder of the masks"
+        )
     drawing = Drawing(
         options.overlap or "last",
         options.crowd or "ignore",
@@ -452,6 +467,7 @@ def draw_annotations(
         print(f"warning: {empty} shape(s) cover no pixel's centre and are in no label")
     return Source(
         [(item.image, item.target) for item in good],
+        options.images.resolve(),
         alone,
         [f"{picture.file} (of {picture.origin})" for picture in unused],
         numbering=drawn_numbering(numbers),

@@ -8,7 +8,7 @@ from ...util.images import IMAGE_SUFFIXES
 from .masks import IdPixels, runs_of
 from .model import Annotations, Picture, Region, Shape
 from .names import Names
-from .parse import color, listing, mapping, points, reading, size_of, text
+from .parse import color, file_name, listing, mapping, points, reading, size_of, text
 from .rasterize import Polygon
 
 
@@ -69,7 +69,7 @@ def read_panoptic(path: Path, content: Mapping[str, Any], found: Annotations) ->
         entries = listing(content["annotations"], "'annotations'")
     for index, entry in enumerate(entries):
         with reading(path, f"annotation {index}"):
-            name = text(entry["file_name"], "'file_name'")
+            name = file_name(entry["file_name"])
             image = images.get(entry.get("image_id"))
             png = files.find(name)
             if png is None:
@@ -105,7 +105,7 @@ def read_images(path: Path, content: Mapping[str, Any]) -> dict[Any, Picture]:
         entries = listing(content.get("images"), "'images'")
     for index, entry in enumerate(entries):
         with reading(path, f"image {index}"):
-            name = text(entry["file_name"], "'file_name'")
+            name = file_name(entry["file_name"])
             size = None
             if entry.get("height") and entry.get("width"):
                 size = size_of(entry["height"], entry["width"])

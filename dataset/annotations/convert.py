@@ -14,6 +14,7 @@ from PIL import Image
 from ...config.errors import DataError
 from ...util.files import write_text
 from ...util.images import stored_size, write_png
+from ...util.logger import visible
 from ..preparation.custom import TURNS
 from ..preparation.match import orientation_of
 from .model import Canvas, Colour, Numbers, Picture
@@ -127,7 +128,7 @@ def draw_picture(job: Job, *, numbers: Numbers, drawing: Drawing) -> Drawn:
     except DataError as error:
         return Drawn(job.image, job.target, problem=str(error))
     except ValueError as error:
-        return Drawn(job.image, job.target, problem=f"{job.image}: {error}")
+        return Drawn(job.image, job.target, problem=f"{job.image}: {visible(str(error))}")
     return Drawn(job.image, job.target, f"{digest} {empty}", written=True, empty=empty)
 
 

@@ -10,6 +10,7 @@ from .model import Annotations, Picture, Region, Shape
 from .parse import (
     check_count,
     color,
+    file_name,
     listing,
     mapping,
     number,
@@ -30,10 +31,10 @@ def read_datumaro(path: Path, content: Mapping[str, Any], found: Annotations) ->
         items = listing(content["items"], "'items'")
     for index, entry in enumerate(items):
         with reading(path, f"item {index}"):
-            identity = text(mapping(entry, "an item")["id"], "'id'")
+            identity = file_name(mapping(entry, "an item")["id"])
             image = entry.get("image") or {}
             size = size_of(*image["size"]) if image.get("size") else None
-            name = image.get("path") or identity
+            name = file_name(image.get("path") or identity)
             picture = Picture(name, str(path), size, suffix=name != identity)
             given = [
                 mapping(a, "an annotation")

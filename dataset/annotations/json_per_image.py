@@ -9,7 +9,18 @@ import numpy as np
 from ..description import describe
 from .masks import Bitmap
 from .model import Annotations, Picture, Region, Shape
-from .parse import check_count, color, listing, mapping, number, points, reading, size_of, text
+from .parse import (
+    check_count,
+    color,
+    file_name,
+    listing,
+    mapping,
+    number,
+    points,
+    reading,
+    size_of,
+    text,
+)
 from .rasterize import Ellipse, Polygon, Stroke, box
 
 LABELME_IGNORED = "__ignore__"
@@ -29,7 +40,7 @@ def read_labelme(path: Path, content: Mapping[str, Any], found: Annotations) -> 
         if content.get("imageHeight") and content.get("imageWidth"):
             size = size_of(content["imageHeight"], content["imageWidth"])
         file = content.get("imagePath") or path.stem
-        picture = Picture(text(file, "'imagePath'"), str(path), size, suffix=file != path.stem)
+        picture = Picture(file_name(file), str(path), size, suffix=file != path.stem)
         shapes = listing(content["shapes"], "'shapes'")
     check_count(len(shapes), path)
     for index, entry in enumerate(shapes, 1):

@@ -9,7 +9,7 @@ import numpy as np
 
 from .masks import Brush, check_area
 from .model import Annotations, Picture, Region, Shape
-from .parse import check_count, listing, mapping, number, points, reading, size_of, text
+from .parse import check_count, file_name, listing, mapping, number, points, reading, size_of
 from .rasterize import Ellipse, Polygon, Stroke
 
 PICTURE_KEYS = ("image", "img", "picture", "photo")
@@ -24,7 +24,7 @@ def read_label_studio(path: Path, content: Sequence[Any], found: Annotations) ->
             data = mapping(mapping(task, "a task")["data"], "'data'")
             key = next((key for key in PICTURE_KEYS if key in data), None)
             address = data[key] if key else next(iter(data.values()), None)
-            picture = Picture(file_of(text(address, "the address of the image")), str(path))
+            picture = Picture(file_of(file_name(address)), str(path))
             given = [
                 entry
                 for entry in listing(task["annotations"], "'annotations'")

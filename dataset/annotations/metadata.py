@@ -13,7 +13,16 @@ from typing import Any
 from ...config.errors import DataError
 from .model import Annotations, Picture, Shape
 from .names import Names
-from .parse import listing, mapping, parse_json, points, read_text, reading, size_of, text
+from .parse import (
+    file_name,
+    listing,
+    mapping,
+    parse_json,
+    points,
+    read_text,
+    reading,
+    size_of,
+)
 from .rasterize import Polygon
 
 IMAGE_COLUMNS = ("file_name", "image_file_name", "input_file_name")
@@ -88,17 +97,19 @@ def mask_column(row: Mapping[str, Any]) -> str | None:
 def read_masks(
     path: Path, rows: Sequence[Mapping[str, Any]], images: Names
 ) -> list[tuple[Path, Path]]:
-    """(image, mask) of every row.
+    """(image, mask) of every row; nothing where the rows name no masks.
 
     Raises:
         DataError: a row names files that are not there.
     """
+    if not is_metadata(rows) or mask_column(rows[0]) is None:
+        return []
     masks = Names(sorted(p for p in path.parent.rglob("*") if p.is_file()), path.parent)
     pairs = []
     for number, row in enumerate(rows, 1):
         with reading(path, f"row {number}"):
-            image = images.find(text(row[image_column(row) or ""], "the image's name"))
-            mask = masks.find(text(row[mask_column(row) or ""], "the mask's name"))
+            image = images.find(file_name(row[image_column(row) or ""]), near=str(path.parent))
+            mask = masks.find(file_name(row[mask_column(row) or ""]))
             if image is None or mask is None:
                 missing = row[(image_column if image is None else mask_column)(row) or ""]
                 raise ValueError(f"names {missing}, which is not there; correct the name")
@@ -110,7 +121,7 @@ def read_objects(path: Path, rows: Sequence[Mapping[str, Any]], found: Annotatio
     """Rows with `objects`: columns, or a list of objects, of COCO's segmentation and a class."""
     for number, row in enumerate(rows, 1):
         with reading(path, f"row {number}"):
-            name = text(row[image_column(row) or ""], "the image's name")
+            name = file_name(row[image_column(row) or ""])
             size = None
             if row.get("height") and row.get("width"):
                 size = size_of(row["height"], row["width"])

@@ -147,7 +147,8 @@ def number(
             f"the annotations ({annotations.format}) name {len(annotations.classes)} classes; a "
             f"label holds from 1 to {MOST_CLASSES}, the background among them"
         )
-    free = iter(usual)
+    taken = set(annotations.classes.values())
+    free = (color for color in usual if color not in taken)
     colors = []
     for name in names:
         color = annotations.classes.get(name)

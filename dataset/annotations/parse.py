@@ -12,6 +12,7 @@ import numpy as np
 
 from ...config.errors import DataError
 from ...config.limits import ANNOTATION_BYTES, ANNOTATION_SHAPES, PIXELS
+from ...util.logger import visible
 from .model import Colour
 
 HOW_TO_GET_XML = "needs defusedxml: pip install defusedxml"
@@ -93,16 +94,17 @@ def read_xml(path: Path) -> Element:
 @contextmanager
 def reading(path: Path, item: str) -> Iterator[None]:
     """What is wrong with an item of a file, as one DataError that names both."""
+    place = f"{path}, {visible(item)}"
     try:
         yield
     except KeyError as error:
-        raise DataError(f"{path}, {item}: lacks {error}; export it again") from None
+        raise DataError(f"{place}: lacks {error}; export it again") from None
     except (TypeError, AttributeError, IndexError) as error:
         raise DataError(
-            f"{path}, {item}: is not built as this format is ({error}); export it again"
+            f"{place}: is not built as this format is ({error}); export it again"
         ) from None
     except (ValueError, OverflowError) as error:
-        raise DataError(f"{path}, {item}: {error}") from None
+        raise DataError(f"{place}: {visible(str(error))}") from None
 
 
 def mapping(value: object, what: str) -> Mapping[str, Any]:
@@ -126,6 +128,14 @@ def text(value: object, what: str) -> str:
     if not isinstance(value, str) or not value:
         raise ValueError(f"{what} must be text, not {value!r:.60}")
     return value
+
+
+def file_name(value: object) -> str:
+    """The name of a file, as text that a list and a terminal can show."""
+    found = text(value, "the name of the file")
+    if visible(found) != found:
+        raise ValueError(f"the file's name {found!a:.60} has control characters; rename it")
+    return found
 
 
 def number(value: object, what: str) -> float:

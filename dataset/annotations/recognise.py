@@ -14,6 +14,7 @@ from .model import Annotations
 from .names import Names
 from .parse import parse_json, read_text, read_xml, reading, start_of
 
+HUGGING_FACE = "Hugging Face image folder"
 Read = Callable[[Path, Any, Annotations], None]
 SUFFIXES = (".json", ".jsonl", ".xml", ".txt", ".csv", ".parquet")
 JSON_READERS: dict[str, Read] = {
@@ -32,7 +33,7 @@ XML_READERS: dict[str, tuple[str, Read]] = {
 }
 XML_ROOT = re.compile(rb"<annotations?[\s>]")
 # whose files list no classes: these are put in the order of their names
-WITHOUT_A_LIST = ("LabelMe", "Cityscapes polygons", "Pascal VOC", "Label Studio", "Hugging Face")
+WITHOUT_A_LIST = ("LabelMe", "Cityscapes polygons", "Pascal VOC", "Label Studio", HUGGING_FACE)
 TABLES = (".jsonl", ".csv", ".parquet")
 CVAT_MASKS = "SegmentationClass"
 
@@ -65,22 +66,25 @@ def recognise(labels: Path, images: Path, image_files: Sequence[Path]) -> Annota
         files = annotation_files(folder)
     found: dict[str, Annotations] = {}
     first: dict[str, Path] = {}
-    texts: list[Path] = []
+    masks: list[tuple[Path, Path]] = []
+    texts = [path for path in files if path.suffix.lower() == ".txt"]
     strange: list[Path] = []
     for path in files:
         if path.suffix.lower() == ".txt":
-            texts.append(path)
             continue
         if path.suffix.lower() in TABLES:
             rows = metadata.read_rows(path)
-            if metadata.is_metadata(rows) and metadata.mask_column(rows[0]):
-                pairs = metadata.read_masks(path, rows, Names(image_files, images))
-                return Masks("Hugging Face image folder", folder, pairs)
-        kind = read_one(path, found)
-        if kind is None:
-            strange.append(path)
+            with reading(path, "the file"):
+                masks += metadata.read_masks(path, rows, Names(image_files, images))
+            kind = None if masks else read_table(path, rows, found)
         else:
+            kind = read_one(path, found)
+        if kind is not None:
             first.setdefault(kind, path)
+        elif not masks:
+            strange.append(path)
+    if masks:
+        return Masks(HUGGING_FACE, folder, masks)
     if not found:
         add_yolo(texts, folder, found, first)
     if len(found) > 1:
@@ -110,15 +114,19 @@ def may_annotate(name: str) -> bool:
     return path.suffix in SUFFIXES and not name.startswith(".")
 
 
+def read_table(
+    path: Path, rows: Sequence[Mapping[str, Any]], found: dict[str, Annotations]
+) -> str | None:
+    """Read a table of objects; the format, or None where it names no images."""
+    if not metadata.is_metadata(rows):
+        return None
+    with reading(path, "the file"):
+        metadata.read_objects(path, rows, found.setdefault(HUGGING_FACE, Annotations(HUGGING_FACE)))
+    return HUGGING_FACE
+
+
 def read_one(path: Path, found: dict[str, Annotations]) -> str | None:
     """Read a file into the annotations of its format; the format, or None where it has none."""
-    if path.suffix.lower() in TABLES:
-        rows = metadata.read_rows(path)
-        if not metadata.is_metadata(rows):
-            return None
-        kind = "Hugging Face"
-        metadata.read_objects(path, rows, found.setdefault(kind, Annotations(kind)))
-        return kind
     start = start_of(path)
     if start.startswith(b"<"):
         if XML_ROOT.search(start) is None:
@@ -127,7 +135,8 @@ def read_one(path: Path, found: dict[str, Annotations]) -> str | None:
         if root.tag not in XML_READERS:
             return None
         kind, read = XML_READERS[root.tag]
-        read(path, root, found.setdefault(kind, Annotations(kind)))
+        with reading(path, "the file"):
+            read(path, root, found.setdefault(kind, Annotations(kind)))
         return kind
     if not start.startswith((b"{", b"[")):
         return None

@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
+from ...util.logger import visible
 from .convert import Drawing
 from .model import Annotations, Numbers, Picture
 from .rasterize import Stroke
@@ -53,7 +54,7 @@ def said_of(
     if lines:
         yield f"{lines} line(s) and point(s) are {drawing.line_width:g} pixels wide (--line-width)"
     for kind, count in sorted(annotations.skipped.items()):
-        yield f"left out, as it cannot be drawn: {count} x {kind}"
+        yield f"left out, as it cannot be drawn: {count} x {visible(kind)}"
     bare = [image.name for image, picture in matched.items() if not picture.shapes]
     if bare:
         more = f" and {len(bare) - NAMED} more" if len(bare) > NAMED else ""

@@ -9,7 +9,7 @@ from ...config.errors import DataError
 from ...config.limits import PIXELS
 from .masks import Runs, check_area
 from .model import Annotations, Picture, Region, Shape
-from .parse import check_count, color, number, points, reading, size_of
+from .parse import check_count, color, file_name, number, points, reading, size_of
 from .rasterize import Ellipse, Polygon, Stroke, box
 
 
@@ -29,7 +29,7 @@ def read_cvat(path: Path, root: Element, found: Annotations) -> None:
             found.add_class(label.findtext("name") or "", color(label.findtext("color")))
     for index, image in enumerate(root.iterfind("image")):
         with reading(path, f"image {image.get('name', index)}"):
-            name = required(image, "name")
+            name = file_name(required(image, "name"))
             size = size_of(required(image, "height"), required(image, "width"))
             shapes = [shape for shape in image if shape.tag != "tag"]
             shapes.sort(key=lambda shape: number(shape.get("z_order", 0), "z_order"))
@@ -90,7 +90,7 @@ def read_voc(path: Path, root: Element, found: Annotations) -> None:
         size = None
         if place is not None and (place.findtext("height") or "0") != "0":
             size = size_of(place.findtext("height"), place.findtext("width"))
-        name = root.findtext("filename") or path.stem
+        name = file_name(root.findtext("filename") or path.stem)
         picture = Picture(name, str(path), size, suffix=name != path.stem)
         objects = root.findall("object")
     check_count(len(objects), path)

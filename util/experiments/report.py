@@ -15,6 +15,7 @@ from typing import Any
 from ...config.errors import StripsegError
 from ...config.schema import Config
 from ..files import atomic_write, write_text
+from ..logger import visible
 from .sweep import SweepStudy, write_yaml
 
 DOTS_PER_INCH = 120
@@ -57,11 +58,6 @@ def markdown_cell(text: str) -> str:
     """Text that stays text: on one line, no column, no HTML, no image, no link."""
     text = html.escape(visible(text), quote=False)
     return re.sub(r"([\\|`\[\]])", r"\\\1", text)
-
-
-def visible(text: str) -> str:
-    """Text without line breaks and without the control characters that command a terminal."""
-    return "".join(sign if sign.isprintable() else " " for sign in text)
 
 
 def as_csv(header: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
