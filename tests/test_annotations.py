@@ -20,7 +20,7 @@ from pycocotools import mask as coco_mask
 
 from stripseg.config.errors import ConfigError, DataError
 from stripseg.config.load import load_config
-from stripseg.dataset.annotations.masks import Bitmap, runs_of
+from stripseg.dataset.annotations.masks import Bitmap, Brush, runs_of
 from stripseg.dataset.annotations.model import Canvas, Patch, Shape
 from stripseg.dataset.annotations.names import Names
 from stripseg.dataset.annotations.rasterize import (
@@ -491,8 +491,9 @@ def test_every_kind_of_shape_of_labelme(home: Path, capsys) -> None:
     assert "1 line(s) and point(s) are 1 pixels wide" in printed
 
 
+@pytest.mark.parametrize("words", [[], ["--turn-labels"]], ids=["", "--turn-labels"])
 @pytest.mark.parametrize("stored", [False, True], ids=["as displayed", "as stored"])
-def test_turned_photos(home: Path, stored: bool) -> None:
+def test_turned_photos(home: Path, stored: bool, words: list[str]) -> None:
     """Orientation 6: stored 48 high and 64 wide, displayed 64 high and 48 wide."""
     for name in ("p0.jpg", "sub/p1.jpg"):
         photo = Image.open(f"im/{name}").copy()
@@ -505,7 +506,7 @@ def test_turned_photos(home: Path, stored: bool) -> None:
     expected[IN_CAR], expected[20:40, 25:48] = 1, 2
     if stored:
         expected = np.rot90(truth(hole=False), -1)
-    assert np.array_equal(run("an")["p0"], expected)
+    assert np.array_equal(run("an", *words)["p0"], expected)
 
 
 def test_turned_photos_with_turn_labels(home: Path) -> None:
@@ -720,6 +721,36 @@ def test_a_bitmap_of_a_palette_with_transparency() -> None:
     text = base64.b64encode(zlib.compress(file.getvalue())).decode()
     drawn = whole(Bitmap(text, -0, 3).draw(Canvas(2, 5)), Canvas(2, 5))
     assert np.argwhere(drawn).tolist() == [[0, 4]]
+
+
+def test_bitmaps_that_claim_too_much_are_refused() -> None:
+    small = png(np.zeros((2, 2), np.uint8))
+    huge = bytearray(small)
+    huge[16:24] = (60_000).to_bytes(4, "big") * 2  # width and height in the header
+    huge[29:33] = zlib.crc32(huge[12:29]).to_bytes(4, "big")
+    many = zlib.compress(b"\0" * (2**28 + 1), 1)
+    canvas = Canvas(4, 4)
+    for content, message in (
+        (bytes(huge), "cannot be decoded"),
+        (small[:45], "cannot be decoded"),
+        (many, "has more than 268435456 bytes"),
+        (b"nothing", "neither a PNG nor packed by zlib"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            Bitmap(base64.b64encode(content).decode(), 0, 0).draw(canvas)
+    with pytest.raises(ValueError, match="not base64"):
+        Bitmap("*", 0, 0).draw(canvas)
+
+
+def test_brushes_of_another_size_are_refused() -> None:
+    code = bytes(brush(car_mask()))
+    for damaged, height, message in (
+        (code, HEIGHT - 1, "holds 12288 values of 8 bits and the picture needs 12032"),
+        (code[:-9], HEIGHT, "ends early"),
+        (b"", HEIGHT, "ends early"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            Brush(damaged, height, WIDTH).draw(Canvas(height, WIDTH))
 
 
 def broken_coco(segmentation: object) -> Callable[[], None]:

@@ -21,7 +21,7 @@ from .model import Canvas, Colour, Numbers, Picture
 from .parse import size_of
 from .rasterize import Crowd, Overlap, draw_label
 
-RECORD = ".converted.json"  # label file -> digest of what it was drawn from
+RECORD = ".converted.json"  # image -> [digest of what its label was drawn from, empty shapes]
 
 
 @dataclass(frozen=True)
@@ -46,7 +46,7 @@ class Job:
     image: Path
     picture: Picture
     target: Path
-    before: str  # digest of what is in `target`, or ""
+    before: tuple[str, int] | None  # what the record says of `target`, where it is there
 
 
 @dataclass(frozen=True)
@@ -56,8 +56,8 @@ class Drawn:
     image: Path
     target: Path
     digest: str = ""
-    written: bool = False
     empty: int = 0
+    written: bool = False
     problem: str | None = None
 
 
@@ -81,14 +81,15 @@ def convert(
     for image, picture in matched.items():
         name = image.relative_to(images).as_posix()
         target = folder / f"{name}.png"
-        before = record.get(name, "") if target.is_file() else ""
+        before = record.get(name) if target.is_file() else None
         jobs.append(Job(image, picture, target, before))
     draw = partial(draw_picture, numbers=numbers, drawing=drawing)
-    now: dict[str, str] = {}
+    now: dict[str, tuple[str, int]] = {}
     try:
         for drawn in run(draw, jobs, workers):
             if drawn.problem is None:
-                now[drawn.image.relative_to(images).as_posix()] = drawn.digest
+                name = drawn.image.relative_to(images).as_posix()
+                now[name] = drawn.digest, drawn.empty
             yield drawn
     finally:
         write_text(folder / RECORD, json.dumps(now))
@@ -109,10 +110,9 @@ def draw_picture(job: Job, *, numbers: Numbers, drawing: Drawing) -> Drawn:
         upright, orientation = size_and_orientation(job.image)
         stored = upright[::-1] if orientation >= 5 else upright
         frame, turned = frame_of(job, upright, stored, orientation, drawing)
-        digest = digest_of(job.picture, frame, turned, numbers, drawing)
-        if digest.partition(" ")[0] == job.before.partition(" ")[0]:
-            empty = int(job.before.partition(" ")[2] or 0)
-            return Drawn(job.image, job.target, job.before, empty=empty)
+        digest = digest_of(job.picture, frame, orientation if turned else 1, numbers, drawing)
+        if job.before is not None and job.before[0] == digest:
+            return Drawn(job.image, job.target, *job.before)
         values = {name: index for index, name in enumerate(numbers.names)}
         label, empty = draw_label(
             job.picture.shapes,
@@ -129,7 +129,7 @@ def draw_picture(job: Job, *, numbers: Numbers, drawing: Drawing) -> Drawn:
         return Drawn(job.image, job.target, problem=str(error))
     except ValueError as error:
         return Drawn(job.image, job.target, problem=f"{job.image}: {visible(str(error))}")
-    return Drawn(job.image, job.target, f"{digest} {empty}", written=True, empty=empty)
+    return Drawn(job.image, job.target, digest, empty, written=True)
 
 
 def size_and_orientation(image: Path) -> tuple[tuple[int, int], int]:
@@ -162,9 +162,11 @@ def frame_of(
         DataError: the annotations are of another size than the image.
     """
     own = job.picture.size
-    as_stored = drawing.stored or (own == stored and own != upright)
+    as_stored = (drawing.stored and own is None) or (
+        own == stored and (drawing.stored or own != upright)
+    )
     frame = stored if as_stored else upright
-    if own is not None and own not in (frame, upright):
+    if own not in (None, frame):
         raise DataError(
             f"{job.image}: is {upright[1]}x{upright[0]} and its annotations in "
             f"{job.picture.origin} are for {own[1]}x{own[0]} pixels (width x height); take the "
@@ -173,27 +175,27 @@ def frame_of(
     return frame, as_stored and orientation > 1
 
 
-def read_record(folder: Path) -> dict[str, str]:
-    """Label -> digest of the last call; empty where it cannot be read."""
+def read_record(folder: Path) -> dict[str, tuple[str, int]]:
+    """What the last call drew; empty where it cannot be read."""
     try:
-        found = json.loads((folder / RECORD).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        content = json.loads((folder / RECORD).read_text(encoding="utf-8"))
+        return {name: (str(digest), int(empty)) for name, (digest, empty) in content.items()}
+    except (OSError, ValueError, TypeError, AttributeError):
         return {}
-    return found if isinstance(found, dict) else {}
 
 
 def digest_of(
     picture: Picture,
     frame: tuple[int, int],
-    turned: bool,
+    turn: int,
     numbers: Numbers,
     drawing: Drawing,
 ) -> str:
-    """What a label depends on, as one word."""
+    """What a label depends on, as one word; `turn` is the orientation that it is turned by."""
     digest = hashlib.sha256()
     colors: list[Colour] = numbers.colors
     content = [
-        [frame, turned, numbers.names, colors, numbers.background, drawing],
+        [frame, turn, numbers.names, colors, numbers.background, drawing],
         *([shape.name, shape.crowd, list(shape.regions)] for shape in picture.shapes),
     ]
     for part in parts_of(content):

@@ -67,7 +67,7 @@ class Bitmap:
                     picture.convert("RGBA").getchannel("A") if transparent else picture.convert("L")
                 )
                 inside = np.array(grey) > 0
-        except (OSError, SyntaxError) as error:
+        except Exception as error:  # decoders raise whatever they like on damaged bytes
             raise ValueError(f"its picture cannot be decoded ({error}); export it again") from None
         return placed(inside, self.top, self.left, canvas)
 
@@ -243,6 +243,6 @@ def read_ids(path: Path, changed: int) -> np.ndarray:
             if picture.mode in ("L", "P", "I", "I;16"):
                 return np.array(picture, np.int32)
             pixels = np.array(picture.convert("RGB"), np.int32)
-    except (OSError, SyntaxError) as error:
+    except Exception as error:  # decoders raise whatever they like on damaged bytes
         raise ValueError(f"{path} cannot be decoded ({error}); export it again") from None
     return pixels[..., 0] + 256 * pixels[..., 1] + 65536 * pixels[..., 2]
