@@ -346,7 +346,7 @@ def hugging_face() -> str:
         ],
     ]
     rows = [
-        json.dumps({"file_name": name, "objects": given})
+        json.dumps({"file_name": name, "label": "street", "objects": given})
         for name, given in zip(("p0.jpg", "sub/p1.jpg"), objects, strict=True)
     ]
     write("im/metadata.jsonl", "\n".join(rows))

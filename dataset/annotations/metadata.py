@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from ...config.errors import DataError
+from ...util.images import IMAGE_SUFFIXES
 from .model import Annotations, Picture, Shape
 from .names import Names
 from .parse import (
@@ -31,6 +32,7 @@ MASK_COLUMNS = tuple(
     for ending in ("_file_name", "")
     for word in ("mask", "label", "annotation", "segmentation", "segmentation_mask", "output")
 )
+MASK_SUFFIXES = (*IMAGE_SUFFIXES, ".gif")
 CLASS_COLUMNS = ("category", "categories", "label", "labels", "class", "classes")
 HOW_TO_GET_PARQUET = "needs pyarrow: pip install pyarrow"
 
@@ -91,7 +93,8 @@ def image_column(row: Mapping[str, Any]) -> str | None:
 
 
 def mask_column(row: Mapping[str, Any]) -> str | None:
-    return next((n for n in MASK_COLUMNS if isinstance(row.get(n), str) and row[n]), None)
+    """The column that names a mask's file; one called label may hold a class instead."""
+    return next((n for n in MASK_COLUMNS if str(row.get(n)).lower().endswith(MASK_SUFFIXES)), None)
 
 
 def read_masks(
