@@ -17,6 +17,10 @@ MATLAB_BYTES = 2**28  # content of a .mat file, inflated; an 8-bit label of PIXE
 PICKLE_BYTES = 2**28  # of a file of CIFAR's archives; the largest has 155 MB
 PICKLE_TUPLES = 16  # in it; numpy's arrays need six, and each one may double what hashing costs
 
+ANNOTATION_BYTES = 2**31  # of an annotation file; LVIS's largest has 1.1 GB
+ANNOTATION_SHAPES = 100_000  # of one picture; the densest sets have some 2,000
+CROSSINGS = 2**26  # of a polygon's sides with rows of pixels: 64 million points of an outline
+
 COMBINATIONS = 10_000  # of a sweep's grid or a study's matrix: years of training
 SWEEP_VALUES = 1_000  # of one parameter; each one is loaded with the config before the first trial
 SEED = 2**32 - 1  # of a sweep, as numpy's generator takes them

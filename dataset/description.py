@@ -8,6 +8,7 @@
 
 from collections.abc import Iterator
 from difflib import get_close_matches
+from functools import cache
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -128,7 +129,12 @@ def describe(name: str) -> DatasetDescription:
     if name not in known:
         near = get_close_matches(name.lower(), known) or known
         raise ConfigError(f"unknown dataset {name!r}: did you mean {' or '.join(near)}?")
-    path = CATALOG / f"{name}.yaml"
+    return _read_description(CATALOG / f"{name}.yaml")
+
+
+@cache  # a tenth of a second for each file, and commands ask for all of them
+def _read_description(path: Path) -> DatasetDescription:
+    """The description in a file of the catalog; ConfigError where it is wrong."""
     try:
         description = DatasetDescription(**yaml.safe_load(path.read_text(encoding="utf-8")))
     except ValidationError as error:
@@ -137,8 +143,8 @@ def describe(name: str) -> DatasetDescription:
         raise ConfigError(f"{path}: {where + ': ' if where else ''}{first['msg']}") from error
     except (yaml.YAMLError, TypeError) as error:
         raise ConfigError(f"{path}: not a YAML mapping: {error}") from error
-    if description.name != name:
-        raise ConfigError(f"{path}: name is {description.name!r}, but the file says {name!r}")
+    if description.name != path.stem:
+        raise ConfigError(f"{path}: name is {description.name!r}, but the file says {path.stem!r}")
     return description
 
 

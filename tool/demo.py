@@ -9,7 +9,7 @@ from stripseg import command_line
 from stripseg.build import load_engine
 from stripseg.config.errors import DataError
 from stripseg.dataset.build import build_classes
-from stripseg.tool.predict import SOME_FAILED, images_of
+from stripseg.tool.predict import SOME_FAILED, add_outline_options, images_of, outlines_of
 from stripseg.util.distributed import process_group
 from stripseg.util.images import colorize, overlay, read_image, write_png
 from stripseg.util.logger import progress, run_logger
@@ -20,13 +20,16 @@ def main(argv: Sequence[str]) -> int | None:
     parser = command_line.argument_parser("demo.py", __doc__)
     parser.add_argument("--image", required=True, help="an image, or a folder of images")
     parser.add_argument("--output", default=None, help="folder of the results (default: exp/demo)")
+    add_outline_options(parser)
     options, config = command_line.parse_config(parser, argv)
-    output = Path(options.output or "exp/demo")
+    output = options.output = Path(options.output or "exp/demo")
     if not Path(options.image).exists() and not glob.has_magic(options.image):
         raise DataError(f"--image {options.image}: no such file or folder")
     images = list(images_of([options.image], output))
     log = run_logger()
-    colors = build_classes(config).colors
+    classes = build_classes(config)
+    colors = classes.colors
+    outlines = outlines_of(options, classes.names, colors)
     device = process_group.choose_devices(config.TEST.test_gpu, key="TEST.test_gpu")[0]
     engine = load_engine(config, device)
     failed = 0
@@ -41,8 +44,12 @@ def main(argv: Sequence[str]) -> int | None:
         write_png(output / f"{name}_gray.png", prediction)
         write_png(output / f"{name}_color.png", colorize(prediction, colors))
         write_png(output / f"{name}_overlay.png", overlay(image, prediction, colors))
+        if outlines is not None:
+            outlines.add(name, path, prediction)
     done = len(images) - failed
     log.info(f"{done} image(s): {output}/*_overlay.png, *_color.png and *_gray.png")
+    if outlines is not None:
+        log.info(outlines.summary())
     return SOME_FAILED if failed else None
 
 

@@ -6,17 +6,20 @@ photo_color.png and photo_overlay.png are written.
 
     stripseg predict exp/camvid/spnet18/model/best.pth photos/ --output segmented
     stripseg predict best.onnx street.jpg --scales 0.75 1 1.25 --flip
+    stripseg predict best.pth photos/ --format cvat      # outlines, to correct in CVAT
 """
 
 import argparse
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import get_args
 
 import numpy as np
 
 from stripseg import command_line
 from stripseg.config.errors import ConfigError, DataError
+from stripseg.dataset.annotations.write import AnnotationFile, Format
 from stripseg.trained_network import Prediction, load, sources_of
 from stripseg.util.images import write_png
 from stripseg.util.logger import progress, run_logger
@@ -42,6 +45,7 @@ def main(argv: Sequence[str]) -> int | None:
         flip=options.flip,
         window=tuple(options.window) if options.window else None,
     )
+    outlines = outlines_of(options, trained.names, trained.colors)
     failed = 0
     for path, target in progress(images, total=len(images), unit="image", what="predicting"):
         try:
@@ -51,7 +55,11 @@ def main(argv: Sequence[str]) -> int | None:
             failed += 1
             continue
         written = write(prediction, options.output / target, options.kinds, options.opacity)
+        if outlines is not None:
+            outlines.add(target, path, prediction.mask)
         log.info(f"{path} -> {written}")
+    if outlines is not None:
+        log.info(outlines.summary())
     if failed:
         print(f"{failed} of {len(images)} images could not be predicted", file=sys.stderr)
     return SOME_FAILED if failed else None
@@ -74,7 +82,34 @@ def parser() -> argparse.ArgumentParser:
     results.add_argument("--output", type=Path, default=Path("exp/predict"), help="folder")
     results.add_argument("--kinds", nargs="+", choices=KINDS, default=KINDS, help="what to write")
     results.add_argument("--opacity", type=float, default=0.5, help="of colours over the image")
+    add_outline_options(parser)
     return parser
+
+
+def add_outline_options(parser: argparse.ArgumentParser) -> None:
+    """Outlines for annotation tools, besides the pictures."""
+    results = parser.add_argument_group("outlines for annotation tools, besides the pictures")
+    results.add_argument("--format", choices=get_args(Format), help="write polygons as well")
+    results.add_argument(
+        "--min-area", type=int, default=16, help="pixels of the smallest object outlined: 16"
+    )
+
+
+def outlines_of(
+    options: argparse.Namespace, names: Sequence[str], colors: np.ndarray
+) -> AnnotationFile | None:
+    """What --format asks for.
+
+    Raises:
+        ConfigError: --min-area is below 1.
+    """
+    if options.min_area < 1:
+        raise ConfigError(f"--min-area {options.min_area}: expected at least 1 pixel")
+    if options.format is None:
+        return None
+    return AnnotationFile(
+        options.format, options.output, names, colors.tolist(), min_area=options.min_area
+    )
 
 
 def images_of(words: Sequence[str], output: Path) -> Iterator[tuple[Path, str]]:

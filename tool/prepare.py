@@ -5,8 +5,9 @@ stripseg prepare shapes10 ROOT     write the built-in set for classification bel
 stripseg prepare digits ROOT       write scikit-learn's handwritten digits below ROOT
 stripseg prepare cifar10 ROOT      check CIFAR's archives in ROOT; --download fetches them
 stripseg prepare DATASET ROOT      lists of an official download in ROOT, its counts checked
-stripseg prepare custom --images DIR --labels DIR --name NAME
-                                   lists, classes and a config for your own data
+stripseg prepare custom --images DIR --labels FILE_OR_DIR --name NAME
+                                   lists, classes and a config for your own data: masks, or what
+                                   annotation tools export (COCO, YOLO, LabelMe, CVAT, ...)
 stripseg prepare pack DATASET EXPERIMENT --out DIR
                                    a packed copy of a config's lists, for faster training
 """
@@ -15,7 +16,9 @@ import argparse
 import os
 import re
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import get_args
 
 import numpy as np
 
@@ -23,6 +26,13 @@ from stripseg import command_line
 from stripseg.config.errors import DataError
 from stripseg.config.schema import Config
 from stripseg.config.validate import check_files
+from stripseg.dataset.annotations.convert import Drawing
+from stripseg.dataset.annotations.convert import convert as draw_labels
+from stripseg.dataset.annotations.model import Annotations, Background, Numbers, number
+from stripseg.dataset.annotations.names import match_pictures
+from stripseg.dataset.annotations.rasterize import Crowd, Overlap
+from stripseg.dataset.annotations.recognise import recognise
+from stripseg.dataset.annotations.report import said_of
 from stripseg.dataset.build import build_pairs, label_encoding, official_splits
 from stripseg.dataset.classification.cifar import (
     FOLDERS,
@@ -32,7 +42,12 @@ from stripseg.dataset.classification.cifar import (
     read_cifar,
 )
 from stripseg.dataset.classification.digits import write_digits
-from stripseg.dataset.description import DatasetDescription, available, describe
+from stripseg.dataset.description import (
+    DatasetDescription,
+    available,
+    default_colors,
+    describe,
+)
 from stripseg.dataset.generated.shapes import write_shapes
 from stripseg.dataset.generated.shapes10 import write_shapes10
 from stripseg.dataset.labels import choose_encoding
@@ -49,10 +64,14 @@ from stripseg.dataset.preparation.label_values import (
 )
 from stripseg.dataset.preparation.sbd import train_aug_ids, write_train_aug
 from stripseg.util.files import write_lines
-from stripseg.util.logger import progress
+from stripseg.util.logger import progress, visible
 
 INCOMPLETE = 1
+WIDEST_LINE = 1000  # pixels
 WORKERS = min(8, os.cpu_count() or 1)
+# options of masks, which annotations do not have, and the other way round
+MASK_OPTIONS = ("colors", "values", "ids_from", "ignore", "snap", "alpha")
+DRAWING_OPTIONS = ("overlap", "crowd", "background")
 Prepare = Callable[[argparse.Namespace], int | None]
 
 
@@ -101,8 +120,33 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     own = command(
         "custom", prepare_custom, "lists, classes and a config for your own data", root=False
     )
+    add_custom(own)
+    commands.add_parser("pack", help="a packed copy of a config's lists", add_help=False)
+    options = parser.parse_args(argv)
+    if options.dataset == "custom":
+        if not re.fullmatch(r"[a-z0-9_][a-z0-9_.-]*", options.name) or options.name in available():
+            own.error(
+                f"--name {options.name}: expected small letters, digits, '_', '-' and '.', and not "
+                "the name of a known dataset"
+            )
+        if not 0 <= options.validation < 1:
+            own.error(f"--validation {options.validation}: expected a share from 0 to below 1")
+        if not 0 < options.line_width <= WIDEST_LINE:
+            own.error(f"--line-width {options.line_width:g}: expected 0 to {WIDEST_LINE} pixels")
+    if options.dataset == "shapes10" and min(options.train, options.val) < 5:
+        shapes10.error("--train and --val must be at least 5: there are five training files")
+    return options
+
+
+def add_custom(own: argparse.ArgumentParser) -> None:
+    """The options of `prepare custom`."""
     own.add_argument("--images", type=Path, required=True, help="folder of images")
-    own.add_argument("--labels", type=Path, required=True, help="folder of labels")
+    own.add_argument(
+        "--labels",
+        type=Path,
+        required=True,
+        help="folder of masks, or file or folder of annotations (docs/datasets.md)",
+    )
     own.add_argument("--name", required=True, help="name of the dataset")
     own.add_argument("--colors", type=Path, help="table of `R G B name` lines, or labelmap.txt")
     meaning = own.add_argument_group("what label values mean (found out if left out)")
@@ -120,25 +164,34 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
         action="store_true",
         help="labels fit the photos as stored: turn them by the photos' EXIF orientation, too",
     )
+    add_drawing(own)
     own.add_argument("--validation", type=float, default=0.15, help="share of validation images")
     own.add_argument("--seed", type=int, default=0, help="of the split")
     own.add_argument(
         "--leave-out-broken", action="store_true", help="continue without broken pairs"
     )
     add_workers(own)
-    commands.add_parser("pack", help="a packed copy of a config's lists", add_help=False)
-    options = parser.parse_args(argv)
-    if options.dataset == "custom":
-        if not re.fullmatch(r"[a-z0-9_][a-z0-9_.-]*", options.name) or options.name in available():
-            own.error(
-                f"--name {options.name}: expected small letters, digits, '_', '-' and '.', and not "
-                "the name of a known dataset"
-            )
-        if not 0 <= options.validation < 1:
-            own.error(f"--validation {options.validation}: expected a share from 0 to below 1")
-    if options.dataset == "shapes10" and min(options.train, options.val) < 5:
-        shapes10.error("--train and --val must be at least 5: there are five training files")
-    return options
+
+
+def add_drawing(parser: argparse.ArgumentParser) -> None:
+    """How shapes of annotation tools become pixels."""
+    drawing = parser.add_argument_group("how annotated shapes become labels")
+    drawing.add_argument(
+        "--overlap",
+        choices=get_args(Overlap),
+        help="which shape a common pixel belongs to: last, as the tools draw",
+    )
+    drawing.add_argument(
+        "--crowd", choices=get_args(Crowd), help="crowds are 255 (ignore), or of their class"
+    )
+    drawing.add_argument(
+        "--background",
+        choices=get_args(Background),
+        help="pixels without a shape: class 'background', or 255; as the format does",
+    )
+    drawing.add_argument(
+        "--line-width", type=float, default=10.0, help="of lines and points without one: 10 pixels"
+    )
 
 
 def add_workers(parser: argparse.ArgumentParser) -> None:
@@ -261,41 +314,76 @@ def write_copy(
     print(f"{split}: copied as train ids -> {options.convert / f'{split}.txt'}")
 
 
+@dataclass
+class Source:
+    """What a user's labels are: pairs, and what is known of their values.
+
+    Args:
+        alone, unused: images without a label, labels without an image.
+        root: folder that the paths of the lists are relative to.
+        table: colours with names; `numbering`: of labels that were drawn from annotations.
+        problems: pictures whose annotations cannot be drawn.
+    """
+
+    pairs: Sequence[tuple[Path, Path]]
+    root: Path
+    alone: Sequence[Path] = ()
+    unused: Sequence[Path | str] = ()
+    table: Path | None = None
+    numbering: ClassNumbering | None = None
+    problems: Sequence[str] = ()
+
+
 def prepare_custom(options: argparse.Namespace) -> None:
     """Match, inspect, report, write."""
-    pairs, alone, unused = inspection.match(options.images, options.labels)
-    if not pairs:
-        raise DataError(
-            f"no image of {options.images} has a label in {options.labels}: file names differ, "
-            f"such as {alone[0].name} and {unused[0].name}"
-        )
+    source = find_source(options)
     looked = inspection.inspect_pairs(
-        pairs,
+        source.pairs,
         options.images,
         workers=options.workers,
         alpha=options.alpha,
         snap=options.snap,
     )
-    items = list(progress(looked, total=len(pairs), unit="pair", what="reading"))
+    items = list(progress(looked, total=len(source.pairs), unit="pair", what="reading"))
     channels = np.bincount([item.bands for item in items if not item.problem] or [3]).argmax()
     for item in items:
         if not item.problem and item.bands != channels:
             item.problem = f"{item.image}: has {item.channels} channels, most have {channels}"
     found = [item for item in items if item.problem is None]
-    report_broken([item.problem for item in items if item.problem], alone, unused, options)
-    table = custom.read_table(options.colors) if options.colors else None
+    problems = [*source.problems, *(item.problem for item in items if item.problem)]
+    report_broken(problems, source.alone, source.unused, options)
+    if not found:
+        raise DataError(f"{options.labels}: no image of {options.images} is left to use")
+    numbering = source.numbering or number_masks(found, source, options)
+    for line in (*numbering.warnings, *custom.photo_warnings(found)):
+        print(f"warning: {line}")
+    for line in numbering.notes:
+        print(f"labels: {line}")
+    write_dataset(found, numbering, source.root, options)
+
+
+def number_masks(
+    found: Sequence[inspection.Inspection], source: Source, options: argparse.Namespace
+) -> ClassNumbering:
+    """What the values of masks mean, by their look and the user's options."""
+    table = custom.read_table(source.table) if source.table else None
     choices = read_choices(options.values, options.ids_from, options.ignore, snap=options.snap)
     numbering = number_classes(found, table, choices)
     if options.turn_labels:
         for item in found:
             item.turned = item.orientation > 1
-    for line in (*numbering.warnings, *custom.photo_warnings(found)):
-        print(f"warning: {line}")
-    for line in numbering.notes:
-        print(f"labels: {line}")
+    return numbering
+
+
+def write_dataset(
+    found: Sequence[inspection.Inspection],
+    numbering: ClassNumbering,
+    root: Path,
+    options: argparse.Namespace,
+) -> None:
+    """Split, lists, classes, YAML, and what to do next."""
     training, validation = custom.split(found, options.validation, options.seed)
     folder = Path("dataset") / options.name
-    root = Path(os.path.commonpath([options.images.resolve(), options.labels.resolve()]))
     parts = {"train": training, "val": validation}
     custom.write_lists(folder, parts, numbering, root=root)
     config = Path("config") / options.name / f"{options.name}_spnet18.yaml"
@@ -310,10 +398,93 @@ def prepare_custom(options: argparse.Namespace) -> None:
     print(f"config: {config}\nnow: sh tool/train.sh {options.name} spnet18")
 
 
+def find_source(options: argparse.Namespace) -> Source:
+    """Masks as they are, or labels drawn from annotations into the dataset's folder.
+
+    Raises:
+        DataError: no image has a label, or an option that does not fit them.
+    """
+    images = inspection.find_images(options.images)
+    labels = recognise(options.labels, options.images, images)
+    if isinstance(labels, Annotations):
+        return draw_annotations(labels, images, options)
+    refuse_options(options, DRAWING_OPTIONS, f"{labels.format}: they say how shapes are drawn")
+    root = Path(os.path.commonpath([options.images.resolve(), options.labels.resolve()]))
+    if labels.pairs:
+        with_label = {image for image, _ in labels.pairs}
+        alone = [image for image in images if image not in with_label]
+        return Source(labels.pairs, root, alone)
+    pairs, alone, unused = inspection.match(options.images, labels.folder)
+    if not pairs:
+        raise DataError(
+            f"no image of {options.images} has a label in {options.labels}: file names differ, "
+            f"such as {alone[0].name} and {unused[0].name}"
+        )
+    return Source(pairs, root, alone, unused, options.colors or labels.table)
+
+
+def refuse_options(options: argparse.Namespace, names: Sequence[str], why: str) -> None:
+    """Raises DataError for options that would have no effect."""
+    for name in names:
+        if getattr(options, name) not in (None, False):
+            raise DataError(f"--{name.replace('_', '-')} does not fit {why}; leave it out")
+
+
+def draw_annotations(
+    annotations: Annotations, images: Sequence[Path], options: argparse.Namespace
+) -> Source:
+    """Draw the labels of all images that are annotated, and say how."""
+    refuse_options(options, MASK_OPTIONS, f"{annotations.format}, which names its classes itself")
+    numbers = number(annotations, options.background, default_colors(255))
+    matched, alone, unused = match_pictures(annotations.pictures, images, options.images)
+    if not matched:
+        raise DataError(
+            f"{options.labels}: no image of {options.images} is annotated there: it names "
+            f"{annotations.pictures[0].file if annotations.pictures else 'none'}, and an image is "
+            f"{images[0].name}"
+        )
+    if not any(picture.shapes for picture in matched.values()):
+        kinds = ", ".join(f"{n} x {visible(kind)}" for kind, n in annotations.skipped.items())
+        raise DataError(
+            f"{options.labels}: holds no outline of any annotated image ({kinds or 'no shapes'}, "
+            f"as {annotations.format}); name annotations with outlines, or the folder of the masks"
+        )
+    drawing = Drawing(
+        options.overlap or "last",
+        options.crowd or "ignore",
+        options.line_width,
+        stored=options.turn_labels,
+    )
+    for line in said_of(annotations, numbers, drawing, matched, unused=len(unused)):
+        print(f"labels: {line}")
+    folder = Path("dataset") / options.name / "drawn"
+    drawn = draw_labels(matched, folder, options.images, numbers, drawing, workers=options.workers)
+    done = list(progress(drawn, total=len(matched), unit="label", what="drawing"))
+    good = [item for item in done if item.problem is None]
+    written, empty = sum(item.written for item in good), sum(item.empty for item in good)
+    print(f"labels: {written} drawn, {len(good) - written} as before: {folder}/")
+    if empty:
+        print(f"warning: {empty} shape(s) cover no pixel's centre and are in no label")
+    return Source(
+        [(item.image, item.target) for item in good],
+        options.images.resolve(),
+        alone,
+        [f"{picture.file} (of {picture.origin})" for picture in unused],
+        numbering=drawn_numbering(numbers),
+        problems=[item.problem for item in done if item.problem],
+    )
+
+
+def drawn_numbering(numbers: Numbers) -> ClassNumbering:
+    """The values of drawn labels: class ids, and 255 for what is ignored."""
+    values = np.array([*range(len(numbers.names)), 255])
+    return ClassNumbering(values, values, numbers.names, numbers.colors, plain=True)
+
+
 def report_broken(
-    problems: Sequence[str | None],
+    problems: Sequence[str],
     alone: Sequence[Path],
-    unused: Sequence[Path],
+    unused: Sequence[Path | str],
     options: argparse.Namespace,
 ) -> None:
     """Print what cannot be used; stop unless --leave-out-broken is given.
@@ -321,7 +492,7 @@ def report_broken(
     Raises:
         DataError: something cannot be used.
     """
-    lines = [*map(str, problems), *(f"{path}: has no label" for path in alone)]
+    lines = [*problems, *(f"{path}: has no label" for path in alone)]
     lines += [f"{path}: belongs to no image" for path in unused]
     for line in lines:
         print(f"broken: {line}")

@@ -162,8 +162,8 @@ def stored_pages(path: Path) -> int:
         raise DataError(f"{path}: cannot be decoded as an image ({error})") from error
 
 
-def stored_pixels(path: Path) -> int:
-    """Height times width of an image file by its header, without reading the rest.
+def stored_size(path: Path) -> tuple[int, int]:
+    """(height, width) of an image file by its header, without reading the rest.
 
     Raises:
         DataError: the file is missing or no image.
@@ -174,11 +174,21 @@ def stored_pixels(path: Path) -> int:
         if mark in TIFF_MARKS:
             with tifffile.TiffFile(path) as file:
                 page = file.pages[0]
-                return int(page.imagelength) * int(page.imagewidth)
+                return int(page.imagelength), int(page.imagewidth)
         with open_picture(path) as picture:
-            return picture.width * picture.height
+            return picture.height, picture.width
     except Exception as error:  # decoders raise whatever they like on damaged bytes
         raise DataError(f"{path}: cannot be decoded as an image ({error})") from error
+
+
+def stored_pixels(path: Path) -> int:
+    """Height times width of an image file by its header.
+
+    Raises:
+        DataError: the file is missing or no image.
+    """
+    height, width = stored_size(path)
+    return height * width
 
 
 def as_rgb(image: np.ndarray) -> np.ndarray:

@@ -12,6 +12,11 @@ from .distributed import process_group
 from .files import no_links
 
 
+def visible(text: str) -> str:
+    """Text without line breaks and without the control characters that command a terminal."""
+    return "".join(sign if sign.isprintable() else " " for sign in text)
+
+
 def run_logger(log_file: Path | None = None) -> logging.Logger:
     """The logger of this process: the main one writes to the terminal and to `log_file`.
 
@@ -56,7 +61,7 @@ class _AboveBar(logging.Handler):
 
 def progress(items: Iterable, *, total: int, start: int = 0, unit: str, what: str) -> tqdm:
     """A progress bar around `items` on a terminal; plain iteration elsewhere."""
-    visible = process_group.is_main() and sys.stderr.isatty()
+    shown = process_group.is_main() and sys.stderr.isatty()
     return tqdm(
-        items, total=total, initial=start, unit=unit, desc=what, disable=not visible, leave=False
+        items, total=total, initial=start, unit=unit, desc=what, disable=not shown, leave=False
     )

@@ -228,8 +228,9 @@ def settings(
         "classes": len(numbering.names),
         "labels": "train_id",
     }
-    if not numbering.plain or any(item.turned for item in training):
-        data["outside_root"] = True  # rewritten labels lie beside the lists
+    outside = any(not item.label.resolve().is_relative_to(root.resolve()) for item in training)
+    if outside or not numbering.plain or any(item.turned for item in training):
+        data["outside_root"] = True  # rewritten and drawn labels lie beside the lists
     if channels != 3:
         mean, square = np.mean([item.sums for item in training], axis=0)
         data |= {"in_channels": channels, "mean": [round(v, 3) for v in mean.tolist()]}

@@ -1,0 +1,165 @@
+"""Hugging Face image folders: metadata.jsonl, metadata.csv or metadata.parquet.
+
+A row names its image in `file_name` and has either a mask's file (`mask_file_name` or one of its
+kin) or `objects` with COCO's polygons.
+"""
+
+import csv
+import io
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from ...config.errors import DataError
+from ...util.images import IMAGE_SUFFIXES
+from .model import Annotations, Picture, Shape
+from .names import Names
+from .parse import (
+    file_name,
+    listing,
+    mapping,
+    parse_json,
+    points,
+    read_text,
+    reading,
+    size_of,
+)
+from .rasterize import Polygon
+
+IMAGE_COLUMNS = ("file_name", "image_file_name", "input_file_name")
+MASK_COLUMNS = tuple(
+    f"{word}{ending}"
+    for ending in ("_file_name", "")
+    for word in ("mask", "label", "annotation", "segmentation", "segmentation_mask", "output")
+)
+MASK_SUFFIXES = (*IMAGE_SUFFIXES, ".gif")
+CLASS_COLUMNS = ("category", "categories", "label", "labels", "class", "classes")
+HOW_TO_GET_PARQUET = "needs pyarrow: pip install pyarrow"
+
+
+def read_rows(path: Path) -> list[Mapping[str, Any]]:
+    """The rows of a table by its suffix.
+
+    Raises:
+        DataError: it is damaged, or needs a package that is not installed.
+    """
+    if path.suffix.lower() == ".parquet":
+        return parquet_rows(path)
+    content = read_text(path)
+    if path.suffix.lower() == ".csv":
+        try:
+            return list(csv.DictReader(io.StringIO(content, newline="")))
+        except csv.Error as error:
+            raise DataError(f"{path}: is not a table ({error}); export it again") from None
+    rows = []
+    for line_number, line in enumerate(content.splitlines(), 1):
+        if line.strip():
+            row = parse_json(line, path)
+            with reading(path, f"line {line_number}"):
+                rows.append(mapping(row, "a line"))
+    return rows
+
+
+def parquet_rows(path: Path) -> list[Mapping[str, Any]]:
+    """The rows of a parquet file of names; pictures inside it are refused."""
+    try:
+        import pyarrow.parquet  # the extra `parquet`
+    except ImportError:
+        raise DataError(f"{path}: reading parquet {HOW_TO_GET_PARQUET}") from None
+    try:
+        rows = pyarrow.parquet.read_table(path).to_pylist()
+    except (pyarrow.ArrowException, OSError, ValueError) as error:
+        raise DataError(f"{path}: is not parquet, or ends early ({error}); copy it again") from None
+    inside = [key for key, value in (rows[0] if rows else {}).items() if has_bytes(value)]
+    if inside:
+        raise DataError(
+            f"{path}: holds its pictures itself (column {inside[0]}); write them to files first: "
+            "for each row `row['image'].save(...)` with the package datasets"
+        )
+    return rows
+
+
+def has_bytes(value: object) -> bool:
+    return isinstance(value, bytes) or (isinstance(value, Mapping) and "bytes" in value)
+
+
+def is_metadata(rows: Sequence[Mapping[str, Any]]) -> bool:
+    """Return whether the rows name images."""
+    return bool(rows) and image_column(rows[0]) is not None
+
+
+def image_column(row: Mapping[str, Any]) -> str | None:
+    return next((name for name in IMAGE_COLUMNS if name in row), None)
+
+
+def mask_column(row: Mapping[str, Any]) -> str | None:
+    """The column that names a mask's file; one called label may hold a class instead."""
+    return next((n for n in MASK_COLUMNS if str(row.get(n)).lower().endswith(MASK_SUFFIXES)), None)
+
+
+def read_masks(
+    path: Path, rows: Sequence[Mapping[str, Any]], images: Names
+) -> list[tuple[Path, Path]]:
+    """(image, mask) of every row; nothing where the rows name no masks.
+
+    Raises:
+        DataError: a row names files that are not there.
+    """
+    if not is_metadata(rows) or mask_column(rows[0]) is None:
+        return []
+    masks = Names(sorted(p for p in path.parent.rglob("*") if p.is_file()), path.parent)
+    pairs = []
+    for number, row in enumerate(rows, 1):
+        with reading(path, f"row {number}"):
+            image = images.find(file_name(row[image_column(row) or ""]), near=str(path.parent))
+            mask = masks.find(file_name(row[mask_column(row) or ""]))
+            if image is None or mask is None:
+                missing = row[(image_column if image is None else mask_column)(row) or ""]
+                raise ValueError(f"names {missing}, which is not there; correct the name")
+            pairs.append((image, mask))
+    return pairs
+
+
+def read_objects(path: Path, rows: Sequence[Mapping[str, Any]], found: Annotations) -> None:
+    """Rows with `objects`: columns, or a list of objects, of COCO's segmentation and a class."""
+    for number, row in enumerate(rows, 1):
+        with reading(path, f"row {number}"):
+            name = file_name(row[image_column(row) or ""])
+            size = None
+            if row.get("height") and row.get("width"):
+                size = size_of(row["height"], row["width"])
+            picture = Picture(name, str(path), size)
+            objects = row.get("objects")
+            if isinstance(objects, str):  # a csv holds it as JSON
+                objects = parse_json(objects, path) if objects.strip() else []
+            entries = as_list(objects)
+        for index, entry in enumerate(entries, 1):
+            item = f"row {number}, object {index}"
+            with reading(path, item):
+                rings = listing(entry.get("segmentation"), "'segmentation'")
+                if not rings:
+                    found.skipped["box without segmentation"] += 1
+                    continue
+                if not isinstance(rings[0], list):
+                    rings = [rings]
+                given = [entry[name] for name in CLASS_COLUMNS if entry.get(name) is not None]
+                if not given:
+                    raise ValueError(f"has no class; expected a column {CLASS_COLUMNS[0]!r}")
+                label = found.add_class(given[0])
+                regions = [Polygon(points(ring)) for ring in rings]
+                picture.shapes.append(Shape(label, regions, f"{item} of {path}"))
+        found.pictures.append(picture)
+
+
+def as_list(objects: Any) -> list[Mapping[str, Any]]:
+    """{column: [values]} or [{column: value}] as the latter."""
+    if not objects:
+        return []
+    if isinstance(objects, Mapping):
+        columns = {key: value for key, value in objects.items() if isinstance(value, list)}
+        count = max(map(len, columns.values()), default=0)
+        return [
+            {key: value[index] for key, value in columns.items() if index < len(value)}
+            for index in range(count)
+        ]
+    return [mapping(entry, "an object") for entry in listing(objects, "'objects'")]
