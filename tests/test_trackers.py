@@ -16,7 +16,7 @@ from stripseg.config.errors import ConfigError
 from stripseg.config.load import load_config
 from stripseg.training_run import build_trainer
 from stripseg.util.training import trackers as module
-from stripseg.util.training.epoch_log import read_epochs, read_records
+from stripseg.util.training.epoch_log import read_epochs, read_records, run_entry, write_epoch
 from stripseg.util.training.trackers import Guarded, Trackers, open_trackers, wanted
 from stripseg.validation import SAMPLE_SIDE, shrunk
 
@@ -133,19 +133,18 @@ def test_a_run_outlives_its_trackers(
         "__kwdefaults__",
         {**module.Guarded.__init__.__kwdefaults__, "patience": 0.1},
     )
-    trainer = build_trainer(load_config(small_config, ["TRAIN.trackers", "[wandb, mlflow]"]), CPU)
+    words = ["TRAIN.epochs", "1", "TRAIN.evaluate", "False", "TRAIN.trackers", "[wandb, mlflow]"]
+    trainer = build_trainer(load_config(small_config, words), CPU)
     trainer.fit()
     trainer.run_log.close()
     blocking.released.set()
-    assert list(read_epochs(tmp_path / "run/model")) == [1, 2]
+    assert list(read_epochs(tmp_path / "run/model")) == [1]
     log = next((tmp_path / "run/model").glob("*.log")).read_text()
     assert log.count("tracker wandb failed (ConnectionError") == 1
     assert log.count("tracker mlflow ") == 1
 
 
-def test_tensorboard_has_classes_pictures_costs_and_options(
-    small_config: Path, tmp_path: Path
-) -> None:
+def test_a_run_draws_classes_pictures_costs_and_options(small_config: Path, tmp_path: Path) -> None:
     trainer = build_trainer(load_config(small_config, ["TRAIN.epochs", "1"]), CPU)
     trainer.fit()
     trainer.run_log.close()
@@ -160,6 +159,11 @@ def test_tensorboard_has_classes_pictures_costs_and_options(
     picture = events.Images("val/0")[0]
     assert (picture.height, picture.width) == (72, 3 * 88)
     assert events.Scalars("train_step/gradient_norm")[0].value > 0
+    run = read_records(tmp_path / "run/model/epochs.jsonl")[1]["run"]
+    assert (run["version"], run["step"]) == (1, 3)
+    assert 0 < run["lr"] < 0.01
+    assert run["images_per_second"] == pytest.approx(2 / run["seconds_per_step"])
+    assert 0.01 < run["peak_memory_gib"] < 1000
     hparams = events.summary_metadata["_hparams_/session_start_info"].plugin_data.content
     assert b"TRAIN.base_lr" in hparams
 
@@ -169,21 +173,14 @@ def test_pictures_are_made_small() -> None:
     assert shrunk(np.zeros((1000, 4000, 3), np.uint8)).shape == (120, SAMPLE_SIDE, 3)
 
 
-def test_epochs_tell_what_they_cost(small_config: Path, tmp_path: Path) -> None:
-    trainer = build_trainer(load_config(small_config, ["TRAIN.trackers", "[]"]), CPU)
-    trainer.fit()
-    trainer.run_log.close()
-    folder = tmp_path / "run/model"
-    assert not list(folder.glob("events.*"))
-    run = read_records(folder / "epochs.jsonl")[2]["run"]
-    assert (run["version"], run["step"]) == (1, 6)
-    assert 0 < run["lr"] < 0.01
-    assert run["images_per_second"] == pytest.approx(2 / run["seconds_per_step"])
-    assert 0.01 < run["peak_memory_gib"] < 1000
-    assert set(read_epochs(folder)[2]) == {"train", "val"}  # as before: figures alone
-    # what earlier versions wrote is read, too
-    (folder / "epochs.jsonl").write_text(json.dumps({"epoch": 1, "train": {"loss": 2.0}}) + "\n")
-    assert read_records(folder / "epochs.jsonl") == {1: {"train": {"loss": 2.0}}}
+def test_records_of_earlier_versions_are_read(tmp_path: Path) -> None:
+    (tmp_path / "epochs.jsonl").write_text(json.dumps({"epoch": 1, "train": {"loss": 2.0}}) + "\n")
+    assert read_records(tmp_path / "epochs.jsonl") == {1: {"train": {"loss": 2.0}}}
+    cost = run_entry(step=6, lr=0.1, seconds_per_step=2.0, images_per_second=1.0)
+    write_epoch(tmp_path, 2, {"train": {"loss": 1.0}, **cost}, warn=pytest.fail)
+    write_epoch(tmp_path, 3, {"train": {"loss": 0.5}}, warn=pytest.fail)
+    assert read_records(tmp_path / "epochs.jsonl")[2]["run"]["lr"] == 0.1
+    assert read_epochs(tmp_path)[2] == {"train": {"loss": 1.0}}  # figures alone
 
 
 @pytest.mark.parametrize(

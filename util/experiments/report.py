@@ -40,9 +40,9 @@ def new_figure(width: float, height: float) -> Any:
 
 
 def save_figure(figure: Any, path: Path) -> None:
-    """Write a figure as PNG, whole or not at all."""
+    """Write a figure as the suffix says (.png, .svg), whole or not at all."""
     content = io.BytesIO()
-    figure.savefig(content, format="png", dpi=DOTS_PER_INCH, bbox_inches="tight")
+    figure.savefig(content, format=path.suffix[1:].lower(), dpi=DOTS_PER_INCH, bbox_inches="tight")
     with atomic_write(path) as file:
         file.write(content.getvalue())
 
