@@ -303,8 +303,8 @@ def draw(runs: Sequence[Run], path: Path) -> None:
     for index, panel in enumerate(panels):
         draw_panel(figure.add_subplot(rows, columns, index + 1), runs, panel)
     handles = [figure.axes[0].plot([], [], color=f"C{i % 10}")[0] for i in range(len(runs))]
-    # a name that begins with an underscore would be left out, and $ begins a formula
-    labels = [run.name.replace("$", r"\$").replace("_", " _", run.name[:1] == "_") for run in runs]
+    # a label that begins with an underscore would be left out, and $ begins a formula
+    labels = [" " + run.name.replace("$", r"\$") for run in runs]
     figure.legend(handles, labels, loc="outside lower left", frameon=False)
     save_figure(figure, path)
 
