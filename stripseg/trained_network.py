@@ -207,12 +207,12 @@ class TrainedNetwork:
         Raises:
             DataError: the image is missing, damaged, or has another number of channels.
         """
-        return self._predict([self._read(source)], engine)[0]
+        return self._predict([self.read(source)], engine)[0]
 
     def _stream(
         self, sources: Iterable[Source], engine: SlidingWindow, together: int
     ) -> Iterator[Prediction]:
-        read = map(self._read, sources)
+        read = map(self.read, sources)
         while group := list(islice(read, max(1, together))):
             yield from self._predict(group, engine)
 
@@ -228,7 +228,7 @@ class TrainedNetwork:
             predictions.append(prediction)
         return predictions
 
-    def _read(self, source: Source) -> tuple[np.ndarray, Path | None]:
+    def read(self, source: Source) -> tuple[np.ndarray, Path | None]:
         """(H, W, C) uint8 and the path, of one image."""
         channels = self.config.DATA.in_channels
         if isinstance(source, str | os.PathLike):
