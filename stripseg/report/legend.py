@@ -1,15 +1,18 @@
-"""Text and legends drawn into pictures."""
+"""Overlays, legends and text in pictures."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from ..util.experiments.report import visible
+from ..util.images import as_rgb, overlay
 
 PAPER, INK = (255, 255, 255), (20, 20, 20)
 MARGIN = 6  # pixels
 LONGEST = 60  # characters of a name
+LINES = 3  # of a video's legend: the classes of the largest areas
 
 
 def font(size: int) -> ImageFont.ImageFont | ImageFont.FreeTypeFont:
@@ -67,3 +70,58 @@ def with_legend(
         size=text_size(picture),
     )
     return np.concatenate([picture, strip])
+
+
+@dataclass(frozen=True)
+class OverlayStyle:
+    """How a prediction is laid over its image.
+
+    Args:
+        opacity: of the colours, 0 to 1.
+        classes: indices of those that are shown; None shows all.
+        side_by_side: the image itself to the left.
+        legend: the classes present, below.
+    """
+
+    opacity: float = 0.5
+    classes: tuple[int, ...] | None = None
+    side_by_side: bool = False
+    legend: bool = False
+
+    def draw(
+        self,
+        image: np.ndarray,
+        mask: np.ndarray,
+        names: Sequence[str],
+        colors: np.ndarray,
+        *,
+        steady: bool = False,
+    ) -> np.ndarray:
+        """The picture, (h, w, 3), of an (H, W, C) image and its (H, W) mask.
+
+        Args:
+            steady: the same size for every mask, for the frames of a video.
+        """
+        plain = as_rgb(image)
+        shown = overlay(image, mask, colors, opacity=self.opacity)
+        hidden = None if self.classes is None else ~np.isin(mask, self.classes)
+        if hidden is not None:
+            shown[hidden] = plain[hidden]
+        picture = np.concatenate([plain, shown], axis=1) if self.side_by_side else shown
+        if not self.legend:
+            return picture
+        present = mask if hidden is None else mask[~hidden]
+        complete = with_legend(picture, present, names, colors)
+        return self._steadied(complete, picture, names) if steady else complete
+
+    def _steadied(
+        self, complete: np.ndarray, picture: np.ndarray, names: Sequence[str]
+    ) -> np.ndarray:
+        """The picture with a legend of as many lines as all classes take, at most `LINES`."""
+        size = text_size(picture)
+        possible = names if self.classes is None else [names[index] for index in self.classes]
+        whole = legend(picture.shape[1], possible, [PAPER] * len(possible), size=size)
+        most = LINES * line_height(size) + 2 * (MARGIN // 2)
+        height = picture.shape[0] + min(len(whole), most)
+        missing = max(0, height - len(complete))
+        return np.pad(complete[:height], [(0, missing), (0, 0), (0, 0)], constant_values=255)
