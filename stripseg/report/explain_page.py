@@ -38,8 +38,9 @@ background:var(--paper);color:var(--ink)}
 h1{font-size:1.4rem}h2{font-size:1.1rem;margin:2rem 0 .3rem;border-top:1px solid var(--line);
 padding-top:1rem}
 p{margin:.3rem 0 .8rem;color:var(--soft);max-width:75ch}
-img{max-width:100%;height:auto;display:block;margin:.5rem 0;border-radius:4px}
-code{overflow-wrap:anywhere}
+h1,h2,p{overflow-wrap:anywhere}
+div{display:flex;flex-wrap:wrap;gap:.5rem;align-items:flex-start}
+img{flex:1 1 290px;max-width:min(100%,420px);height:auto;border-radius:4px}
 """
 
 
@@ -49,14 +50,27 @@ class Picture:
 
     Args:
         file: its name, without suffix.
-        title, text: above it on the page.
-        pixels: (H, W, 3) uint8.
+        title: above it on the page.
+        text: paragraphs below the title.
+        parts: (H, W, 3) uint8 of one size, beside each other; on a narrow page below each other.
+        legend: (h, W, 3), below them.
     """
 
     file: str
     title: str
-    text: str
-    pixels: np.ndarray
+    text: Sequence[str]
+    parts: Sequence[np.ndarray]
+    legend: np.ndarray | None = None
+
+    @property
+    def pixels(self) -> np.ndarray:
+        """(H, W, 3): all of it in one picture."""
+        gap = np.full((self.parts[0].shape[0], MARGIN, 3), 255, np.uint8)
+        row = np.concatenate([piece for part in self.parts for piece in (gap, part)][1:], axis=1)
+        if self.legend is None:
+            return row
+        margin = [(0, 0), (0, row.shape[1] - self.legend.shape[1]), (0, 0)]
+        return np.concatenate([row, np.pad(self.legend, margin, constant_values=255)])
 
 
 def write_explanation(explanation: Explanation, folder: Path, *, title: str) -> list[Path]:
@@ -90,17 +104,21 @@ def prediction_picture(e: Explanation) -> Picture:
     shown = overlay(e.image, e.mask, e.colors)
     image = marked(fitted(as_rgb(e.image)), e)
     prediction = marked(fitted(shown), e)
-    both = in_a_row(
-        [captioned(image, "image", size=LETTERS), captioned(prediction, "prediction", size=LETTERS)]
-    )
+    empty = np.zeros((0, image.shape[1], 3), np.uint8)
     row, column = e.pixel
     return Picture(
         "prediction",
         "Image and prediction",
-        f"The circle is the pixel explained: row {row}, column {column}, predicted as "
-        f"{e.names[e.class_index]}. The image went through the network as a whole, "
-        f"{e.image.shape[0]} x {e.image.shape[1]} pixels, without windows and mirroring.",
-        with_legend(both, e.mask, e.names, e.colors),
+        [
+            f"The circle is the pixel explained: row {row}, column {column}, predicted as "
+            f"{e.names[e.class_index]}. The image went through the network as a whole, "
+            f"{e.image.shape[0]} x {e.image.shape[1]} pixels, without windows and mirroring."
+        ],
+        [
+            captioned(image, "image", size=LETTERS),
+            captioned(prediction, "prediction", size=LETTERS),
+        ],
+        with_legend(empty, e.mask, e.names, e.colors, size=LETTERS),
     )
 
 
@@ -121,9 +139,12 @@ def field_picture(e: Explanation) -> Picture:
     return Picture(
         "receptive_field",
         "Effective receptive field",
-        f"How much the score of {e.names[e.class_index]} at the circle changes with each pixel of "
-        "the image: its absolute gradient, smoothed, on a logarithmic scale. " + " ".join(lines),
-        in_a_row(panels),
+        [
+            f"How much the score of {e.names[e.class_index]} at the circle changes with each pixel "
+            "of the image: its absolute gradient, smoothed, on a logarithmic scale.",
+            *lines,
+        ],
+        panels,
     )
 
 
@@ -132,9 +153,9 @@ def spread_line(name: str, field: np.ndarray, e: Explanation) -> str:
     reach = max(e.image.shape[:2]) // 40
     inside, area = share_in_cross(field, e.pixel, reach)
     return (
-        f"{name.capitalize()}: half of it lies within {half:.0f} pixels and nine tenths within "
-        f"{most:.0f}; {inside:.0%} lies in the pixel's row and column ({reach} pixels to either "
-        f"side, {area:.0%} of the area)."
+        f"{name.capitalize()}: half of the gradient lies within {half:.0f} pixels and nine tenths "
+        f"within {most:.0f}; {inside:.0%} lies in the pixel's row and column ({reach} pixels to "
+        f"either side, {area:.0%} of the area)."
     )
 
 
@@ -149,10 +170,12 @@ def attention_picture(e: Explanation, module: StripAttention, number: int) -> Pi
     return Picture(
         f"strip_pooling_{number:02}",
         f"Strip pooling module {number}: {module.name}",
-        "The weights that the module multiplies its input by, from 0 (nothing passes) to 1 "
-        "(everything does): the mean over channels, and the channels that vary most over this "
-        "image. Each map has a scale of its own, below it.",
-        in_a_row(panels),
+        [
+            "The weights that the module multiplies its input by, from 0 (nothing passes) to 1 "
+            "(everything does): the mean over channels, and the channels that vary most over this "
+            "image. Each map has a scale of its own, below it."
+        ],
+        panels,
     )
 
 
@@ -171,10 +194,12 @@ def branches_picture(e: Explanation, module: BranchNorms, number: int) -> Pictur
     return Picture(
         f"mixed_pooling_{number:02}",
         f"Mixed pooling module {number}: {module.name}",
-        "What each branch adds to the sum at every position, as its norm over channels. On "
-        f"average pyramid pooling adds {module.pyramid.mean() / identity:.1%} and strip pooling "
-        f"{module.strips.mean() / identity:.1%} of the norm of the module's own input.",
-        in_a_row([captioned(panel, name, size=LETTERS) for name, panel in panels.items()]),
+        [
+            "What each branch adds to the sum at every position, as its norm over channels. On "
+            f"average pyramid pooling adds {module.pyramid.mean() / identity:.1%} and strip "
+            f"pooling {module.strips.mean() / identity:.1%} of the norm of the module's own input."
+        ],
+        [captioned(panel, name, size=LETTERS) for name, panel in panels.items()],
     )
 
 
@@ -242,26 +267,25 @@ def marked(picture: np.ndarray, e: Explanation) -> np.ndarray:
     return drawn
 
 
-def in_a_row(parts: Sequence[np.ndarray]) -> np.ndarray:
-    """Pictures of one height beside each other, with a gap."""
-    gap = np.full((parts[0].shape[0], MARGIN, 3), 255, np.uint8)
-    return np.concatenate([piece for part in parts for piece in (gap, part)][1:], axis=1)
-
-
 def page(explanation: Explanation, pictures: Sequence[Picture], title: str) -> str:
     """One HTML file with the pictures inside; it asks nothing of the network."""
     note = "" if explanation.has_strips else f"<p>{html.escape(NO_STRIPS)}</p>"
-    sections = "".join(
-        f"<h2>{html.escape(p.title)}</h2><p>{html.escape(p.text)}</p>"
-        f'<img alt="{html.escape(p.title)}" src="{data_uri(p.pixels)}">'
-        for p in pictures
-    )
+    sections = "".join(map(section, pictures))
     return (
         '<!doctype html><html lang="en"><meta charset="utf-8">'
         '<meta name="viewport" content="width=device-width,initial-scale=1">'
         f"<title>{html.escape(title)}</title><style>{STYLE}</style>"
         f"<h1>{html.escape(title)}</h1>{note}{sections}</html>\n"
     )
+
+
+def section(picture: Picture) -> str:
+    """Title, text and parts of a picture, which wrap on a narrow page."""
+    title = html.escape(picture.title)
+    text = "".join(f"<p>{html.escape(line)}</p>" for line in picture.text)
+    pieces = [*picture.parts, *([] if picture.legend is None else [picture.legend])]
+    images = "".join(f'<img alt="{title}" src="{data_uri(piece)}">' for piece in pieces)
+    return f"<h2>{title}</h2>{text}<div>{images}</div>"
 
 
 def data_uri(picture: np.ndarray) -> str:

@@ -58,7 +58,12 @@ def legend(
 
 
 def with_legend(
-    picture: np.ndarray, mask: np.ndarray, names: Sequence[str], colors: np.ndarray
+    picture: np.ndarray,
+    mask: np.ndarray,
+    names: Sequence[str],
+    colors: np.ndarray,
+    *,
+    size: int | None = None,
 ) -> np.ndarray:
     """The (H, W, 3) picture with the classes of the (h, w) mask below it, the largest first."""
     counts = np.bincount(mask.ravel(), minlength=len(names))[: len(names)]
@@ -67,7 +72,7 @@ def with_legend(
         picture.shape[1],
         [names[index] for index in present],
         [colors[index] for index in present],
-        size=text_size(picture),
+        size=size or text_size(picture),
     )
     return np.concatenate([picture, strip])
 
