@@ -212,8 +212,8 @@ def test_a_missing_package_is_named(
         open_trackers(config, tmp_path, step=None, warn=print)
 
 
-def tell_everything(config, folder: Path, warnings: list[str]) -> None:
-    trackers = open_trackers(config, folder, step=None, warn=warnings.append)
+def tell_everything(config, folder: Path, warnings: list[str], step: int | None = None) -> None:
+    trackers = open_trackers(config, folder, step=step, warn=warnings.append)
     trackers.scalars({"val/mIoU": 0.5, "val_iou/traffic light (red)": 0.25}, 3)
     trackers.images({"val/0": np.zeros((4, 6, 3), np.uint8)}, 3)
     trackers.finish()
@@ -238,10 +238,10 @@ def test_wandb_is_told(small_config: Path, tmp_path: Path, monkeypatch: pytest.M
     assert started["config"]["TRAIN.epochs"] == 2
     assert logged[1:] == [({"val/0": (4, 6, 3)}, 3), "end"]
     first = started["id"]
-    tell_everything(config, tmp_path, warnings)
+    tell_everything(config, tmp_path, warnings, step=3)
     assert started["id"] == first  # a resumed run is the same run
-    tell_everything(config, tmp_path / "other", warnings)
-    assert started["id"] != first
+    tell_everything(config, tmp_path, warnings)
+    assert started["id"] != first  # a fresh one in the same folder is not
 
 
 class FakeMlflowClient:
@@ -260,14 +260,12 @@ class FakeMlflowClient:
     def create_experiment(self, name: str) -> str:
         return "7"
 
-    def log_metric(self, run: str, name: str, value: float, step: int) -> None:
-        self.calls.append((name, value, step))
+    def log_batch(self, run: str, *, params=(), metrics=()) -> None:
+        self.parameters = {**getattr(self, "parameters", {}), **dict(params)}
+        self.calls += [(name, value, step) for name, value, _, step in metrics]
 
     def log_image(self, run: str, picture, file: str) -> None:
         self.calls.append((picture.shape, file))
-
-    def log_param(self, run: str, name: str, value: str) -> None:
-        self.parameters = {**getattr(self, "parameters", {}), name: value}
 
     def set_terminated(self, run: str) -> None:
         self.calls.append(("end", run))
@@ -275,7 +273,9 @@ class FakeMlflowClient:
 
 def test_mlflow_is_told(small_config: Path, tmp_path: Path, monkeypatch) -> None:
     client, warnings = FakeMlflowClient(), []
-    monkeypatch.setitem(sys.modules, "mlflow", SimpleNamespace(MlflowClient=lambda: client))
+    entities = SimpleNamespace(Param=lambda *values: values, Metric=lambda *values: values)
+    fake = SimpleNamespace(MlflowClient=lambda: client, entities=entities)
+    monkeypatch.setitem(sys.modules, "mlflow", fake)
     config = load_config(small_config, ["TRAIN.trackers", "mlflow"])
     tell_everything(config, tmp_path, warnings)
     assert warnings == []

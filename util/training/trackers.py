@@ -4,9 +4,9 @@ A tracker gets a thread of its own, so that it cannot slow a run; one that raise
 switched off with a warning, and the run goes on.
 """
 
-import hashlib
 import queue
 import re
+import secrets
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -17,10 +17,13 @@ import numpy as np
 
 from ...config.errors import ConfigError
 from ...config.schema import Config
+from ..files import write_text
 
 PROJECT = "stripseg"  # W&B's project, MLflow's experiment
 MOST_WAITING = 1000  # calls that a slow tracker may be behind
 PATIENCE = 60.0  # seconds that one call, or the end of a run, may take
+MLFLOW_BATCH = 100  # parameters or metrics in a request
+ID = "tracker_id"  # file in a run's folder: what W&B and MLflow know it by
 TEXT = 500  # characters of an option's value that MLflow and W&B are given
 FIGURES_OF_HPARAMS = ("val/mIoU", "val/mAcc", "val/allAcc", "val/top1")
 LAST = None  # in a queue: nothing comes after it
@@ -186,13 +189,14 @@ class WeightsAndBiases:
         self.wandb = wandb
         self.name = name_of(config)
         self.folder = folder
+        self.id = identity(folder, step)
 
     def start(self, options: Mapping[str, Any]) -> None:
         environment = self.wandb.Settings()
         self.run = self.wandb.init(
             project=environment.project or PROJECT,
             name=self.name,
-            id=identity(self.folder),
+            id=self.id,
             resume="allow",
             dir=str(self.folder),
             config=plain(options),
@@ -218,25 +222,29 @@ class MLflow:
             raise missing("mlflow", "mlflow") from None
         self.mlflow = mlflow
         self.name = name_of(config)
-        self.folder = folder
+        self.id = identity(folder, step)
 
     def start(self, options: Mapping[str, Any]) -> None:
         self.client = self.mlflow.MlflowClient()
         found = self.client.get_experiment_by_name(PROJECT)
         experiment = found.experiment_id if found else self.client.create_experiment(PROJECT)
-        tags = {"stripseg": identity(self.folder)}
         earlier = self.client.search_runs(
-            [experiment], f"tags.stripseg = '{tags['stripseg']}'", max_results=1
+            [experiment], f"tags.stripseg = '{self.id}'", max_results=1
         )
+        tags = {"stripseg": self.id}
         run = earlier[0] if earlier else self.client.create_run(experiment, None, tags, self.name)
         self.run_id = run.info.run_id
         if not earlier:  # a parameter that is there already cannot be changed
-            for key, value in options.items():
-                self.client.log_param(self.run_id, key, str(value)[:TEXT])
+            parameter = self.mlflow.entities.Param
+            given = [parameter(key, str(value)[:TEXT]) for key, value in options.items()]
+            for first in range(0, len(given), MLFLOW_BATCH):
+                self.client.log_batch(self.run_id, params=given[first : first + MLFLOW_BATCH])
 
     def scalars(self, figures: Mapping[str, float], step: int) -> None:
-        for name, value in figures.items():
-            self.client.log_metric(self.run_id, allowed_by_mlflow(name), value, step=step)
+        metric, now = self.mlflow.entities.Metric, round(1000 * time.time())
+        values = [metric(allowed_by_mlflow(k), v, now, step) for k, v in figures.items()]
+        for first in range(0, len(values), MLFLOW_BATCH):
+            self.client.log_batch(self.run_id, metrics=values[first : first + MLFLOW_BATCH])
 
     def images(self, pictures: Mapping[str, np.ndarray], step: int) -> None:
         for name, picture in pictures.items():
@@ -293,9 +301,16 @@ def plain(options: Mapping[str, Any]) -> dict[str, str | bool | int | float]:
     }
 
 
-def identity(folder: Path) -> str:
-    """The same for every start of a run, and different for runs in different folders."""
-    return hashlib.sha256(str(folder.resolve()).encode(errors="replace")).hexdigest()[:16]
+def identity(folder: Path, step: int | None) -> str:
+    """What W&B and MLflow know a run by: the same when it resumes, from `step`, else a new one."""
+    path = folder / ID
+    if step is not None and path.is_file():
+        known = path.read_text(encoding="ascii", errors="replace").strip()
+        if re.fullmatch(r"[0-9a-f]{16}", known):
+            return known
+    new = secrets.token_hex(8)
+    write_text(path, new + "\n")
+    return new
 
 
 def name_of(config: Config) -> str:
