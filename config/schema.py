@@ -418,8 +418,13 @@ class TrainSection(NetworkOptions):
         False,
         "only deterministic algorithms on GPUs: equal runs bit for bit, but slower",
     )
-    tensorboard: bool = option(True, "write curves for TensorBoard")
-    sample_predictions: int = option(4, "predictions shown per validation", ge=0)
+    trackers: list[Literal["tensorboard", "wandb", "mlflow"]] = option(
+        ["tensorboard"],
+        "where curves and pictures go besides `epochs.jsonl`; wandb and mlflow need their packages",
+        single_allowed=True,
+    )
+    tensorboard: bool = option(True, "False leaves `tensorboard` out of `trackers`")
+    sample_predictions: int = option(4, "predictions shown to trackers per validation", ge=0)
 
 
 class DistributedSection(Section):

@@ -211,14 +211,14 @@ class TrainedNetwork:
         Raises:
             DataError: the image is missing, damaged, or has another number of channels.
         """
-        return self._predict([self._read(source)], engine)[0]
+        return self._predict([self.read(source)], engine)[0]
 
     def _read_all(
         self, sources: Iterable[Source], on_error: Callable[[DataError], None] | None
     ) -> Iterator[tuple[np.ndarray, Path | None]]:
         for source in sources:
             try:
-                yield self._read(source)
+                yield self.read(source)
             except DataError as error:
                 if on_error is None:
                     raise
@@ -246,7 +246,7 @@ class TrainedNetwork:
             predictions.append(prediction)
         return predictions
 
-    def _read(self, source: Source) -> tuple[np.ndarray, Path | None]:
+    def read(self, source: Source) -> tuple[np.ndarray, Path | None]:
         """(H, W, C) uint8 and the path, of one image."""
         channels = self.config.DATA.in_channels
         if isinstance(source, str | os.PathLike):

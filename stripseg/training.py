@@ -30,6 +30,9 @@ AFTERWARDS = (
     "save_path",
     "print_freq",
     "keep_last",
+    "trackers",
+    "tensorboard",
+    "sample_predictions",
 )
 
 

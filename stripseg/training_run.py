@@ -35,6 +35,7 @@ from .util.precision import choose_precision, set_numerics
 from .util.training.losses import SegmentationLoss, balanced_class_weights
 from .util.training.parallelize import check_batch_norm, place_network
 from .util.training.run_log import RunLog
+from .util.training.trackers import Trackers, open_trackers
 from .util.training.trainer import Trainer
 from .validation import validation_data, validator
 
@@ -136,7 +137,7 @@ def build_planned(plan: Plan, *, on_epoch: OnEpoch | None = None) -> Trainer:
         last=plan.checkpoints.last,
     ):
         parts = build_parts(plan)
-        board = open_board(config, folder, plan.checkpoint)
+        trackers = start_trackers(plan)
         run_log = RunLog(
             config,
             plan.device,
@@ -144,7 +145,7 @@ def build_planned(plan: Plan, *, on_epoch: OnEpoch | None = None) -> Trainer:
             folder=folder,
             steps_per_epoch=parts.loader.steps_per_epoch,
             ignore_label=parts.loss.ignore_label,
-            board=board,
+            trackers=trackers,
         )
         trainer = Trainer(
             config,
@@ -158,7 +159,7 @@ def build_planned(plan: Plan, *, on_epoch: OnEpoch | None = None) -> Trainer:
             checkpoints=plan.checkpoints,
             run_log=run_log,
             validate=validator(
-                config, plan.validation, parts.segmenter, plan.device, plan.dtype, board=board
+                config, plan.validation, parts.segmenter, plan.device, plan.dtype, trackers=trackers
             ),
             card=plan.card,
             protocol=validation_protocol(config),
@@ -320,14 +321,12 @@ def class_counts(dataset: TrainingSet | TrainingImages, workers: int) -> Tensor:
     return class_pixels(dataset.pairs, dataset.encoding, workers=workers)
 
 
-def open_board(config: Config, folder: Path, checkpoint: dict[str, Any] | None):
-    """A TensorBoard writer in the run's folder; a resumed run overwrites what came after it."""
-    if not (config.TRAIN.tensorboard and process_group.is_main()):
-        return None
-    from tensorboardX import SummaryWriter
-
-    step = (checkpoint or {}).get("step")
-    return SummaryWriter(str(folder), purge_step=step + 1 if step else None)
+def start_trackers(plan: Plan) -> Trackers:
+    """The trackers that the run's curves go to; none in processes other than the main one."""
+    if not process_group.is_main():
+        return Trackers()
+    step = (plan.checkpoint or {}).get("step")
+    return open_trackers(plan.config, plan.checkpoints.folder, step=step, warn=plan.log.warning)
 
 
 def save_effective(config: Config, path: str | Path) -> None:

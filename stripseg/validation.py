@@ -2,15 +2,15 @@
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import cached_property, partial
-from typing import Any
 
+import cv2
 import numpy as np
 import torch
 from torch import Tensor, nn
 
 from .build import build_engine
 from .config.schema import Config
-from .dataset.build import build_classes, build_validation_set
+from .dataset.build import Classes, build_classes, build_validation_set
 from .dataset.classification.build import build_evaluation_images
 from .dataset.classification.images import EvaluationImages
 from .dataset.loader import evaluation_samples, shares
@@ -22,7 +22,10 @@ from .util.inference.evaluator import Evaluator
 from .util.inference.sliding_window import SlidingWindow
 from .util.logger import progress
 from .util.metrics import ConfusionMatrix, Scores
+from .util.training.trackers import Trackers
 from .util.training.trainer import Validate
+
+SAMPLE_SIDE = 480  # pixels: of the pictures that trackers get
 
 
 def validation_data(config: Config) -> EvaluationSet | EvaluationImages | None:
@@ -47,18 +50,18 @@ def validator(
     device: torch.device,
     dtype: torch.dtype,
     *,
-    board: Any,
+    trackers: Trackers | None = None,
 ) -> Validate | None:
     """The validation on `data`, done as the test does it; None without data.
 
     Args:
-        board: a TensorBoard writer for sample predictions, or None.
+        trackers: that get the IoU of every class and sample predictions.
     """
     if data is None:
         return None
     if isinstance(data, EvaluationImages):
         return ClassificationValidator(config, data, network, device, dtype)
-    return SegmentationValidator(config, data, network, device, dtype, board=board)
+    return SegmentationValidator(config, data, network, device, dtype, trackers=trackers)
 
 
 class SegmentationValidator:
@@ -72,19 +75,19 @@ class SegmentationValidator:
         device: torch.device,
         dtype: torch.dtype,
         *,
-        board: Any = None,
+        trackers: Trackers | None = None,
     ) -> None:
         self.config = config
         self.dataset = dataset
         self.network = network
         self.device = device
         self.dtype = dtype
-        self.board = board
+        self.trackers = trackers or Trackers()
 
     @cached_property
-    def colors(self) -> np.ndarray:
-        """(K, 3): of the classes, for sample predictions."""
-        return build_classes(self.config).colors
+    def classes(self) -> Classes:
+        """Names and colours, for the trackers."""
+        return build_classes(self.config)
 
     @cached_property
     def engine(self) -> SlidingWindow:
@@ -114,18 +117,32 @@ class SegmentationValidator:
             self.engine, confusion, on_predictions=partial(self._draw, step), wanted=self._drawn
         )
         evaluator.run(noted(samples, note))
-        return evaluator.scores()
+        scores = evaluator.scores()
+        if self.trackers.active:
+            named = zip(self.classes.names, scores.iou, strict=True)
+            self.trackers.scalars({f"val_iou/{name}": iou for name, iou in named}, step)
+        return scores
 
     def _drawn(self, sample: Sample) -> bool:
-        return self.board is not None and sample.index < self.config.TRAIN.sample_predictions
+        return self.trackers.active and sample.index < self.config.TRAIN.sample_predictions
 
     def _draw(self, step: int, group: Sequence[Sample], predictions: Sequence[np.ndarray]) -> None:
         """Image, truth and prediction side by side, of the first images of the list."""
         for sample, prediction in zip(group, predictions, strict=True):
-            truth = colorize(sample.label, self.colors)
-            shown = overlay(sample.image, prediction, self.colors)
-            image = np.concatenate([as_rgb(sample.image), truth, shown], axis=1)
-            self.board.add_image(f"val/{sample.index}", image, step, dataformats="HWC")
+            truth = colorize(sample.label, self.classes.colors)
+            shown = overlay(sample.image, prediction, self.classes.colors)
+            parts = [shrunk(part) for part in (as_rgb(sample.image), truth, shown)]
+            self.trackers.images({f"val/{sample.index}": np.concatenate(parts, axis=1)}, step)
+
+
+def shrunk(picture: np.ndarray) -> np.ndarray:
+    """(H, W, 3) with the long side at most `SAMPLE_SIDE`, for trackers."""
+    height, width = picture.shape[:2]
+    scale = SAMPLE_SIDE / max(height, width)
+    if scale >= 1:
+        return picture
+    size = max(1, round(width * scale)), max(1, round(height * scale))
+    return cv2.resize(picture, size, interpolation=cv2.INTER_AREA)
 
 
 class ClassificationValidator:

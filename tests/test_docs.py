@@ -44,6 +44,13 @@ def test_the_python_of_a_page_runs(page: str, folder: Path) -> None:
 
 
 @pytest.mark.slow
+def test_the_python_of_the_explanations_runs(folder: Path) -> None:
+    code = blocks("docs/curves_and_explain.md")
+    assert "explain(segmenter" in code
+    run(code, folder)
+
+
+@pytest.mark.slow
 def test_the_example_without_torch_runs(folder: Path, tmp_path: Path) -> None:
     """On an export of the network that the README trains."""
     run('import stripseg; stripseg.train("shapes", "spnet18", epochs=1, workers=0)', folder)

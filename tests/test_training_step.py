@@ -126,7 +126,7 @@ def test_watching_for_bad_numbers_takes_a_handful_of_operations() -> None:
     loss = torch.tensor(1.0)
     with Operations() as operations:
         step.statistics.remember()
-        skipped = step._not_finite(loss)
+        skipped = step._not_finite(loss, step._gradient_norm())
         step.statistics.restore(skipped)
     assert operations.count <= 20
     assert sum(b.is_floating_point() for b in network.buffers()) > 100

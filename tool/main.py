@@ -31,6 +31,10 @@ COMMANDS: dict[str, dict[str, tuple[str, str]]] = {
         "export": ("export", "a checkpoint as ONNX or torch.export file, verified"),
         "quantize": ("quantize", "an ONNX export in int8, measured"),
     },
+    "reports": {
+        "curves": ("curves", "learning curves of runs, as picture, table and in the terminal"),
+        "explain": ("explain", "what strip pooling attends to in an image: pictures and a page"),
+    },
     "experiments": {
         "sweep": ("sweep", "try many options"),
         "study": ("study", "a matrix of runs with several seeds"),

@@ -2,16 +2,19 @@
 
 NETWORK is a checkpoint (.pth), an export (.onnx), a folder that save_pretrained wrote, or hf://OWNER/NAME.
 IMAGE is a file, a folder or a quoted glob. For photo.jpg, photo_gray.png (class indices),
-photo_color.png and photo_overlay.png are written.
+photo_color.png and photo_overlay.png are written. Of street.mp4 (or .avi, .mov, .mkv, .webm) and
+of a camera, street_overlay.mp4 is written, with a legend.
 
     stripseg predict exp/camvid/spnet18/model/best.pth photos/ --output segmented
     stripseg predict best.onnx street.jpg --scales 0.75 1 1.25 --flip
     stripseg predict best.pth photos/ --format cvat      # outlines, to correct in CVAT
+    stripseg predict best.pth street.mp4 --side-by-side --classes car bicyclist
 """
 
 import argparse
 import sys
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import get_args
 
@@ -19,7 +22,10 @@ import numpy as np
 
 from stripseg import command_line
 from stripseg.config.errors import ConfigError, DataError
+from stripseg.config.types import nearest
 from stripseg.dataset.annotations.write import AnnotationFile, Format
+from stripseg.report.legend import OverlayStyle
+from stripseg.report.video import is_video, overlay_video
 from stripseg.trained_network import Prediction, load, sources_of
 from stripseg.util.images import write_png
 from stripseg.util.logger import progress, run_logger
@@ -31,15 +37,18 @@ KINDS = ("gray", "color", "overlay")
 def main(argv: Sequence[str]) -> int | None:
     """Load, predict, write; an image that cannot be read is named, and the others go on."""
     options = parser().parse_args(list(argv))
-    images = list(images_of(options.image, options.output))
-    if not images:
-        raise DataError(
-            f"{' '.join(options.image)}: nothing to predict but results of earlier calls"
-        )
+    videos = videos_of(options)
+    words = [word for word in options.image if not is_video(Path(word))]
+    images = list(images_of(words, options.output))
+    if not options.image and not videos:
+        raise DataError("name an image, a folder, a video, or --camera 0")
+    if not images and not videos:
+        raise DataError(f"{' '.join(words)}: nothing to predict but results of earlier calls")
     if not 0 <= options.opacity <= 1:
         raise ConfigError(f"--opacity {options.opacity:g}: expected a number from 0 to 1")
     log = run_logger()
     trained = load(options.network, device=options.device)
+    style = style_of(options, trained.names)
     engine = trained.engine(
         scales=options.scales,
         flip=options.flip,
@@ -54,14 +63,26 @@ def main(argv: Sequence[str]) -> int | None:
             print(f"error: {error}", file=sys.stderr)
             failed += 1
             continue
-        written = write(prediction, options.output / target, options.kinds, options.opacity)
+        written = write(prediction, options.output / target, options.kinds, style)
         if outlines is not None:
             outlines.add(target, path, prediction.mask)
         log.info(f"{path} -> {written}")
     if outlines is not None:
         log.info(outlines.summary())
+    for target, source in videos.items():
+        look = replace(style, legend=True)
+        try:
+            count = overlay_video(
+                trained, engine, source, target, look, most=options.frames, warn=log.warning
+            )
+        except DataError as error:
+            print(f"error: {error}", file=sys.stderr)
+            failed += 1
+            continue
+        log.info(f"{source} -> {target}, {count} frames")
     if failed:
-        print(f"{failed} of {len(images)} images could not be predicted", file=sys.stderr)
+        total = len(images) + len(videos)
+        print(f"{failed} of {total} images could not be predicted", file=sys.stderr)
     return SOME_FAILED if failed else None
 
 
@@ -72,7 +93,9 @@ def parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("network", help="checkpoint, export, folder, or hf://OWNER/NAME")
-    parser.add_argument("image", nargs="+", help="image file, folder, or quoted glob")
+    parser.add_argument("image", nargs="*", help="image or video file, folder, or quoted glob")
+    parser.add_argument("--camera", type=int, help="number of a camera, from 0; Ctrl-C ends it")
+    parser.add_argument("--frames", type=int, help="of a video or camera, to take at most")
     parser.add_argument("--device", help="cpu, cuda, cuda:1 (default: a GPU if there is one)")
     how = parser.add_argument_group("how to predict (default: as the network's config tests)")
     how.add_argument("--scales", type=float, nargs="+", help="such as 0.75 1 1.25")
@@ -82,6 +105,9 @@ def parser() -> argparse.ArgumentParser:
     results.add_argument("--output", type=Path, default=Path("exp/predict"), help="folder")
     results.add_argument("--kinds", nargs="+", choices=KINDS, default=KINDS, help="what to write")
     results.add_argument("--opacity", type=float, default=0.5, help="of colours over the image")
+    results.add_argument("--classes", nargs="+", metavar="NAME", help="show only these in overlays")
+    results.add_argument("--side-by-side", action="store_true", help="image beside its overlay")
+    results.add_argument("--legend", action="store_true", help="names of classes below overlays")
     add_outline_options(parser)
     return parser
 
@@ -112,6 +138,25 @@ def outlines_of(
     )
 
 
+def videos_of(options: argparse.Namespace) -> dict[Path, Path | int]:
+    """{file of the overlay: video file or number of a camera}.
+
+    Raises:
+        ConfigError: a number of frames below 1.
+        DataError: two videos would share their results.
+    """
+    if options.frames is not None and options.frames < 1:
+        raise ConfigError(f"--frames {options.frames}: expected a whole number, 1 or more")
+    videos: dict[Path, Path | int] = {}
+    for path in filter(is_video, map(Path, options.image)):
+        target = options.output / f"{path.stem}_overlay.mp4"
+        if videos.setdefault(target, path) != path:
+            raise DataError(f"{path} and {videos[target]}: would share their results; rename one")
+    if options.camera is not None:
+        videos[options.output / f"camera{options.camera}_overlay.mp4"] = options.camera
+    return videos
+
+
 def images_of(words: Sequence[str], output: Path) -> Iterator[tuple[Path, str]]:
     """(file, name of its results without suffix); results of an earlier call are left out.
 
@@ -140,12 +185,32 @@ def is_result(path: Path, output: Path) -> bool:
     return ours and path.resolve().is_relative_to(output.resolve())
 
 
-def write(prediction: Prediction, stem: Path, kinds: Sequence[str], opacity: float) -> str:
+def style_of(options: argparse.Namespace, names: Sequence[str]) -> OverlayStyle:
+    """How overlays look.
+
+    Raises:
+        ConfigError: `--classes` names one that the network does not know.
+    """
+    chosen = None if options.classes is None else tuple(index_of(n, names) for n in options.classes)
+    return OverlayStyle(options.opacity, chosen, options.side_by_side, options.legend)
+
+
+def index_of(name: str, names: Sequence[str]) -> int:
+    likely = nearest(name, names)
+    if likely is not None and likely.lower() == name.lower():
+        return list(names).index(likely)
+    known = f"did you mean {likely}?" if likely else f"there are {', '.join(names)}"
+    raise ConfigError(f"--classes {name}: the network has no such class; {known}")
+
+
+def write(prediction: Prediction, stem: Path, kinds: Sequence[str], style: OverlayStyle) -> str:
     """Write the pictures asked for; return their common name."""
     made = {
         "gray": lambda: prediction.mask.astype(np.uint8),
         "color": lambda: np.asarray(prediction.colored()),
-        "overlay": lambda: np.asarray(prediction.overlay(opacity)),
+        "overlay": lambda: style.draw(
+            prediction.image, prediction.mask, prediction.names, prediction.colors
+        ),
     }
     for kind in kinds:
         write_png(stem.with_name(f"{stem.name}_{kind}.png"), made[kind]())

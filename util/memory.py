@@ -47,20 +47,6 @@ def free_memory(device: torch.device) -> int:
     return min(free * 1024, _left_in_container())
 
 
-def peak_memory() -> int:
-    """Return the most bytes in use so far: on the GPUs where they are used, else of this process.
-
-    0 where the system does not tell.
-    """
-    if torch.cuda.is_available() and torch.cuda.is_initialized():
-        devices = range(torch.cuda.device_count())
-        return max(torch.cuda.max_memory_reserved(device) for device in devices)
-    if resource is None:
-        return 0
-    unit = 1 if sys.platform == "darwin" else 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
-
-
 def _left_in_container() -> int:
     try:
         limit = (CGROUP / "memory.max").read_text(encoding="ascii").strip()
@@ -68,6 +54,21 @@ def _left_in_container() -> int:
         return max(0, int(limit) - used) if limit != "max" else 2**62
     except (OSError, ValueError):
         return 2**62
+
+
+def peak_memory(device: torch.device) -> dict[str, float]:
+    """Most memory so far, GiB: of this process (without loader workers), and of PyTorch on a GPU.
+
+    {"peak_memory_gib": 1.5, "peak_cuda_gib": 3.2}; what the system does not tell is left out.
+    """
+    figures = {}
+    if resource is not None:
+        unit = 1 if sys.platform == "darwin" else 1024  # bytes
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        figures["peak_memory_gib"] = peak * unit / 2**30
+    if device.type == "cuda":
+        figures["peak_cuda_gib"] = torch.cuda.max_memory_allocated(device) / 2**30
+    return figures
 
 
 def is_out_of_memory(error: BaseException) -> bool:

@@ -8,6 +8,7 @@ from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
+import torch
 
 from ..config.errors import DataError
 from ..config.schema import SECTIONS, Config
@@ -614,10 +615,12 @@ def run_section(test: Test) -> str:
         for section, key, value, usual in changed_options(config)
     ]
     rate = len(test.images) / max(test.seconds, 1e-9)
-    memory = peak_memory()
+    on_gpu = torch.cuda.is_available() and torch.cuda.is_initialized()
+    peaks = peak_memory(torch.device("cuda" if on_gpu else "cpu"))
+    memory = ", ".join(f"{value:.1f} GiB" for value in peaks.values()) or "memory unknown"
     return (
         f"<section id=run><h2>The run</h2>{charts}<p>The test took {test.seconds:.0f} s, "
-        f"{rate:.2f} images a second, and {memory / 2**30:.1f} GiB at most.</p>"
+        f"{rate:.2f} images a second, at most {memory}{' on the GPU' * on_gpu}.</p>"
         f"<details><summary>{len(changed)} options differ from the defaults</summary>"
         f"{table(['option', 'value', 'default'], changed)}</details>"
         f"<details><summary>all options</summary><pre>{text(all_options(config))}</pre></details>"

@@ -247,7 +247,7 @@ BREAKS = [
     ),
     Break(
         "curves are drawn once",
-        "stripseg/training_run.py",
+        "util/training/trackers.py",
         "purge_step=step + 1 if step else None",
         "purge_step=None",
         "tests/test_training.py::test_tensorboard_has_each_step_once_after_a_stop",

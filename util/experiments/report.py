@@ -10,27 +10,34 @@ from pathlib import Path
 from typing import Any
 
 from ...config.errors import StripsegError
-from ..files import write_text
+from ..files import atomic_write, write_text
+from ..logger import visible
 
+DOTS_PER_INCH = 120
 CELL = 60  # characters of a cell for readers; results.csv and .json have all of them
 LATEX = {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}"}
 LATEX |= {"±": r"$\pm$", **{sign: f"\\{sign}" for sign in "&%#_{}$"}}
 
 
-def pyplot() -> Any:
-    """Return matplotlib.pyplot, without windows.
+def new_figure(width: float, height: float) -> Any:
+    """Return an empty matplotlib figure of a size in inches, without a window.
 
     Raises:
         StripsegError: matplotlib is not installed.
     """
     try:
-        import matplotlib
+        from matplotlib.figure import Figure
     except ImportError:
         raise StripsegError("plots need matplotlib: pip install matplotlib") from None
-    matplotlib.use("Agg")
-    import matplotlib.pyplot
+    return Figure(figsize=(width, height), layout="constrained")
 
-    return matplotlib.pyplot
+
+def save_figure(figure: Any, path: Path) -> None:
+    """Write a figure as the suffix says (.png, .svg), whole or not at all."""
+    content = io.BytesIO()
+    figure.savefig(content, format=path.suffix[1:].lower(), dpi=DOTS_PER_INCH, bbox_inches="tight")
+    with atomic_write(path) as file:
+        file.write(content.getvalue())
 
 
 def write_tables(
@@ -63,7 +70,7 @@ def write_tables(
 def plain(value: Any) -> str:
     """A value for readers, without line breaks and characters that command a terminal."""
     text = f"{value:.5g}" if isinstance(value, float) else "" if value is None else str(value)
-    return "".join(sign if sign.isprintable() else " " for sign in text)[:CELL]
+    return visible(text)[:CELL]
 
 
 def markdown(table: Sequence[Sequence[str]]) -> str:

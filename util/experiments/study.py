@@ -17,7 +17,7 @@ from ...config.errors import ConfigError
 from ...config.limits import COMBINATIONS
 from ...config.load import find_config, load_config, option_meant
 from ...config.schema import Config
-from .report import pyplot, write_tables
+from .report import new_figure, save_figure, write_tables
 from .run_file import RUN_OPTIONS, Strict, as_arguments, read_model
 
 FIGURES = ("top1", "mIoU", "top5", "mAcc", "allAcc", "loss")
@@ -145,7 +145,8 @@ def write_study_report(rows: Sequence[Row], folder: Path) -> str:
 def plot_means(rows: Sequence[Row], name: str, folder: Path) -> None:
     """Plot means with their deviations: of each row, and against what the networks cost."""
     costs = list(rows[0].cost)
-    figure, panels = pyplot().subplots(1, 1 + len(costs), figsize=(15, 5), layout="constrained")
+    figure = new_figure(15, 5)
+    panels = figure.subplots(1, 1 + len(costs))
     for axes, cost in zip(panels, [None, *costs], strict=True):
         for row in rows:
             mean, deviation = row.statistics(name)
@@ -154,5 +155,4 @@ def plot_means(rows: Sequence[Row], name: str, folder: Path) -> None:
         axes.set(xlabel=cost and f"{cost} (millions)", ylabel=name)
         axes.grid(alpha=0.4)
     panels[0].tick_params("x", rotation=90)
-    figure.savefig(folder / f"{name}.png")
-    pyplot().close(figure)
+    save_figure(figure, folder / f"{name}.png")

@@ -4,7 +4,7 @@ import warnings
 from functools import partial
 from typing import Any
 
-from .report import plain, pyplot, write_tables
+from .report import new_figure, plain, save_figure, write_tables
 from .sweep import SweepStudy, optuna
 
 # in the order of the table
@@ -50,7 +50,11 @@ def record_of(study: SweepStudy, run: int, trial: Any) -> dict[str, Any]:
 
 def write_sweep_plots(study: SweepStudy) -> list[str]:
     """Write Optuna's plots that the trials allow so far; return their names."""
-    figures, plots = pyplot(), optuna.visualization.matplotlib
+    new_figure(1, 1)  # is matplotlib there?
+    import matplotlib.pyplot
+
+    matplotlib.use("Agg")
+    plots = optuna.visualization.matplotlib
     evaluator = optuna.importance.PedAnovaImportanceEvaluator()
     wanted = {
         "history": plots.plot_optimization_history,
@@ -66,7 +70,7 @@ def write_sweep_plots(study: SweepStudy) -> list[str]:
                 axes = wanted[name](study.study)
             except (ValueError, RuntimeError):  # too few different values for its statistics
                 continue
-            axes.figure.savefig(study.folder / f"{name}.png", bbox_inches="tight")
-            figures.close(axes.figure)
+            save_figure(axes.figure, study.folder / f"{name}.png")
+            matplotlib.pyplot.close(axes.figure)
             written.append(name)
     return written

@@ -1,20 +1,22 @@
-"""Log lines, TensorBoard curves and epochs.jsonl of a training run."""
+"""Log lines, curves for trackers and epochs.jsonl of a training run."""
 
 import time
 from collections.abc import Callable, Sequence
 from logging import Logger
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from ...config.schema import Config
 from ..distributed import process_group
+from ..memory import peak_memory
 from ..metrics import ConfusionMatrix
-from .epoch_log import write_epoch
+from .epoch_log import run_entry, write_epoch
+from .optimizer import lr_at
 from .prefetch import PreparedBatch
 from .step import StepFigures
+from .trackers import Trackers
 
 
 class RunLog:
@@ -23,7 +25,7 @@ class RunLog:
     Args:
         log: logger of the run.
         folder: of `epochs.jsonl`.
-        board: a TensorBoard writer (`add_scalar`), or None.
+        trackers: that get the curves; none if None.
         ignore_label: label that counts nowhere.
         clock: seconds.
     """
@@ -37,14 +39,15 @@ class RunLog:
         folder: Path,
         steps_per_epoch: int,
         ignore_label: int = 255,
-        board: Any = None,
+        trackers: Trackers | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self.epochs = config.TRAIN.epochs
+        self.train = config.TRAIN
+        self.device = device
         self.classifies = config.classifies
         self.log = log
         self.folder = folder
-        self.board = board
+        self.trackers = trackers or Trackers()
         self.steps_per_epoch = steps_per_epoch
         self.clock = clock
         self.confusion = ConfusionMatrix(
@@ -54,7 +57,10 @@ class RunLog:
         self.loss_sums = torch.zeros(2, 4, device=device)
         self.unread: list[tuple[int, Sequence[str], Tensor]] = []  # step, images, skipped
         self.skipped_in_a_row = 0
-        self.reported_at = clock()
+        self.gradient_norm: Tensor | None = None  # of the last step
+        self.epoch_steps = 0  # since the clock started
+        self.epoch_seconds = 0.0
+        self.restart_clock()
 
     @torch.no_grad()
     def add(self, batch: PreparedBatch, figures: StepFigures) -> None:
@@ -62,6 +68,8 @@ class RunLog:
         for problem in batch.problems:
             self.log.error(f"left out: {problem}")
         self.unread.append((batch.step + 1, batch.names, figures.skipped))
+        self.gradient_norm = figures.gradient_norm
+        self.epoch_steps += 1
         skipped = figures.skipped.bool()
         sums = torch.cat([figures.losses, torch.ones_like(figures.losses[:1])])
         self.loss_sums += torch.where(skipped, torch.zeros_like(sums), sums)
@@ -72,21 +80,26 @@ class RunLog:
     def report(self, step: int, lr: float) -> None:
         """Log the means since the last report, draw them, and name the steps that were skipped."""
         sums = process_group.all_reduce_sum(self.loss_sums[0].clone())
-        total, main, second = (sums[:3] / sums[3]).tolist()  # NaN: all were skipped
+        means = sums[:3] / sums[3]  # NaN: all were skipped
+        norm = () if self.gradient_norm is None else (self.gradient_norm.float(),)
+        total, main, second, *norm = torch.stack([*means, *norm]).tolist()  # one wait for all
         self.loss_sums[0].zero_()
         now = self.clock()
         seconds = (now - self.reported_at) / max(len(self.unread), 1)
         self.reported_at = now
         self._report_skipped()
-        remaining = duration(seconds * (self.epochs * self.steps_per_epoch - step))
+        remaining = duration(seconds * (self.train.epochs * self.steps_per_epoch - step))
         epoch, position = divmod(step - 1, self.steps_per_epoch)
         self.log.info(
-            f"epoch {epoch + 1}/{self.epochs} step {position + 1}/{self.steps_per_epoch} "
+            f"epoch {epoch + 1}/{self.train.epochs} step {position + 1}/{self.steps_per_epoch} "
             f"loss {total:.4f} main {main:.4f} auxiliary {second:.4f} lr {lr:.6f} "
             f"{seconds:.3f} s/step remaining {remaining}"
         )
         curves = {"loss": total, "main": main, "auxiliary": second, "lr": lr}
-        self._draw("train_step", curves, step)
+        if norm:
+            curves["gradient_norm"] = norm[0]
+        curves["images_per_second"] = self.train.batch_size / max(seconds, 1e-9)
+        self._draw("train_step", curves | peak_memory(self.device), step)
 
     def _report_skipped(self) -> None:
         """Log the steps skipped since the last report, with their images."""
@@ -112,6 +125,7 @@ class RunLog:
         figures = scores.figures()
         if self.classifies:
             figures = {"top1": scores.pixel_accuracy, "mAcc": scores.mean_accuracy}
+        self.epoch_seconds = self.clock() - self.epoch_began  # the device has been waited for
         self.report_epoch("train", figures, step)
         return {"loss": float(sums[0] / sums[3]), **figures}
 
@@ -126,16 +140,27 @@ class RunLog:
         """Add {"train": {...}, "val": {...}} to epochs.jsonl."""
         if process_group.is_main():
             epoch = step // self.steps_per_epoch
-            write_epoch(self.folder, epoch, figures, warn=self.log.error)
+            run = self._run_figures(step)
+            write_epoch(self.folder, epoch, {**figures, **run}, warn=self.log.error)
+
+    def _run_figures(self, step: int) -> dict[str, dict[str, float]]:
+        """What the epoch that ends with `step` cost."""
+        seconds = self.epoch_seconds / max(self.epoch_steps, 1)
+        return run_entry(
+            step=step,
+            lr=lr_at(self.train, step - 1, self.steps_per_epoch),
+            seconds_per_step=seconds,
+            images_per_second=self.train.batch_size / max(seconds, 1e-9),
+            **peak_memory(self.device),
+        )
 
     def restart_clock(self) -> None:
         """Leave the time until now, such as that of a validation, out of the time per step."""
-        self.reported_at = self.clock()
+        self.reported_at = self.epoch_began = self.clock()
+        self.epoch_steps = 0
 
     def _draw(self, group: str, figures: dict[str, float], step: int) -> None:
-        if self.board is not None:
-            for name, value in figures.items():
-                self.board.add_scalar(f"{group}/{name}", value, step)
+        self.trackers.scalars({f"{group}/{name}": v for name, v in figures.items()}, step)
 
     def state_dict(self) -> dict[str, Tensor]:
         """Sums so far over all processes; every process must call it."""
@@ -150,9 +175,8 @@ class RunLog:
         self.loss_sums.copy_(content["loss_sums"] * process_group.is_main())
 
     def close(self) -> None:
-        """Flush and close the TensorBoard writer."""
-        if self.board is not None:
-            self.board.close()
+        """Flush and close the trackers."""
+        self.trackers.finish()
 
 
 def duration(seconds: float) -> str:

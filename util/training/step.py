@@ -27,11 +27,13 @@ class StepFigures(NamedTuple):
         skipped: 1.0 where the step was skipped, in all processes alike.
         prediction: the classes of the training logits, of the labels' shape; None where the logits
             are smaller than the labels.
+        gradient_norm: of all parameters together; None where no step needs it (fp16).
     """
 
     losses: Tensor
     skipped: Tensor
     prediction: Tensor | None
+    gradient_norm: Tensor | None = None
 
 
 class TrainingStep:
@@ -104,7 +106,8 @@ class TrainingStep:
             del logits, auxiliary, total, main, second  # before the next part needs the memory
         losses = torch.stack(losses).sum(0)
 
-        skipped = self._not_finite(losses[0])
+        norm = self._gradient_norm()
+        skipped = self._not_finite(losses[0], norm)
         if self.scaler.is_enabled():
             self.scaler.step(self.optimizer)
             self.scaler.update(self.loss_scale)
@@ -114,16 +117,21 @@ class TrainingStep:
         self.statistics.restore(skipped)
         if self.ema is not None:
             self.ema.update(batch.step + 1)
-        return StepFigures(losses, skipped, torch.cat(predictions) if predictions else None)
+        whole = torch.cat(predictions) if predictions else None
+        return StepFigures(losses, skipped, whole, norm)
 
-    def _not_finite(self, loss: Tensor) -> Tensor:
+    def _gradient_norm(self) -> Tensor | None:
+        """Of all parameters; None with fp16, whose gradients are scaled and checked elsewhere."""
+        if self.scaler.is_enabled():
+            return None
+        return get_total_norm([p.grad for p in self.parameters if p.grad is not None])
+
+    def _not_finite(self, loss: Tensor, gradient_norm: Tensor | None) -> Tensor:
         """1.0 where the loss or the gradient of any process is not finite: one verdict for all.
 
         With fp16 only the loss counts: the gradient scaler skips steps as a matter of course.
         """
-        numbers = [loss]
-        if not self.scaler.is_enabled():
-            numbers += [get_total_norm([p.grad for p in self.parameters if p.grad is not None])]
+        numbers = [loss] if gradient_norm is None else [loss, gradient_norm]
         found = ~torch.stack(numbers).isfinite().all()
         return process_group.all_reduce_max(found.float())
 
