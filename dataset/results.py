@@ -9,6 +9,7 @@ import json
 import os
 import posixpath
 import tarfile
+import threading
 import zipfile
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
@@ -147,6 +148,7 @@ class ProgressJournal:
         self._file = open(  # noqa: SIM115 - open for the test
             self._own(), "a", encoding="utf-8", opener=no_links
         )
+        self._lock = threading.Lock()
 
     def _own(self) -> Path:
         return self.folder / f"done-{process_group.rank()}.txt"
@@ -169,21 +171,19 @@ class ProgressJournal:
         Args:
             entries: plain values, with the image's `name`.
         """
-        self._file.write("".join(json.dumps(entry) + "\n" for entry in entries))
-        self._file.flush()
+        text = "".join(json.dumps(entry) + "\n" for entry in entries)
+        with self._lock:  # several threads save predictions
+            self._file.write(text)
+            self._file.flush()
 
     def finish(self) -> dict[str, dict[str, Any]]:
-        """The test has ended: return what all processes have added, and forget it.
+        """The test has ended: return what all processes have added. `remove` then forgets it.
 
         Every process must call it; what it returns is complete on the main one alone.
         """
         self._file.close()
         process_group.barrier()
-        if not process_group.is_main():
-            return {}
-        entries = self._read()
-        self.remove()
-        return entries
+        return self._read() if process_group.is_main() else {}
 
     def remove(self) -> None:
         for path in self.folder.glob("*"):

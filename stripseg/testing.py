@@ -3,11 +3,10 @@
 import hashlib
 import json
 import logging
-import os
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 
@@ -27,7 +26,9 @@ from .dataset.results import (
     SubmissionWriter,
 )
 from .dataset.segmentation import EvaluationSet, Sample
+from .network_file import local_path
 from .report.intervals import Bootstrap, Interval, tallies, units_of
+from .report.page import NAME as REPORT
 from .report.page import write_report
 from .report.records import (
     ImageRecord,
@@ -152,13 +153,13 @@ def run_segmentation_test(
     submission = submission_of(config, folder)
     files = PredictionFiles(folder, names, classes.colors, submission)
     log.info(f"{len(dataset)} images of {config.TEST.test_list} ({config.TEST.split})")
-    started = time.perf_counter()
+    facts = facts_of(config, classes)
     if config.TEST.has_prediction:
-        scores, records = score_saved(config, dataset, files)
+        outcome = score_saved(config, dataset, files)
     else:
         engine = engine or load_engine(config, device)
         log.info(f"weights: {config.TEST.model_path}")
-        scores, records = predict(config, engine, dataset, files)
+        outcome = predict(config, engine, dataset, files, facts["checkpoint"])
         if config.TEST.save_predictions:
             log.info(f"predictions: {files.gray} and {files.color}")
     process_group.barrier()
@@ -166,21 +167,60 @@ def run_segmentation_test(
         return None
     if submission is not None:
         log.info(f"for {config.dataset}'s server: {submission.pack(names)}")
-    if config.TEST.split == "test":
-        return None
-    log.info("\n" + score_table(scores, classes.names))
-    write_metrics(config, scores, classes.names, len(dataset))
+    result = None
+    if config.TEST.split != "test":
+        result = report_test(config, outcome, facts, dataset, files, log, earlier, groups)
+    if outcome.journal is not None:
+        outcome.journal.remove()  # what it knew is written
+    return result
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a test has found.
+
+    Args:
+        scores: over all processes.
+        records: of each image, in list order, in the main process.
+        predicted: images predicted in this run, not in a former one that was stopped.
+        seconds: that they took.
+        journal: what a stopped test is continued from, until everything is written.
+    """
+
+    scores: Scores
+    records: Sequence[ImageRecord]
+    predicted: int = 0
+    seconds: float = 0.0
+    journal: ProgressJournal | None = None
+
+
+def report_test(
+    config: Config,
+    outcome: Outcome,
+    facts: dict,
+    dataset: EvaluationSet,
+    files: PredictionFiles,
+    log: logging.Logger,
+    earlier: TestRecords | None,
+    groups: str,
+) -> TestResult:
+    """Print the figures and write them: metrics.json, the record of each image, the page."""
+    folder, names = Path(config.TEST.save_folder), facts["classes"]
+    log.info("\n" + score_table(outcome.scores, names))
+    write_metrics(config, outcome.scores, names, len(dataset))
     log.info(f"figures: {folder / 'metrics.json'}")
-    kept = TestRecords(facts_of(config, classes), records)
+    kept = TestRecords(facts, outcome.records)
     write_records(folder, kept)
-    report = None
+    page = None
     if config.TEST.report:
-        seconds = time.perf_counter() - started
-        report = write_report(
-            config, kept, dataset, files, seconds=seconds, earlier=earlier, groups=groups
+        speed = (outcome.predicted, outcome.seconds)
+        page = write_report(
+            config, kept, dataset, files, speed=speed, earlier=earlier, groups=groups
         )
-        log.info(f"report: {report}")
-    return TestResult(scores, classes.names, records, report)
+        log.info(f"report: {page}")
+    else:
+        (folder / REPORT).unlink(missing_ok=True)  # of another test
+    return TestResult(outcome.scores, names, outcome.records, page)
 
 
 def facts_of(config: Config, classes: Classes) -> dict:
@@ -194,15 +234,19 @@ def facts_of(config: Config, classes: Classes) -> dict:
         "list": config.TEST.test_list,
         "data_root": config.DATA.data_root,
         "checkpoint": None if config.TEST.has_prediction else digest_of(config.TEST.model_path),
+        "predictions": config.TEST.has_prediction or config.TEST.save_predictions,
         **protocol_of(config),
     }
 
 
 def digest_of(path: str) -> str:
-    """SHA-256 of a file, or of the files of a folder, in hexadecimal digits."""
+    """SHA-256 of a network's file, or of the files of its folder, in hexadecimal digits."""
     digest = hashlib.sha256()
-    place = Path(path)
-    for part in sorted(place.iterdir()) if place.is_dir() else [place]:
+    place = Path(local_path(path)).expanduser()
+    parts = (
+        [part for part in sorted(place.iterdir()) if part.is_file()] if place.is_dir() else [place]
+    )
+    for part in parts:
         with open(part, "rb") as file:
             while block := file.read(2**20):
                 digest.update(block)
@@ -260,15 +304,22 @@ def submission_of(config: Config, folder: Path) -> SubmissionWriter | None:
 
 
 def predict(
-    config: Config, engine: SlidingWindow, dataset: EvaluationSet, files: PredictionFiles
-) -> tuple[Scores, list[ImageRecord]]:
+    config: Config,
+    engine: SlidingWindow,
+    dataset: EvaluationSet,
+    files: PredictionFiles,
+    checkpoint: str,
+) -> Outcome:
     """Predict this process's share and save it.
 
     What a stopped test of the same settings has finished is not done again.
 
-    Returns:
-        The figures of all processes, and in the main one the record of each image.
+    Args:
+        checkpoint: the digest of the network's file.
+    Raises:
+        DataError: the journal of another process is missing or damaged.
     """
+    started = time.perf_counter()
     group_size = images_per_group(config, engine.device)
     groups = shares(len(dataset), group_size)[process_group.rank() :: process_group.world_size()]
     confusion = ConfusionMatrix(
@@ -277,7 +328,7 @@ def predict(
         device=engine.device,
         check=False,
     )
-    deciding = what_decides(config, engine.device, dataset, group_size)
+    deciding = what_decides(config, engine.device, dataset, group_size, checkpoint)
     journal = ProgressJournal(files.gray.parent, deciding)
     known = known_records(journal.done, config.DATA.classes)
     done = {i for i, pair in enumerate(dataset.pairs) if pair.name in known}
@@ -300,9 +351,17 @@ def predict(
         evaluator.run(samples_of(config, dataset, missing, show=True))
     scores = evaluator.scores()
     known = known_records(journal.finish(), config.DATA.classes)
-    if not process_group.is_main():
-        return scores, []
-    return scores, [known[pair.name] for pair in dataset.pairs]
+    records = []
+    if process_group.is_main():
+        lost = [pair.name for pair in dataset.pairs if pair.name not in known]
+        if lost:
+            raise DataError(
+                f"{journal.folder}: has no record of {len(lost)} images, such as {lost[0]}; all "
+                "processes must write to one folder: run the same command again to test these"
+            )
+        records = [known[pair.name] for pair in dataset.pairs]
+    seconds = time.perf_counter() - started
+    return Outcome(scores, records, len(dataset) - len(done), seconds, journal)
 
 
 def known_records(entries: Mapping[str, dict], classes: int) -> dict[str, ImageRecord]:
@@ -323,6 +382,7 @@ def record_of(config: Config, result: ImageResult) -> ImageRecord:
         result.confidence,
         result.counts,
         ignore_label=config.TRAIN.ignore_label,
+        thorough=config.TEST.report,
     )
 
 
@@ -366,23 +426,26 @@ def images_per_group(config: Config, device: torch.device) -> int:
 
 
 def what_decides(
-    config: Config, device: torch.device, dataset: EvaluationSet, group_size: int
+    config: Config,
+    device: torch.device,
+    dataset: EvaluationSet,
+    group_size: int,
+    checkpoint: str,
 ) -> dict:
     """Everything that a prediction or its figures depend on.
 
     A test that differs in it is another test. The number of processes, of loader workers and of
     GPUs is not part of it, nor is what only training reads.
     """
-    state = os.stat(config.TEST.model_path)
     train = {*NetworkOptions.model_fields, "ignore_label"}
     options = config.model_dump(
         mode="json",
         include={"DATA": True, "TRAIN": train, "TEST": True},
-        exclude={"TEST": {"workers", "test_gpu"}},
+        exclude={"TEST": {"workers", "test_gpu", "model_path"}},
     )
     return {
         "config": options,
-        "checkpoint": [state.st_size, state.st_mtime_ns],
+        "checkpoint": checkpoint,
         "images": [[pair.name, str(pair.image), str(pair.label)] for pair in dataset.pairs],
         "group_size": group_size,
         "device": device.type,
@@ -390,9 +453,7 @@ def what_decides(
     }
 
 
-def score_saved(
-    config: Config, dataset: EvaluationSet, files: PredictionFiles
-) -> tuple[Scores, list[ImageRecord]]:
+def score_saved(config: Config, dataset: EvaluationSet, files: PredictionFiles) -> Outcome:
     """The figures of predictions that an earlier test saved (`TEST.has_prediction`).
 
     Raises:
@@ -412,9 +473,17 @@ def score_saved(
             counts = confusion.update(*pair).numpy()
             label = sample.label
             records.append(
-                examine(sample.name, label, prediction, None, counts, ignore_label=ignore_label)
+                examine(
+                    sample.name,
+                    label,
+                    prediction,
+                    None,
+                    counts,
+                    ignore_label=ignore_label,
+                    thorough=config.TEST.report,
+                )
             )
-    return confusion.scores(), records
+    return Outcome(confusion.scores(), records)
 
 
 def write_metrics(config: Config, scores: Scores, names: Sequence[str], images: int) -> None:

@@ -1,12 +1,13 @@
 """Intervals and comparisons of tests, against simulation and simple cases done by hand."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
 from stripseg.config.errors import ConfigError, DataError
-from stripseg.report.compare import compare
+from stripseg.report.compare import compare, seed_error, significant
 from stripseg.report.intervals import Bootstrap, Tallies, tallies, units_of
 from stripseg.report.records import ImageRecord, TestRecords
 
@@ -98,6 +99,7 @@ def test_a_gain_of_one_point_is_found_in_200_images() -> None:
 def test_a_run_compared_with_itself_differs_by_nothing() -> None:
     run = two_runs(np.random.default_rng(0), 60, 0)[0]
     result = compare([run], [run])
+    assert result.notes[0].startswith("each image counts as independent")
     assert (result.mean.interval.low, result.mean.interval.value) == (0, 0)
     assert result.mean.p == 1
     assert "cannot be told apart" in result.sentence("A", "B")
@@ -133,17 +135,15 @@ def test_tests_that_cannot_be_compared_are_refused() -> None:
     renamed = TestRecords({"classes": ["a", "b", "c", "d"]}, run.images)
     with pytest.raises(DataError, match="different classes"):
         compare([run], [renamed])
-    with pytest.raises(DataError, match="labels of 5 images differ"):
-        compare([run], [two_runs(rng, 5, 0)[0]])
+    with pytest.raises(DataError, match="labels of 1 images differ"):
+        compare([run], [TestRecords(run.facts, [replace(run.images[0], label=7), *run.images[1:]])])
 
 
 @pytest.mark.parametrize(
     ("names", "groups", "expected"),
     [
-        (["0001TP_1.png", "0001TP_2.png", "Seq_3.png", "Seq_4.png"], "auto", [0, 0, 1, 1]),
-        (["ulm/ulm_1.png", "ulm/ulm_2.png", "bonn/bonn_3.png", "bonn/a.png"], "auto", [0, 0, 1, 1]),
-        (["2007_1.png", "2007_2.png", "2008_1.png", "2008_2.png"], "auto", [0, 1, 2, 3]),
-        (["ADE_val_1.png", "ADE_val_2.png"], "auto", [0, 1]),
+        (["0001TP_01.png", "0001TP_02.png", "Seq_03.png", "Seq_04.png"], "sequence", [0, 0, 1, 1]),
+        (["0001TP_1.png", "0001TP_2.png", "Seq_3.png", "Seq_4.png"], "auto", [0, 1, 2, 3]),
         (["a1.png", "a2.png", "b3.png", "b4.png"], "auto", [0, 1, 2, 3]),
         (["a1.png", "a2.png", "b3.png", "b4.png"], "^([a-z])", [0, 0, 1, 1]),
         (["x/a_1.png", "y/a_2.png"], "prefix", [0, 0]),
@@ -163,6 +163,25 @@ def test_a_wrong_expression_is_named() -> None:
         units_of(["a"], "(")
     with pytest.raises(ConfigError, match="--groups x: matches nothing in the name a"):
         units_of(["a"], "x")
+    with pytest.raises(ConfigError, match="matches nothing in the name b"):
+        units_of(["a", "b"], "(a)|b")
+
+
+@pytest.mark.parametrize(
+    ("scene", "units"),
+    [
+        ("city{0}/city{0}_{1:06}.png", 30),  # folders
+        ("clip{0}_{1:05}.png", 30),  # prefixes
+        ("leftImg8bit/ulm_{0:06}_{1:06}_leftImg8bit.png", 30),  # the name without its last number
+        ("2007_{0:03}{1:03}.png", 90),  # a year is no sequence
+        ("ADE_val_{0:04}{1:04}.png", 90),
+    ],
+)
+def test_sequences_are_recognised_where_there_are_enough(scene: str, units: int) -> None:
+    names = [scene.format(clip, frame) for clip in range(30) for frame in range(3)]
+    assert len(set(units_of(names))) == units
+    few = [scene.format(clip, frame) for clip in range(3) for frame in range(30)]
+    assert len(set(units_of(few))) == 90  # three units would tell nothing
 
 
 def test_units_sum_the_images_in_them() -> None:
@@ -175,9 +194,78 @@ def test_units_sum_the_images_in_them() -> None:
 
 
 def test_a_class_that_never_occurs_counts_as_in_the_figures() -> None:
-    """0 in the family's mean, and nothing of it is drawn."""
+    """0 in the mean, as in semseg, and nothing of it is drawn."""
     labelled = np.array([[40, 20, 0, 0]] * 60)
     run = records_of(labelled, labelled)
     boot = Bootstrap(tallies(run.images, CLASSES))
     assert boot.mean_interval().value == 0.5
     assert boot.class_intervals()[2:] == [None, None]
+
+
+def test_one_stray_pixel_of_a_class_that_nobody_labelled_changes_nothing() -> None:
+    """It counts 0 in every draw, and on both sides of every exchange."""
+    rng = np.random.default_rng(4)
+    labelled = np.zeros((100, CLASSES), int)
+    labelled[:, :2] = rng.integers(2000, 4000, (100, 2))
+    a, b = (records_of(labelled, np.floor(labelled * share)) for share in (0.80, 0.84))
+    stray = replace(b.images[3], counts=[*b.images[3].counts, [0, 3, 1]])
+    strayed = TestRecords(b.facts, [*b.images[:3], stray, *b.images[4:]])
+    clean, dirty = compare([a], [b]).mean, compare([a], [strayed]).mean
+    assert dirty.p == clean.p < 0.01
+    assert dirty.interval.low == pytest.approx(clean.interval.low, abs=1e-4)
+    assert dirty.interval.high == pytest.approx(clean.interval.high, abs=1e-4)
+    alone = Bootstrap(tallies(strayed.images, CLASSES)).mean_interval()
+    assert alone.high - alone.low < 0.01
+
+
+def test_a_class_of_one_image_has_no_interval() -> None:
+    labelled = np.array([[50, 0, 0, 0]] * 30 + [[50, 20, 0, 0]])
+    boot = Bootstrap(tallies(records_of(labelled, labelled - labelled // 5).images, CLASSES))
+    first, second, *_ = boot.class_intervals()
+    assert first.known
+    assert not second.known
+    assert second.value > 0
+    one = records_of(labelled[:1], labelled[:1])
+    assert not Bootstrap(tallies(one.images, CLASSES)).mean_interval().known
+    assert "unknown" in str(Bootstrap(tallies(one.images, CLASSES)).mean_interval())
+
+
+def test_degrees_of_freedom_are_those_of_the_seeds_there_are() -> None:
+    error, freedom = seed_error(np.array([0.70, 0.71, 0.72]), np.array([0.73]))
+    assert freedom == 2
+    assert error == pytest.approx(0.01 * (1 / 3 + 1) ** 0.5)
+    error, freedom = seed_error(np.array([0.70, 0.71, 0.72]), np.array([0.70, 0.71, 0.72]))
+    assert freedom == pytest.approx(4)
+    assert error == pytest.approx(0.01 * (2 / 3) ** 0.5)
+
+
+def test_three_seeds_against_one_are_no_more_than_chance() -> None:
+    rng = np.random.default_rng(6)
+    labelled = images(rng, 60)
+    ease = rng.beta(8, 2, (60, 1))
+
+    def run() -> TestRecords:
+        own = np.clip(ease + rng.normal(0, 0.01), 0, 1)
+        return records_of(labelled, np.floor(labelled * own))
+
+    found = [compare([run() for _ in range(3)], [run()], draws=300).mean.p for _ in range(120)]
+    assert np.mean(np.array(found) < 0.05) <= 0.09
+
+
+def test_of_many_classes_few_are_called_different_by_chance() -> None:
+    assert significant([0.001, 0.2, 0.04, 0.9]) == [True, False, False, False]
+    assert significant([0.01, 0.02, 0.03, 0.04]) == [True] * 4
+    assert significant([]) == []
+    rng = np.random.default_rng(0)
+    assert np.mean([any(significant(rng.random(150).tolist())) for _ in range(200)]) < 0.1
+
+
+def test_tests_of_other_protocols_and_few_units_are_told() -> None:
+    run = two_runs(np.random.default_rng(0), 4, 0)[0]
+    facts = {**run.facts, "scales": [1.0], "flip": False, "checkpoint": "a"}
+    one, other = TestRecords(facts, run.images), TestRecords({**facts, "flip": True}, run.images)
+    result = compare([one], [other])
+    assert "the tests differ in flip: False and True" in result.notes
+    assert any(note.startswith("4 units are few") for note in result.notes)
+    assert result.headline("A", "B").startswith("too few units to decide")
+    assert "two of the seeds are tests of one checkpoint" in compare([one, one], [other]).notes

@@ -12,6 +12,8 @@ import torch
 
 from stripseg.config.errors import ConfigError, DataError
 from stripseg.config.load import load_config
+from stripseg.dataset.results import PredictionFiles
+from stripseg.dataset.segmentation import Sample
 from stripseg.report.page import MOST_CLASSES, write_report
 from stripseg.report.records import (
     BINS,
@@ -19,6 +21,7 @@ from stripseg.report.records import (
     TestRecords,
     boundary_distance,
     examine,
+    greatest,
     read_records,
     sum_of,
     write_records,
@@ -46,16 +49,12 @@ def blobs(seed: int, height: int = 40, width: int = 50, classes: int = 3) -> np.
 
 def test_the_distance_to_a_boundary_is_that_to_the_nearest_pixel_of_another_class() -> None:
     classes = blobs(0, 12, 15)
-    found = boundary_distance(classes, IGNORE)
+    found = boundary_distance(classes)
     rows, columns = np.indices(classes.shape)
     for (y, x), value in np.ndenumerate(classes):
         nearest = np.maximum(abs(rows - y), abs(columns - x))[classes != value].min()
         assert found[y, x] == nearest
-    split = np.zeros((6, 9), np.uint8)
-    split[:, 5:] = 1
-    split[:, 4] = IGNORE  # what nobody labelled separates nothing
-    assert (boundary_distance(split, IGNORE) > 6).all()
-    assert (boundary_distance(np.zeros((4, 5), np.uint8), IGNORE) >= 9).all()
+    assert (boundary_distance(np.zeros((4, 5), np.uint8)) == 255).all()
 
 
 def test_boundary_iou_equals_that_of_each_class_alone() -> None:
@@ -87,6 +86,24 @@ def test_objects_are_counted_by_size_and_elongation() -> None:
         *([row[0], 0] for row in found.distance[1:]),
     ]
     assert sum(row[0] for row in found.distance) == label.size
+
+
+def test_an_object_in_a_ring_of_unlabelled_pixels_has_its_own_width() -> None:
+    """As in VOC, whose objects are ringed by 255."""
+    label = np.zeros((200, 300), np.uint8)
+    label[95:110, 45:160] = IGNORE
+    label[100:105, 50:155] = 1  # 21 times as long as wide
+    found = record(label, np.where(label == IGNORE, 0, label))
+    assert found.elongations[3] == [1, 525, 525]
+    assert [row[0] for row in found.boundary] == [0, 1]
+    assert all(union > 0 and hits == union for _, hits, union in found.boundary)
+
+
+def test_the_greatest_value_of_each_region() -> None:
+    regions = np.array([0, 1, 0, 2, 1])
+    values = np.array([3, 200, 9, 0, 7], np.uint8)
+    assert greatest(regions, values, 3).tolist() == [9, 200, 0]
+    assert greatest(regions, values, 5000)[:3].tolist() == [9, 200, 0]
 
 
 def test_confidence_is_counted_where_there_are_labels() -> None:
@@ -139,6 +156,8 @@ def test_records_are_read_as_they_were_written(tmp_path: Path) -> None:
         (lambda text: text.replace("[[0,", "[[7,", 1), "line 2: is not the record of an image"),
         (lambda text: text.replace('"size":[40,50]', '"size":[40]'), "line 2: is not the record"),
         (lambda text: text.replace('"classes":["a"', '"classes":[1'), "must be the names"),
+        (lambda text: text[: text.index("\n") + 1], "has 0 images, and line 1 promises 1"),
+        (lambda text: re.sub(r"\[0,0,\d+\]", "[0,0,0]", text), "line 2: is not the record"),
     ],
 )
 def test_a_damaged_record_is_refused_with_its_line(tmp_path: Path, change, message: str) -> None:
@@ -184,7 +203,7 @@ def test_a_test_writes_its_records_and_its_page(words, tmp_path: Path, capsys) -
     # again with the saved predictions, against the first test
     test.main([*words, "TEST.has_prediction", "True", "--against", str(folder)])
     again = (folder / "report.html").read_text()
-    assert "cannot be told apart" in again.lower()
+    assert "Too few units to decide" in again
     assert "do not tell how sure" in again
     counts = [image.counts for image in read_records(folder).images]
     assert counts == [image.counts for image in records.images]
@@ -199,6 +218,49 @@ def test_without_pictures_or_page(words, tmp_path: Path) -> None:
     test.main([*words, "TEST.report", "False"])
     assert not (folder / "report.html").exists()
     assert len(read_records(folder).images) == 3
+    assert read_records(folder).images[0].distance == []
+
+
+def test_pictures_of_another_test_are_not_shown(words, tmp_path: Path) -> None:
+    """Predictions that lie in the folder, but are not those that the figures are of."""
+    test.main(words)
+    folder = tmp_path / "run/result"
+    for path in (folder / "gray").iterdir():
+        write_png(path, np.full((72, 88), 3, np.uint8))
+    test.main([*words, "TEST.save_predictions", "False"])
+    assert data_of((folder / "report.html").read_text())["thumbs"] == []
+
+
+def test_many_pictures_keep_to_their_budget(small_config: Path, tmp_path: Path) -> None:
+    """60 images of 683x512 whose predictions are as noisy as can be."""
+    rng = np.random.default_rng(0)
+    label = blobs(0, 512, 683)
+    samples, images, files = [], [], PredictionFiles(tmp_path, ["0.png"], np.zeros((3, 3)))
+    files.relative = {f"{index}.png": f"{index}.png" for index in range(60)}
+    for index in range(60):
+        noisy = rng.random(label.shape) < 0.3
+        prediction = np.where(noisy, rng.integers(0, 3, label.shape), label).astype(np.uint8)
+        write_png(tmp_path / f"gray/{index}.png", prediction)
+        photo = rng.integers(0, 256, (512, 683, 3)).astype(np.uint8)
+        samples.append(Sample(photo, label, f"{index}.png", index))
+        counts = np.bincount(label.ravel().astype(int) * 3 + prediction.ravel(), minlength=9)
+        images.append(
+            examine(f"{index}.png", label, prediction, None, counts.reshape(3, 3), ignore_label=255)
+        )
+    facts = {
+        "classes": ["a", "b", "c"],
+        "colors": [[0, 0, 0], [255, 0, 0], [0, 0, 255]],
+        "scales": [1.0],
+        "flip": True,
+        "crop": [48, 40],
+        "base_size": 0,
+        "checkpoint": None,
+    }
+    path = write_report(load_config(small_config), TestRecords(facts, images), samples, files)
+    assert path.stat().st_size < 10e6
+    data = data_of(path.read_text())
+    assert 20 <= len(data["thumbs"]) <= 60
+    assert len(data["full"]) > 5
 
 
 def test_wrong_words_are_told_before_the_test(words, tmp_path: Path) -> None:
@@ -236,9 +298,7 @@ def test_names_are_escaped_and_a_large_test_stays_small(small_config: Path, tmp_
         "checkpoint": None,
     }
     config = load_config(small_config)
-    path = write_report(
-        config, TestRecords(facts, images), NoPictures(), None, seconds=1, groups="none"
-    )
+    path = write_report(config, TestRecords(facts, images), NoPictures(), None, groups="none")
     page = path.read_text()
     assert "<img src=x" not in page
     assert page.count("<script") == 2

@@ -66,7 +66,7 @@ def report(tmp_path_factory) -> Path:
     yaml = folder / "config.yaml"
     yaml.write_text("DATA:\n  dataset: streets\n  data_root: data\n  classes: 4\n")
     config = load_config(yaml, ["TEST.save_folder", str(folder)])
-    return write_report(config, TestRecords(facts, records), samples, files, seconds=2)
+    return write_report(config, TestRecords(facts, records), samples, files)
 
 
 class Opened:

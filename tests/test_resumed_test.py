@@ -93,9 +93,9 @@ def test_what_does_not_decide_predictions_restarts_nothing(words, engine, change
 def test_the_kind_of_device_decides_and_its_number_does_not(words) -> None:
     config, dataset = load_config(words[1]), EvaluationSet([], None)
     numbered = load_config(words[1], ["TEST.test_gpu", "[1]"])
-    one = what_decides(config, torch.device("cuda", 0), dataset, 1)
-    assert what_decides(numbered, torch.device("cuda", 1), dataset, 1) == one
-    assert what_decides(config, torch.device("cpu"), dataset, 1) != one
+    one = what_decides(config, torch.device("cuda", 0), dataset, 1, "digest")
+    assert what_decides(numbered, torch.device("cuda", 1), dataset, 1, "digest") == one
+    assert what_decides(config, torch.device("cpu"), dataset, 1, "digest") != one
 
 
 def test_images_together_are_done_together(words, engine, tmp_path: Path) -> None:
@@ -147,5 +147,6 @@ def test_a_journal_knows_its_settings_and_whole_lines(tmp_path: Path) -> None:
     assert again.done.keys() == {"a.jpg", "ö b.jpg", "of another process.jpg"}
     assert again.done["a.jpg"]["pixels"] == 3
     assert ProgressJournal(tmp_path, {"scale": 2}).done == {}
-    again.finish()
+    assert again.finish().keys() == {"a.jpg", "ö b.jpg", "of another process.jpg"}
+    again.remove()
     assert list(tmp_path.iterdir()) == []

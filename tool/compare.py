@@ -87,6 +87,7 @@ def as_json(first: Method, second: Method, result: Comparison) -> dict:
         "difference": asdict(result.mean),
         "classes": {name: asdict(entry) for name, entry in known if entry is not None},
         "units": result.units,
+        "notes": result.notes,
         "images": result.images,
     }
 

@@ -28,8 +28,8 @@ def main(argv: Sequence[str]) -> int | None:
     parser.add_argument(
         "--groups",
         default="auto",
-        help="images that the report's intervals draw together: auto, none, folder, prefix, or a "
-        "regular expression whose first group names the unit",
+        help="images that the report's intervals draw together: auto, none, folder, prefix, "
+        "sequence, or a regular expression whose first group names the unit",
     )
     options, config = command_line.parse_config(parser, argv, classifiers=True)
     check_files(config, "test", official_splits=official_splits(config))

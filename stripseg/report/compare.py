@@ -6,14 +6,15 @@ Bootstrap Tests of Hypotheses). With several seeds of a method their spread is p
 (Student's t), so that it holds for the method and not for its luckiest run.
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
 from ..config.errors import DataError
 from .intervals import (
     DRAWS,
+    FEWEST_UNITS,
     LEVEL,
     Interval,
     Tallies,
@@ -22,8 +23,11 @@ from .intervals import (
     iou_of,
     mean_iou_of,
     tallies,
+    wide_quantile,
 )
 from .records import ImageRecord, TestRecords
+
+PROTOCOL = ("dataset", "split", "scales", "flip", "base_size", "crop")
 
 
 @dataclass(frozen=True)
@@ -33,10 +37,12 @@ class Difference:
     Attributes:
         interval: the difference with its 95 % interval.
         p: how likely a difference as large is, in either direction, where there is none.
+        clear: whether it is more than chance; of classes, with their number taken into account.
     """
 
     interval: Interval
     p: float
+    clear: bool = False
 
 
 @dataclass(frozen=True)
@@ -46,10 +52,11 @@ class Comparison:
     Attributes:
         a, b: the mean IoU of each run.
         mean: difference of the mean IoU.
-        classes: difference of each class's IoU; None for one that never occurs.
+        classes: difference of each class's IoU; None for one that no label has.
         units: how many units were drawn; with images of one sequence together.
         images: of the test.
         changed: (image, difference of its mean IoU), the greatest loss first; over all runs.
+        notes: what limits the verdict: protocols that differ, few units, frames of one video.
     """
 
     a: list[float]
@@ -59,21 +66,49 @@ class Comparison:
     units: int
     images: int
     changed: list[tuple[str, float]]
+    notes: list[str] = field(default_factory=list)
+
+    def headline(self, first: str, second: str) -> str:
+        """Return the verdict without its figures."""
+        points = 100 * self.mean.interval.value
+        if self.mean.clear:
+            word = "better" if points > 0 else "worse"
+            return f"{second} is {word} than {first} by {abs(points):.2f} points of mIoU"
+        if not decidable(self.units):
+            return f"too few units to decide: {second} has {points:+.2f} points of mIoU"
+        return f"{second} and {first} cannot be told apart: {points:+.2f} points of mIoU"
+
+    def facts(self) -> str:
+        """Return the figures behind the verdict."""
+        low, high = 100 * self.mean.interval.low, 100 * self.mean.interval.high
+        interval = "no interval" if np.isnan(low) else f"95 % interval {low:+.2f} to {high:+.2f}"
+        return f"{interval}, p {shown_p(self.mean.p)}, {self.units} units"
 
     def sentence(self, first: str, second: str) -> str:
         """Return the verdict in one sentence."""
-        d = self.mean
-        low, high = 100 * d.interval.low, 100 * d.interval.high
-        points = 100 * d.interval.value
-        facts = f"(95 % interval {low:+.2f} to {high:+.2f}, p = {shown_p(d.p)}, {self.units} units)"
-        if d.p < 1 - LEVEL:
-            word = "better" if points > 0 else "worse"
-            return f"{second} is {word} than {first} by {abs(points):.2f} points of mIoU {facts}"
-        return f"{second} and {first} cannot be told apart: {points:+.2f} points of mIoU {facts}"
+        return f"{self.headline(first, second)} ({self.facts()})"
+
+
+def decidable(units: int) -> bool:
+    """Return whether so many units can give a p-value below 0.05 at all."""
+    return 2.0 ** (1 - units) < 1 - LEVEL
 
 
 def shown_p(p: float) -> str:
-    return "< 0.001" if p < 0.001 else f"{p:.3f}"
+    return "< 0.001" if p < 0.001 else f"= {p:.3f}"
+
+
+def significant(p_values: Sequence[float], level: float = 1 - LEVEL) -> list[bool]:
+    """Which of many differences are more than chance: at most a share `level` of them wrongly.
+
+    Benjamini and Hochberg 1995, Controlling the False Discovery Rate.
+    """
+    order = np.argsort(p_values)
+    ranks = np.arange(1, len(order) + 1)
+    below = np.flatnonzero(np.asarray(p_values)[order] <= level * ranks / max(len(order), 1))
+    count = below[-1] + 1 if len(below) else 0
+    found = set(order[:count].tolist())
+    return [index in found for index in range(len(order))]
 
 
 def compare(
@@ -100,25 +135,54 @@ def compare(
         [tallies(in_order(reference, run), classes, groups) for run in side] for side in (a, b)
     ]
     units = len(sides[0][0].units)
+    holding = [units, *sides[0][0].holding.tolist()]
     rng = np.random.default_rng(seed)
     figures = [FigureDraws(side, drawn_weights(units, draws, seed)) for side in sides]
     one_each = len(a) == len(b) == 1
     chance = swapped(sides[0][0], sides[1][0], draws, rng) if one_each else None
-    parts = [
+    mean, *classes_ = (
         difference(
-            *(f.column(index) for f in figures), rng, None if chance is None else chance[index]
+            *(part.column(index) for part in figures),
+            rng,
+            None if chance is None else chance[index],
+            units=holding[index],
         )
         for index in range(classes + 1)
-    ]
-    present = np.any([run.present for side in sides for run in side], axis=0)
+    )
+    known = np.flatnonzero(sides[0][0].occurring).tolist()
+    clear = dict(zip(known, significant([classes_[index].p for index in known]), strict=True))
     return Comparison(
-        *(f.value[:, 0].tolist() for f in figures),
-        parts[0],
-        [part if here else None for part, here in zip(parts[1:], present, strict=True)],
+        *(part.value[:, 0].tolist() for part in figures),
+        replace(mean, clear=mean.p < 1 - LEVEL),
+        [
+            replace(entry, clear=clear[index]) if index in clear else None
+            for index, entry in enumerate(classes_)
+        ],
         units,
         len(reference.images),
         changed_images(reference, a, b),
+        list(limits_of(a, b, units)),
     )
+
+
+def limits_of(a: Sequence[TestRecords], b: Sequence[TestRecords], units: int) -> Iterator[str]:
+    """What a reader of the verdict should know."""
+    facts = a[0].facts
+    for run in (*a[1:], *b):
+        for key in PROTOCOL:
+            mine, other = facts.get(key), run.facts.get(key)
+            if mine != other:
+                yield f"the tests differ in {key}: {mine} and {other}"
+    for side in (a, b):
+        known = [run.facts.get("checkpoint") for run in side if run.facts.get("checkpoint")]
+        if len(set(known)) < len(known):
+            yield "two of the seeds are tests of one checkpoint"
+    if units == len(a[0].images):
+        yield "each image counts as independent; frames of one video are not (--groups)"
+    if units < FEWEST_UNITS:
+        yield f"{units} units are few: below {FEWEST_UNITS} an interval is unreliable"
+    if len(a) == len(b) == 1:
+        yield "this holds for two networks: with other seeds each would differ"
 
 
 class FigureDraws:
@@ -131,24 +195,22 @@ class FigureDraws:
     """
 
     def __init__(self, runs: Sequence[Tallies], weights: np.ndarray) -> None:
-        every = [(run.hits, run.labelled, run.predicted) for run in runs]
-        presents = [run.present for run in runs]
-        pairs = list(zip(every, presents, strict=True))
-        self.value = np.stack([with_mean([p.sum(0) for p in parts], own) for parts, own in pairs])
-        self.draws = np.mean([with_mean([weights @ p for p in ps], own) for ps, own in pairs], 0)
+        every = [((run.hits, run.labelled, run.predicted), run.occurring) for run in runs]
+        self.value = np.stack([with_mean([p.sum(0) for p in parts], own) for parts, own in every])
+        self.draws = np.mean([with_mean([weights @ p for p in ps], own) for ps, own in every], 0)
         self.without = np.mean(
-            [with_mean([p.sum(0) - p for p in parts], own) for parts, own in pairs], 0
+            [with_mean([p.sum(0) - p for p in parts], own) for parts, own in every], 0
         )
 
     def column(self, index: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         return self.value[:, index], self.draws[:, index], self.without[:, index]
 
 
-def with_mean(parts: Sequence[np.ndarray], present: np.ndarray) -> np.ndarray:
-    """(..., 1 + K): the mean IoU, then the IoU of each class (0 where it does not occur)."""
+def with_mean(parts: Sequence[np.ndarray], occurring: np.ndarray) -> np.ndarray:
+    """(..., 1 + K): the mean IoU, then the IoU of each class (0 where no label has it)."""
     iou = iou_of(*parts)
-    mean = mean_iou_of(iou, present)
-    return np.concatenate([mean[..., None], np.where(present, iou, 0)], -1)
+    mean = mean_iou_of(iou, occurring)
+    return np.concatenate([mean[..., None], np.where(occurring, iou, 0)], -1)
 
 
 def difference(
@@ -156,6 +218,8 @@ def difference(
     b: tuple[np.ndarray, np.ndarray, np.ndarray],
     rng: np.random.Generator,
     chance: np.ndarray | None,
+    *,
+    units: int,
 ) -> Difference:
     """One figure of B minus that of A.
 
@@ -163,21 +227,24 @@ def difference(
         a, b: values of the runs, draws, and values without each unit.
         chance: the differences of predictions that changed sides at random; None with several
             seeds, whose p-value follows from the interval's draws.
+        units: that have a say in the figure.
     """
     value = float(b[0].mean() - a[0].mean())
     draws, without = b[1] - a[1], b[2] - a[2]
     if chance is not None:
         extreme = np.abs(chance) >= abs(value) - 1e-12
-        return Difference(
-            bca(value, draws, without), float((1 + extreme.sum()) / (1 + len(chance)))
-        )
+        p = float((1 + extreme.sum()) / (1 + len(chance)))
+        return Difference(bca(value, draws, without, units=units), p)
     draws = draws[~np.isnan(draws)]
+    if units < 2 or not len(draws):
+        return Difference(Interval(value, float("nan"), float("nan")), 1.0)
+    wider = wide_quantile(0.975, units) / wide_quantile(0.975, 1)
     error, freedom = seed_error(a[0], b[0])
-    draws = draws + error * rng.standard_t(freedom, len(draws))
+    draws = value + wider * (draws - value) + error * rng.standard_t(freedom, len(draws))
     low, high = np.quantile(draws, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
     tail = min((draws <= 0).mean(), (draws >= 0).mean())
-    least = 1 / (1 + len(draws))
-    return Difference(Interval(value, float(low), float(high)), float(min(1, max(least, 2 * tail))))
+    p = min(1.0, max(1 / (1 + len(draws)), 2 * tail))
+    return Difference(Interval(value, float(low), float(high)), float(p))
 
 
 def seed_error(a: np.ndarray, b: np.ndarray) -> tuple[float, float]:
@@ -186,16 +253,15 @@ def seed_error(a: np.ndarray, b: np.ndarray) -> tuple[float, float]:
     A method with one run is given the spread of the other.
     """
     spreads = [runs.var(ddof=1) if len(runs) > 1 else None for runs in (a, b)]
-    known = next(spread for spread in spreads if spread is not None)
-    parts = [
-        (known if spread is None else spread) / len(runs)
-        for spread, runs in zip(spreads, (a, b), strict=True)
-    ]
+    if None in spreads:
+        runs, spread = (a, spreads[0]) if spreads[1] is None else (b, spreads[1])
+        return float(np.sqrt(spread / len(a) + spread / len(b))), float(len(runs) - 1)
+    parts = [spread / len(runs) for spread, runs in zip(spreads, (a, b), strict=True)]
     total = sum(parts)
     if total == 0:
         return 0.0, 1.0
     freedom = total**2 / sum(
-        part**2 / (len(runs) - 1) for part, runs in zip(parts, (a, b), strict=True) if len(runs) > 1
+        part**2 / (len(runs) - 1) for part, runs in zip(parts, (a, b), strict=True)
     )
     return float(np.sqrt(total)), float(freedom)
 
@@ -203,7 +269,6 @@ def seed_error(a: np.ndarray, b: np.ndarray) -> tuple[float, float]:
 def swapped(a: Tallies, b: Tallies, draws: int, rng: np.random.Generator) -> np.ndarray:
     """(1 + K, draws): differences where each unit's two predictions change sides at random."""
     change = rng.integers(0, 2, (draws, len(a.units))).astype(np.float64)
-    present = a.present | b.present
     sums = []
     for one, other in ((a, b), (b, a)):
         parts = [
@@ -214,7 +279,7 @@ def swapped(a: Tallies, b: Tallies, draws: int, rng: np.random.Generator) -> np.
                 (one.predicted, other.predicted),
             )
         ]
-        sums.append(with_mean(parts, present))
+        sums.append(with_mean(parts, a.occurring))
     return np.nan_to_num(sums[1] - sums[0]).T
 
 
@@ -222,9 +287,7 @@ def check_same(first: TestRecords, other: TestRecords) -> None:
     """Raises DataError unless two tests are of the same images, labels and classes."""
     if first.names != other.names:
         raise DataError("the tests have different classes; compare networks of one dataset")
-    labels = [
-        {image.name: labelled_pixels(image) for image in run.images} for run in (first, other)
-    ]
+    labels = [{image.name: image.label for image in run.images} for run in (first, other)]
     missing = sorted(labels[0].keys() ^ labels[1].keys())
     if missing:
         raise DataError(
@@ -237,14 +300,6 @@ def check_same(first: TestRecords, other: TestRecords) -> None:
             f"the labels of {len(wrong)} images differ between the tests, such as those of "
             f"{wrong[0]}; test both again"
         )
-
-
-def labelled_pixels(image: ImageRecord) -> dict[int, int]:
-    """{class: labelled pixels}."""
-    pixels: dict[int, int] = {}
-    for label, _, count in image.counts:
-        pixels[label] = pixels.get(label, 0) + count
-    return pixels
 
 
 def in_order(reference: TestRecords, run: TestRecords) -> list[ImageRecord]:

@@ -7,10 +7,11 @@ from pathlib import Path
 import numpy as np
 
 from ..config.errors import DataError
+from ..dataset.lists import is_below
 from ..dataset.results import prediction_names
-from ..util.images import as_rgb, colorize, overlay, read_image, read_label
+from ..util.images import as_rgb, overlay, read_image, read_label
 from .compare import Comparison, Difference, shown_p
-from .html import jpeg, page, png, table, text
+from .html import jpeg, page, palette_png, table, text
 from .page import VIEWER, change_cell, figure_cell, sortable
 from .pictures import FULL, THUMBNAIL, fit
 from .records import TestRecords
@@ -47,6 +48,7 @@ def comparison_text(first: Method, second: Method, result: Comparison) -> str:
         f"{first.name}: mIoU {figures_text(result.a)}",
         f"{second.name}: mIoU {figures_text(result.b)}",
         result.sentence(first.name, second.name),
+        *(f"note: {note}" for note in result.notes),
     ]
     width = max(map(len, names))
     known = [(name, d) for name, d in zip(names, result.classes, strict=True) if d is not None]
@@ -57,9 +59,11 @@ def comparison_text(first: Method, second: Method, result: Comparison) -> str:
 
 def difference_text(entry: Difference) -> str:
     interval = entry.interval
+    if not interval.known:
+        return f"{100 * interval.value:+7.2f} points (one unit alone)"
     return (
         f"{100 * interval.value:+7.2f} points ({100 * interval.low:+.2f} to "
-        f"{100 * interval.high:+.2f}, p {shown_p(entry.p)})"
+        f"{100 * interval.high:+.2f}, p {shown_p(entry.p)}){' *' * entry.clear}"
     )
 
 
@@ -67,14 +71,11 @@ def comparison_page(first: Method, others: Sequence[tuple[Method, Comparison]]) 
     """The page: a section for each comparison, the images of the last one."""
     parts = [f"<header><h1>Comparison with {text(first.name)}</h1>"]
     for method, result in others:
-        sentence = result.sentence(first.name, method.name)
-        parts.append(f"<p class=verdict>{text(sentence.partition(' (')[0])}</p>")
-        parts.append(f"<p class=facts>{text('(' + sentence.partition(' (')[2])}</p>")
-        if len(result.a) == len(result.b) == 1:
-            parts.append(
-                "<p class=faint>This holds for these two networks. Trained again with another seed "
-                "each would differ: compare several seeds to judge the methods.</p>"
-            )
+        parts.append(f"<p class=verdict>{text(result.headline(first.name, method.name))}</p>")
+        parts.append(f"<p class=facts>{text(result.facts())}</p>")
+        parts += [
+            f"<p class=faint>{text(note[0].upper() + note[1:])}.</p>" for note in result.notes
+        ]
     parts.append("</header>")
     for method, result in others:
         parts.append(f"<section><h2>{text(method.name)} against {text(first.name)}</h2>")
@@ -105,13 +106,17 @@ def class_table(first: Method, result: Comparison) -> str:
     rows = [
         [
             (name, text(name)),
-            change_cell(entry.interval, entry.p),
+            change_cell(entry),
             figure_cell(entry.p),
         ]
         for name, entry in zip(first.runs[0].names, result.classes, strict=True)
         if entry is not None
     ]
-    return sortable(["class", "change of IoU in points (95 % interval)", "p"], rows)
+    note = (
+        "<p class=faint>In colour: more than chance, with the number of classes taken into account "
+        "(Benjamini and Hochberg 1995, at 5 %).</p>"
+    )
+    return sortable(["class", "change of IoU in points (95 % interval)", "p"], rows) + note
 
 
 def changed_pictures(first: Method, second: Method, result: Comparison) -> tuple[dict, list]:
@@ -143,13 +148,19 @@ def changed_pictures(first: Method, second: Method, result: Comparison) -> tuple
 def read_both(first: Method, second: Method, name: str, file: str) -> tuple[str, list[str]] | None:
     """(thumbnail, layers) of an image with both predictions; None where a file is gone."""
     facts = first.runs[0].facts
+    saved = all(method.runs[0].facts.get("predictions", True) for method in (first, second))
+    root = Path(str(facts.get("data_root", "")))
+    if not saved or "colors" not in facts or not is_below(root / name, root):
+        return None
     colors = np.asarray(facts["colors"], np.uint8)
     try:
-        image = as_rgb(read_image(Path(facts["data_root"]) / name, 3))
+        image = as_rgb(read_image(root / name, 3))
         both = [read_label(method.folders[0] / "gray" / file) for method in (first, second)]
     except DataError:
+        return None
+    if any(part.shape != image.shape[:2] or part.max() >= len(colors) for part in both):
         return None
     image, *both = fit(image, FULL), *(fit(part, FULL, exact=True) for part in both)
     small = fit(image, THUMBNAIL), fit(both[1], THUMBNAIL, exact=True)
     thumbnail = jpeg(overlay(*small, colors), quality=60)
-    return thumbnail, [jpeg(image), *(png(colorize(part, colors)) for part in both)]
+    return thumbnail, [jpeg(image), *(palette_png(part, colors) for part in both)]

@@ -2,6 +2,7 @@
 
 import base64
 import html
+import io
 import json
 from pathlib import Path
 from string import Template
@@ -9,6 +10,7 @@ from typing import Any
 
 import cv2
 import numpy as np
+from PIL import Image
 
 ASSETS = Path(__file__).with_name("assets")
 text = html.escape  # every string that is not ours goes through this
@@ -41,6 +43,17 @@ def png(image: np.ndarray) -> str:
     order = cv2.COLOR_RGBA2BGRA if image.shape[2] == 4 else cv2.COLOR_RGB2BGR
     _, data = cv2.imencode(".png", cv2.cvtColor(image, order), [cv2.IMWRITE_PNG_COMPRESSION, 9])
     return f"data:image/png;base64,{base64.b64encode(data.tobytes()).decode()}"
+
+
+def palette_png(indices: np.ndarray, colors: np.ndarray) -> str:
+    """(H, W) uint8 indices in the (K, 3) uint8 colours, as a data URI; what has none is grey."""
+    palette = np.full((256, 3), 128, np.uint8)
+    palette[: len(colors)] = colors
+    image = Image.fromarray(indices, "P")
+    image.putpalette(palette.tobytes())
+    data = io.BytesIO()
+    image.save(data, "PNG", optimize=True)
+    return f"data:image/png;base64,{base64.b64encode(data.getvalue()).decode()}"
 
 
 def table(head: list[str], rows: list[list[str]], *, numbers: int = 0) -> str:

@@ -18,16 +18,17 @@ from ..util.files import write_text
 from ..util.memory import peak_memory
 from ..util.training.epoch_log import read_epochs
 from .charts import line_chart, reliability_chart
-from .compare import Comparison, compare
+from .compare import Comparison, Difference, compare
 from .html import bar, page, percent, table, text
-from .intervals import FEWEST_UNITS, Bootstrap, Interval, tallies
+from .intervals import FEW_HOLDING, FEWEST_UNITS, Bootstrap, Interval, iou_of, tallies
 from .pictures import LAYERS, Shown, TestPictures, unique
 from .records import BOUNDARY_SHARE, DISTANCES, ELONGATIONS, SIZES, ImageRecord, TestRecords, sum_of
 
 NAME = "report.html"
 WORST, MIDDLE, BEST = 12, 4, 4
 MOST_CLASSES = 30  # in the confusion matrix
-MOST_FULL, MOST_THUMBNAILS = 60, 400  # pictures: 10 MB at most
+MOST_FULL, MOST_THUMBNAILS = 60, 400  # pictures
+MOST_BYTES = 5_000_000  # of whole images, in base64
 PER_CELL, CONFUSIONS, MOST_SUSPECTS = 6, 10, 12
 
 
@@ -38,7 +39,7 @@ class Test:
     Args:
         config: as the test ran.
         records: of every image, in the order of `dataset`.
-        seconds: that the test took.
+        speed: (images predicted in this run, seconds).
         earlier: another test of the same images to compare with.
         groups: which images intervals draw together.
     """
@@ -47,7 +48,7 @@ class Test:
 
     config: Config
     records: TestRecords
-    seconds: float
+    speed: tuple[int, float]
     earlier: TestRecords | None
     groups: str
 
@@ -95,7 +96,7 @@ def write_report(
     dataset: EvaluationSet,
     files: PredictionFiles,
     *,
-    seconds: float,
+    speed: tuple[int, float] = (0, 0.0),
     earlier: TestRecords | None = None,
     groups: str = "auto",
 ) -> Path:
@@ -104,11 +105,11 @@ def write_report(
     Args:
         dataset: the images that were tested, which the pictures are made of.
         files: their saved predictions; without them the report has no pictures.
-        seconds, earlier, groups: as in `Test`.
+        speed, earlier, groups: as in `Test`.
     """
-    test = Test(config, records, seconds, earlier, groups)
+    test = Test(config, records, speed, earlier, groups)
     colors = np.asarray(records.facts["colors"], np.uint8)
-    pictures = TestPictures(dataset, files, colors, config.TRAIN.ignore_label)
+    pictures = TestPictures(records, dataset, files, colors, config.TRAIN.ignore_label)
     cells = cell_images(test)
     gallery, images = gallery_data(test, pictures, cells)
     body = "\n".join(
@@ -156,11 +157,16 @@ def verdict(test: Test) -> str:
         if protocol["checkpoint"]
         else "saved predictions",
     ]
-    drawn = "images" if units == len(test.images) else f"{units} sequences of images"
+    told = (
+        f"95 % interval {interval.low:.4f} to {interval.high:.4f}"
+        if interval.known
+        else "no interval from a single unit"
+    )
+    drawn = "images" if units == len(test.images) else f"{units} groups of images"
     parts = [
         f"<header><h1>{text(config.dataset)} {text(config.experiment)}</h1>",
         f"<p class=verdict id=verdict>mIoU {interval.value:.4f} "
-        f"<small>95 % interval {interval.low:.4f} to {interval.high:.4f}, drawing {drawn}</small>"
+        f"<small>{told}, drawing {drawn}</small>"
         "</p>",
         f"<p class=facts>{text('; '.join(facts))}</p>",
     ]
@@ -178,26 +184,32 @@ def verdict(test: Test) -> str:
         parts.append(f"<p class=warning>No comparison: {text(test.comparison)}</p>")
     elif test.comparison is not None:
         sentence = test.comparison.sentence("the earlier test", "this test")
-        parts.append(f"<p><b>{text(sentence[0].upper() + sentence[1:])}.</b></p>")
+        notes = "; ".join(note for note in test.comparison.notes if "differ in" in note)
+        parts.append(f"<p><b>{text(sentence[0].upper() + sentence[1:])}.</b> {text(notes)}</p>")
     links = [("classes", "Classes"), ("confusion", "Confusions"), ("images", "Images")]
     links += [("where", "Where errors lie"), ("calibration", "Confidence"), ("run", "The run")]
     anchors = "".join(f'<a href="#{anchor}">{word}</a>' for anchor, word in links)
     return "".join(
-        [*parts, f"<pre>{text(command_of(config))}</pre>", f"<nav>{anchors}</nav></header>"]
+        [
+            *parts,
+            f"<pre>{text(command_of(config, test.groups))}</pre>",
+            f"<nav>{anchors}</nav></header>",
+        ]
     )
 
 
-def command_of(config: Config) -> str:
+def command_of(config: Config, groups: str) -> str:
     """The command that repeats the test."""
+    more = ["--groups", groups] if groups != "auto" else []
     is_network = not config.source.endswith((".yaml", ".yml"))
     named = [config.source] if is_network else ["--config", config.source]
-    return shlex.join(["stripseg", "test", *named, *map(str, config.overrides)])
+    return shlex.join(["stripseg", "test", *named, *more, *map(str, config.overrides)])
 
 
 def classes_section(test: Test, colors: np.ndarray) -> str:
     """Every class with its figures; headings sort."""
     counts = test.counts
-    hits, labelled, predicted = np.diag(counts), counts.sum(1), counts.sum(0)
+    hits, labelled = np.diag(counts), counts.sum(1)
     holding = np.zeros(len(test.names), np.int64)
     boundary = np.zeros((len(test.names), 2), np.int64)
     for image in test.images:
@@ -207,6 +219,7 @@ def classes_section(test: Test, colors: np.ndarray) -> str:
     compared = isinstance(test.comparison, Comparison)
     head = ["class", "IoU", "", "95 % interval", "accuracy", "boundary IoU", "pixels", "images"]
     head += ["change"] if compared else []
+    units = test.bootstrap.tallies.holding
     total = max(1, int(labelled.sum()))
     rows = []
     for index, interval in enumerate(test.bootstrap.class_intervals()):
@@ -215,9 +228,9 @@ def classes_section(test: Test, colors: np.ndarray) -> str:
         near, union = boundary[index]
         cells = [
             (test.names[index], swatch + text(test.names[index])),
-            figure_cell(None if interval is None else interval.value),
-            (None if interval is None else interval.value, bar(interval.value) if interval else ""),
-            interval_cell(interval),
+            figure_cell(value := iou_of_counts(counts, index)),
+            (value, "" if value is None else bar(value)),
+            interval_cell(interval, int(units[index])),
             figure_cell(hits[index] / labelled[index] if labelled[index] else None),
             figure_cell(near / union if union else None),
             (labelled[index] / total, percent(labelled[index] / total)),
@@ -225,15 +238,20 @@ def classes_section(test: Test, colors: np.ndarray) -> str:
         ]
         if compared:
             change = test.comparison.classes[index]
-            cells.append(change_cell(change.interval, change.p) if change else (None, ""))
+            cells.append(change_cell(change) if change else (None, ""))
         rows.append(cells)
-    absent = int(((labelled + predicted) == 0).sum())
+    absent = int((labelled == 0).sum())
     notes = (
         f"Boundary IoU counts pixels within {percent(BOUNDARY_SHARE)} of the image's diagonal of a "
         "boundary."
     )
     if absent:
-        notes += f" {absent} classes never occur and count 0 in the mIoU, as in the semseg family."
+        notes += f" {absent} classes are in no label and count 0 in the mIoU, as in semseg."
+    if (units[labelled > 0] < FEW_HOLDING).any():
+        notes += (
+            f" A star marks intervals of classes in fewer than {FEW_HOLDING} images or groups: "
+            "they are too narrow to be relied on."
+        )
     return (
         f"<section id=classes><h2>Classes</h2>{sortable(head, rows)}<p class=faint>{notes}</p>"
         "</section>"
@@ -247,16 +265,26 @@ def figure_cell(value: float | None) -> Cell:
     return (None, "") if value is None else (float(value), f"{value:.3f}")
 
 
-def interval_cell(interval: Interval | None) -> Cell:
-    """Sorted by its width: what is known least."""
-    if interval is None:
-        return (None, "")
-    return (interval.high - interval.low, f"{interval.low:.3f} to {interval.high:.3f}")
+def iou_of_counts(counts: np.ndarray, index: int) -> float | None:
+    """The IoU of a class; None where it occurs neither in labels nor in predictions."""
+    union = counts[index].sum() + counts[:, index].sum() - counts[index, index]
+    return float(counts[index, index] / union) if union else None
 
 
-def change_cell(interval: Interval, p: float) -> Cell:
-    """In points of IoU; in colour where it is more than chance."""
-    sign = ("up" if interval.value > 0 else "down") if p < 0.05 else "faint"
+def interval_cell(interval: Interval | None, units: int) -> Cell:
+    """Sorted by its width: what is known least; a star where few images hold the class."""
+    if interval is None or not interval.known:
+        return (None, "one image" if interval else "")
+    star = "*" if units < FEW_HOLDING else ""
+    return (interval.high - interval.low, f"{interval.low:.3f} to {interval.high:.3f}{star}")
+
+
+def change_cell(change: Difference) -> Cell:
+    """In points of IoU; in colour where it is more than chance among that many classes."""
+    interval = change.interval
+    sign = ("up" if interval.value > 0 else "down") if change.clear else "faint"
+    if not interval.known:
+        return (interval.value, f"<span class=faint>{100 * interval.value:+.1f}</span>")
     shown = f"{100 * interval.value:+.1f} ({100 * interval.low:+.1f} to {100 * interval.high:+.1f})"
     return (interval.value, f"<span class={sign}>{shown}</span>")
 
@@ -378,13 +406,15 @@ def gallery_data(
     listed = unique([*full, *(i for found in by_class for i in found), *(i for i, _ in greatest)])
     thumbs: dict[int, str] = {}
     layers: dict[int, list[str]] = {}
+    size = 0
     for index in listed[:MOST_THUMBNAILS]:
         shown = pictures.read(index)
         if shown is None:
             continue
         thumbs[index] = pictures.thumbnail(shown)
-        if index in full:
+        if index in full and size < MOST_BYTES:
             layers[index] = pictures.layers(shown)
+            size += sum(map(len, layers[index]))
     folder = common_folder([image.name for image in test.images])
     places = [{key: i for i, key in enumerate(part)} for part in (thumbs, layers)]
     images = [
@@ -460,12 +490,12 @@ def breakdown_section(test: Test) -> str:
     """Where errors lie: near boundaries, in small objects, in long ones, in small images."""
     distance = summed(test.images, "distance", 2)
     parts = ["<section id=where><h2>Where errors lie</h2>"]
-    if len(distance):
+    if len(distance) and distance.sum():
         errors, pixels = distance.sum(0)[1], distance[:, 0].sum()
         near = distance[0][1] / max(1, errors)
         parts.append(
             f"<p><b>{percent(near)} of all errors</b> lie within {DISTANCES[0]} pixels of a "
-            f"boundary between two labels, where {percent(distance[0][0] / pixels)} of the pixels "
+            f"boundary of the label, where {percent(distance[0][0] / pixels)} of the pixels "
             "are.</p>"
         )
         rows = [
@@ -515,7 +545,7 @@ def image_sizes(test: Test) -> str:
     areas = np.array([image.size[0] * image.size[1] for image in test.images])
     if len(set(areas)) < 3:
         return "<p class=faint>The images differ too little in size for a table by size.</p>"
-    limits = np.quantile(areas, [0, 1 / 3, 2 / 3, 1])
+    limits = np.unique(np.quantile(areas, [0, 1 / 3, 2 / 3, 1]))
     rows = []
     for low, high in pairwise(limits):
         last = high == limits[-1]
@@ -524,20 +554,23 @@ def image_sizes(test: Test) -> str:
             for image, area in zip(test.images, areas, strict=True)
             if low <= area < high or (last and area == high)
         ]
-        if chosen:
-            own = Bootstrap(tallies(chosen, len(test.names), "none"), draws=1)
-            value = own.mean_interval().value
-            rows.append(
-                [f"{low / 1e6:.2f} to {high / 1e6:.2f} Mpx", str(len(chosen)), f"{value:.3f}"]
-            )
-    return "<h3>By image size</h3>" + table(["size", "images", "mIoU"], rows, numbers=2)
+        own = tallies(chosen, len(test.names), "none") if chosen else None
+        if own is None or not own.occurring.any():
+            continue
+        iou = iou_of(*(part.sum(0) for part in (own.hits, own.labelled, own.predicted)))
+        mean, count = iou[own.occurring].mean(), int(own.occurring.sum())
+        size = f"{low / 1e6:.2f} to {high / 1e6:.2f} Mpx"
+        rows.append([size, str(len(chosen)), str(count), f"{mean:.3f}"])
+    return "<h3>By image size</h3>" + table(
+        ["size", "images", "classes in them", "their mean IoU"], rows, numbers=3
+    )
 
 
 def calibration_section(test: Test, pictures: TestPictures) -> str:
     """Whether confidence can be believed, and labels that the network doubts."""
     bins = summed(test.images, "calibration", 3)
     parts = ["<section id=calibration><h2>Confidence</h2>"]
-    if not len(bins):
+    if not len(bins) or not bins[:, 0].sum():
         parts.append(
             "<p>Saved predictions do not tell how sure the network was; test with the network for "
             "this part.</p>"
@@ -614,13 +647,19 @@ def run_section(test: Test) -> str:
         ]
         for section, key, value, usual in changed_options(config)
     ]
-    rate = len(test.images) / max(test.seconds, 1e-9)
+    images, seconds = test.speed
+    took = (
+        f"{images} images were predicted in {seconds:.0f} s, "
+        f"{images / max(seconds, 1e-9):.2f} a second"
+        if images
+        else "No image was predicted in this run"
+    )
     on_gpu = torch.cuda.is_available() and torch.cuda.is_initialized()
     peaks = peak_memory(torch.device("cuda" if on_gpu else "cpu"))
     memory = ", ".join(f"{value:.1f} GiB" for value in peaks.values()) or "memory unknown"
     return (
-        f"<section id=run><h2>The run</h2>{charts}<p>The test took {test.seconds:.0f} s, "
-        f"{rate:.2f} images a second, at most {memory}{' on the GPU' * on_gpu}.</p>"
+        f"<section id=run><h2>The run</h2>{charts}<p>{took}; memory of the main process at most "
+        f"{memory}{' on the GPU' * on_gpu}.</p>"
         f"<details><summary>{len(changed)} options differ from the defaults</summary>"
         f"{table(['option', 'value', 'default'], changed)}</details>"
         f"<details><summary>all options</summary><pre>{text(all_options(config))}</pre></details>"

@@ -9,12 +9,14 @@ import numpy as np
 from ..config.errors import DataError
 from ..dataset.results import PredictionFiles
 from ..dataset.segmentation import EvaluationSet, Sample
-from ..util.images import as_rgb, colorize, overlay
-from .html import jpeg, png
+from ..util.images import as_rgb, overlay
+from .html import jpeg, palette_png
+from .records import TestRecords
 
 FULL, THUMBNAIL, CROP = 512, 150, 190  # pixels of the longer side
 LAYERS = ("image", "label", "prediction", "errors")
 WRONG, RIGHT, UNLABELLED = (213, 94, 0), (86, 180, 233), (128, 128, 128)
+ERRORS = np.array([WRONG, RIGHT, UNLABELLED], np.uint8)
 
 
 @dataclass(frozen=True)
@@ -30,14 +32,21 @@ class TestPictures:
     """Reads the images, labels and saved predictions of a test again, as pictures.
 
     Args:
+        records: of the test; a prediction that does not fit its image's record is another test's.
         colors: (K, 3) uint8 of the classes.
     """
 
     __test__ = False  # pytest would take the name for a test
 
     def __init__(
-        self, dataset: EvaluationSet, files: PredictionFiles, colors: np.ndarray, ignore_label: int
+        self,
+        records: TestRecords,
+        dataset: EvaluationSet,
+        files: PredictionFiles,
+        colors: np.ndarray,
+        ignore_label: int,
     ) -> None:
+        self.records = records
         self.dataset = dataset
         self.files = files
         self.colors = np.asarray(colors, np.uint8)
@@ -45,6 +54,8 @@ class TestPictures:
 
     def read(self, index: int) -> Shown | None:
         """An image by its place in the list; None where its prediction was not saved."""
+        if not self.records.facts.get("predictions", True):
+            return None
         sample = self.dataset[index]
         if not isinstance(sample, Sample) or sample.label is None:
             return None
@@ -53,6 +64,10 @@ class TestPictures:
         except DataError:
             return None
         if prediction.shape != sample.label.shape:
+            return None
+        right = sum(row[2] for row in self.records.images[index].counts if row[0] == row[1])
+        hits = (prediction == sample.label) & (sample.label != self.ignore_label)
+        if int(hits.sum()) != right:
             return None
         return Shown(as_rgb(sample.image), sample.label, prediction)
 
@@ -69,9 +84,9 @@ class TestPictures:
         )
         return [
             jpeg(fit(shown.image, FULL)),
-            png(self._colorized(label)),
-            png(self._colorized(prediction)),
-            png(errors_of(label, prediction, self.ignore_label)),
+            palette_png(label, self.colors),
+            palette_png(prediction, self.colors),
+            palette_png(errors_of(label, prediction, self.ignore_label), ERRORS),
         ]
 
     def crop(self, shown: Shown, box: Sequence[int]) -> str:
@@ -87,16 +102,11 @@ class TestPictures:
         cv2.rectangle(part, *scaled, WRONG, 2)
         return jpeg(part)
 
-    def _colorized(self, classes: np.ndarray) -> np.ndarray:
-        picture = colorize(np.minimum(classes, len(self.colors) - 1), self.colors)
-        picture[classes >= len(self.colors)] = UNLABELLED
-        return picture
-
 
 def errors_of(label: np.ndarray, prediction: np.ndarray, ignore_label: int) -> np.ndarray:
-    """(H, W, 3): orange where the prediction is wrong, blue where right, grey without label."""
-    picture = np.where((label == prediction)[..., None], np.uint8(RIGHT), np.uint8(WRONG))
-    picture[label == ignore_label] = UNLABELLED
+    """(H, W) uint8 indices of `ERRORS`: 0 where the prediction is wrong, 1 right, 2 unlabelled."""
+    picture = (label == prediction).astype(np.uint8)
+    picture[label == ignore_label] = 2
     return picture
 
 

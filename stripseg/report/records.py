@@ -6,8 +6,9 @@ size and elongation of the objects, by the network's confidence.
 """
 
 import json
+import zlib
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -48,6 +49,7 @@ class ImageRecord:
             empty where the confidence is not known.
         suspects: rows (label, prediction, pixels, top, left, bottom, right) of regions where the
             network is sure of another class than the label, far from boundaries, the largest first.
+        label: CRC-32 of the label's pixels, which tells whether two tests had the same label.
     """
 
     name: str
@@ -59,6 +61,7 @@ class ImageRecord:
     elongations: list[list[int]] = field(default_factory=list)
     calibration: list[list[float]] = field(default_factory=list)
     suspects: list[list[int]] = field(default_factory=list)
+    label: int = 0
 
     def iou(self) -> dict[int, float]:
         """{class: IoU} of the classes in the image's label or prediction."""
@@ -91,6 +94,7 @@ def examine(
     counts: np.ndarray | None,
     *,
     ignore_label: int,
+    thorough: bool = True,
 ) -> ImageRecord:
     """The record of an image.
 
@@ -98,44 +102,44 @@ def examine(
         label, prediction: (H, W) uint8 classes; without a label the record is empty.
         confidence: (H, W) uint8 probability of each predicted class, 255 is 1; or None.
         counts: (K, K) pixels of each label and prediction.
+        thorough: how the errors lie, too; this is what takes time.
     """
     size = prediction.shape[:2]
     if label is None:
         return ImageRecord(name, size)
+    rows, columns = np.nonzero(counts)
+    pairs = np.stack([rows, columns, counts[rows, columns]], 1).tolist()
+    record = ImageRecord(name, size, pairs, label=zlib.crc32(np.ascontiguousarray(label)))
+    if not thorough:
+        return record
     labelled = label != ignore_label
     wrong = (label != prediction) & labelled
     shown = np.where(labelled, prediction, ignore_label).astype(np.uint8)
-    inside, inside_shown = (boundary_distance(part, ignore_label) for part in (label, shown))
-    rows, columns = np.nonzero(counts)
+    inside, inside_shown = boundary_distance(label), boundary_distance(shown)
     sizes, elongations = objects_of(label, wrong, inside, ignore_label)
     sure = confidence is not None
-    return ImageRecord(
-        name,
-        size,
-        np.stack([rows, columns, counts[rows, columns]], 1).tolist(),
-        boundary_overlap(label, shown, inside, inside_shown, ignore_label),
-        errors_by_distance(inside[labelled], wrong[labelled]),
-        sizes,
-        elongations,
-        calibration_of(confidence[labelled], wrong[labelled]) if sure else [],
-        suspects_of(label, prediction, wrong & (inside > 3) & (confidence >= SURE)) if sure else [],
+    contradicted = wrong & (inside > 3) & (confidence >= SURE) if sure else None
+    return replace(
+        record,
+        boundary=boundary_overlap(label, shown, inside, inside_shown, ignore_label),
+        distance=errors_by_distance(inside[labelled], wrong[labelled]),
+        sizes=sizes,
+        elongations=elongations,
+        calibration=calibration_of(confidence[labelled], wrong[labelled]) if sure else [],
+        suspects=suspects_of(label, prediction, contradicted) if sure else [],
     )
 
 
-def boundary_distance(classes: np.ndarray, ignore_label: int) -> np.ndarray:
-    """(H, W) float32: pixels (chessboard) from each to the nearest one of another class.
+def boundary_distance(classes: np.ndarray) -> np.ndarray:
+    """(H, W) uint8: pixels (chessboard) from each to the nearest one of another value, 255 at most.
 
-    1 at a boundary. Unlabelled pixels and the image's border are not another class.
+    1 at a boundary. Unlabelled pixels are another value; the image's border is no boundary.
     """
-    labelled = classes != ignore_label
     around = np.ones((3, 3), np.uint8)
-    largest = cv2.dilate(np.where(labelled, classes, np.uint8(0)), around)
-    smallest = cv2.erode(np.where(labelled, classes, np.uint8(255)), around)
-    edge = ((largest != classes) | (smallest != classes)) & labelled
-    interior = (~edge).view(np.uint8)
+    interior = (cv2.dilate(classes, around) == cv2.erode(classes, around)).view(np.uint8)
     if interior.all():
-        return np.full(classes.shape, float(sum(classes.shape)), np.float32)
-    return cv2.distanceTransform(interior, cv2.DIST_C, 3) + 1
+        return np.full(classes.shape, 255, np.uint8)
+    return np.minimum(cv2.distanceTransform(interior, cv2.DIST_C, 3) + 1, 255).astype(np.uint8)
 
 
 def boundary_overlap(
@@ -146,7 +150,7 @@ def boundary_overlap(
     ignore_label: int,
 ) -> list[list[int]]:
     """Rows (class, intersection, union) of what lies within the boundary's width of a boundary."""
-    width = max(1, round(BOUNDARY_SHARE * float(np.hypot(*label.shape))))
+    width = min(254, max(1, round(BOUNDARY_SHARE * float(np.hypot(*label.shape)))))
     near = (inside <= width) & (label != ignore_label)
     near_shown = (inside_shown <= width) & (shown != ignore_label)
     both = near & near_shown & (label == shown)
@@ -193,13 +197,22 @@ def objects_of(
         regions = regions[mask] - 1
         area = np.bincount(regions, minlength=count - 1)
         right = area - np.bincount(regions[wrong[box][mask]], minlength=count - 1)
-        reach = np.zeros(count - 1, np.float32)
-        np.maximum.at(reach, regions, inside[box][mask])
+        reach = greatest(regions, inside[box][mask], count - 1)
         across = np.minimum(2 * reach - 1, np.sqrt(area))
         rows_of = np.stack([np.ones_like(area), area, right], 1)
         np.add.at(sizes, np.digitize(area, SIZES), rows_of)
         np.add.at(elongations, np.digitize(area / across**2, ELONGATIONS), rows_of)
     return sizes.tolist(), elongations.tolist()
+
+
+def greatest(regions: np.ndarray, values: np.ndarray, count: int) -> np.ndarray:
+    """(count,): the greatest uint8 value in each region."""
+    if count > 4096:  # the table below would be larger than the image
+        result = np.zeros(count, np.int64)
+        np.maximum.at(result, regions, values)
+        return result
+    table = np.bincount(regions * 256 + values, minlength=count * 256).reshape(count, 256)
+    return 255 - (table[:, ::-1] > 0).argmax(1)
 
 
 def calibration_of(confidence: np.ndarray, wrong: np.ndarray) -> list[list[float]]:
@@ -266,7 +279,8 @@ class TestRecords:
 def write_records(folder: Path, records: TestRecords) -> Path:
     """Write the file of a test's folder; return its path."""
     path = folder / NAME
-    first = {"stripseg": "per-image record", "version": VERSION, **records.facts}
+    about = {"stripseg": "per-image record", "version": VERSION, "images": len(records.images)}
+    first = {**about, **records.facts}
     with atomic_write(path) as file:
         for line in (first, *map(asdict, records.images)):
             file.write(json.dumps(line, separators=(",", ":")).encode() + b"\n")
@@ -300,6 +314,14 @@ def read_records(path: Path) -> TestRecords:
     names = facts.get("classes")
     if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
         raise DataError(f"{path}, line 1: `classes` must be the names of the classes")
+    colors = facts.get("colors", [[0, 0, 0]] * len(names))
+    if np.shape(colors) != (len(names), 3) or not np.isin(colors, range(256)).all():
+        raise DataError(f"{path}, line 1: `colors` must have [red, green, blue] for each class")
+    if facts.get("images") != len(lines) - 1 or len(lines) < 2:
+        raise DataError(
+            f"{path}: has {len(lines) - 1} images, and line 1 promises {facts.get('images')}; the "
+            "file is damaged"
+        )
     images = [
         record_from(parsed(path, number, line), len(names), f"{path}, line {number}")
         for number, line in enumerate(lines[1:], 2)
@@ -344,10 +366,11 @@ def record_from(content: Mapping[str, Any], classes: int, origin: str) -> ImageR
         DataError: a field is missing, unknown, or holds something else than its rows.
     """
     size, name = content.get("size"), content.get("name")
-    known = {"name", "size", *ROWS}
+    known = {"name", "size", "label", *ROWS}
     fits = (
         content.keys() == known
         and isinstance(name, str)
+        and type(content["label"]) is int
         and isinstance(size, list)
         and len(size) == 2
         and all(type(side) is int and side > 0 for side in size)
@@ -368,5 +391,6 @@ def rows_fit(rows: Any, key: str, classes: int) -> bool:
         and len(row) == ROWS[key]
         and all(type(value) in kinds and 0 <= value < 2**53 for value in row)
         and all(value < classes for value in row[: OF_CLASSES.get(key, 0)])
+        and (key != "counts" or row[2] > 0)
         for row in rows
     )

@@ -41,9 +41,9 @@ def shown_classes(prediction: Prediction, chosen: Sequence[str]) -> np.ndarray:
 def shares(prediction: Prediction) -> list[list[str]]:
     """A row (class, share of the image) for each class that is present, the largest first."""
     counts = np.bincount(prediction.mask.ravel(), minlength=len(prediction.names))
+    order = [index for index in np.argsort(-counts, kind="stable") if counts[index]]
     return [
-        [name, f"{100 * counts[prediction.names.index(name)] / counts.sum():.1f} %"]
-        for name in prediction.present
+        [prediction.names[index], f"{100 * counts[index] / counts.sum():.1f} %"] for index in order
     ]
 
 
