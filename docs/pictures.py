@@ -1,0 +1,55 @@
+"""The pictures of README.md and docs/: `python docs/pictures.py RESULT_FOLDER`.
+
+RESULT_FOLDER is that of a test of the built-in shapes: exp/shapes/spnet18/result/val/ss after
+`make demo`. Needs a Chromium and playwright (extra `test`).
+"""
+
+import shutil
+import sys
+from pathlib import Path
+
+import cv2
+import numpy as np
+from playwright.sync_api import sync_playwright
+
+IMAGES = Path(__file__).with_name("images")
+BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
+SHOWN = 4  # scenes of prediction.png
+SIDE = 240  # pixels of each
+
+
+def predictions(result: Path, data: Path) -> None:
+    """prediction.png: scenes above, their predicted classes below."""
+    columns = []
+    for path in sorted((result / "color").glob("*.png"))[:SHOWN]:
+        photo = cv2.imread(str(data / "images/val" / f"{path.stem}.jpg"))
+        pair = [cv2.resize(part, (SIDE, SIDE)) for part in (photo, cv2.imread(str(path)))]
+        columns.append(np.vstack(pair))
+    gap = np.full((2 * SIDE, 8, 3), 255, np.uint8)
+    row = [part for column in columns for part in (column, gap)][:-1]
+    cv2.imwrite(str(IMAGES / "prediction.png"), np.hstack(row))
+
+
+def report(result: Path) -> None:
+    """report.png, confusion.png, viewer.png: parts of the page as a browser shows them."""
+    browser = next(filter(None, map(shutil.which, BROWSERS)))
+    with sync_playwright() as playwright:
+        chromium = playwright.chromium.launch(executable_path=browser, args=["--no-sandbox"])
+        page = chromium.new_page(viewport={"width": 1000, "height": 720})
+        page.goto((result / "report.html").resolve().as_uri())
+        page.evaluate("document.querySelector('pre').remove()")  # the command has our paths
+        page.screenshot(path=IMAGES / "report.png")
+        page.locator("#confusion").scroll_into_view_if_needed()
+        page.locator("#confusion").screenshot(path=IMAGES / "confusion.png")
+        page.locator("#gallery .card").first.click()
+        page.select_option("#right", label="errors")
+        page.wait_for_timeout(500)
+        page.locator("#viewer").screenshot(path=IMAGES / "viewer.png")
+        chromium.close()
+
+
+if __name__ == "__main__":
+    folder = Path(sys.argv[1])
+    IMAGES.mkdir(exist_ok=True)
+    predictions(folder, Path(sys.argv[2]) if len(sys.argv) > 2 else Path("dataset/shapes/data"))
+    report(folder)
