@@ -63,7 +63,7 @@ def test_pictures_of_any_channels_are_trained_on_and_tested(
         with open(root.joinpath("train.txt"), "a") as file:
             file.write(f"{path.relative_to(root)} {small_shapes / label}\n")
     weights = tmp_path / "rgb.pth"
-    torch.save(ResNet(18).state_dict(), weights)
+    torch.save(ResNet(18, width=0.125).state_dict(), weights)
     content = yaml.safe_load(small_config.read_text())
     content["DATA"] |= {"data_root": str(root), "in_channels": channels, "val_list": "train.txt"}
     content["TRAIN"] |= {"pretrained": str(weights), "epochs": 1}

@@ -269,7 +269,7 @@ def test_its_weights_start_a_segmenter(config_file: Path, small_config: Path) ->
     classifier = ["TRAIN.stem", "deep", "TRAIN.attention", "none"]
     content = trained(config_file, *classifier, until=1)
     last = load_config(config_file).TRAIN.save_path + "/last.pth"
-    overrides = ["TRAIN.pretrained", last, "TRAIN.resume", "none"]
+    overrides = ["TRAIN.pretrained", last, "TRAIN.resume", "none", "TRAIN.width", "1"]
     segmenter = build_trainer(load_config(small_config, overrides), CPU).segmenter
     for key, value in segmenter.backbone.state_dict().items():
         if ".strip_pooling." not in key:

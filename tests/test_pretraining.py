@@ -127,6 +127,7 @@ def test_pretraining_trains_and_starts_a_segmenter(
     trainer.fit()
     assert trainer.step == 4
     overrides = ["TRAIN.pretrained", str(tmp_path / "run" / "last.pth"), "TRAIN.resume", "none"]
+    overrides += ["TRAIN.width", "1"]
     segmenter = build_trainer(load_config(small_config, overrides), CPU).segmenter
     trained = {
         key.removeprefix("backbone."): value
