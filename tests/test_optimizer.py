@@ -159,7 +159,7 @@ def test_a_backbone_of_unknown_layers_is_refused(small_config: Path, monkeypatch
     timm = pytest.importorskip("timm")
     monkeypatch.delattr(timm.models.resnet.ResNet, "group_matcher")
     words = ["TRAIN.backbone", "timm/resnet10t", "TRAIN.output_stride", "32", "TRAIN.width", "1"]
-    with pytest.raises(ConfigError, match="command line: timm does not tell the layers of this .*decay 1"):
+    with pytest.raises(ConfigError, match="command line: timm does not tell the layers of this"):
         stage_factors(small_config, *words)
 
 

@@ -278,7 +278,8 @@ def test_the_averaged_weights_are_validated_and_kept(small_config: Path) -> None
 @pytest.mark.slow
 def test_two_processes_equal_one_with_the_recipes(small_config: Path, tmp_path: Path) -> None:
     """The global loss, the clipped gradient and the samples do not depend on the processes."""
-    words = [*RECIPE, "TRAIN.dropout", "0", "TRAIN.batch_size", "5", "TRAIN.epochs", "2"]
+    words = [*RECIPE, "TRAIN.dropout", "0", "TRAIN.batch_size", "5"]
+    words += ["TRAIN.epochs", "1", "TRAIN.warmup_epochs", "0"]  # one step: rounding does not grow
     results = []
     for processes in ("1", "2"):
         folder = tmp_path / f"processes{processes}"
