@@ -9,6 +9,7 @@ SIDE = 2**15  # of a crop, a window or a scaled image; a square of it has four t
 SCALE = 16.0  # of a test image; the literature ends at 2
 GRID = 1024  # cells along a side that features are pooled to, or that a mask of PSANet has
 MODULES = 64  # mixed pooling modules; the paper has 2
+BOUNDARY = 64  # pixels around a boundary that weigh more; each is a pass over the labels
 WIDTH = 8.0  # factor of channels; eight times the width has 64 times the weights
 PROCESSES_PER_CPU = 4  # training processes on CPUs; more than one only wait for each other
 

@@ -17,10 +17,21 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validat
 from pydantic.fields import FieldInfo
 
 from . import limits
-from .types import URL, FilePath, GPUList, LowerName, Name, PoolSizes, Precision, kind_of
+from .types import (
+    URL,
+    FilePath,
+    GPUList,
+    LowerName,
+    Name,
+    PoolSizes,
+    Precision,
+    WordOrWeights,
+    kind_of,
+)
 
 COMMAND_LINE = "command line"
 CLASSIFIER = "classifier"  # the TRAIN.arch that names the class of a whole image
+LOSSES = ("cross_entropy", "dice", "lovasz", "focal", "boundary", "ohem")
 IGNORED_IMAGE = -1  # label of an image that counts nowhere; of a pixel: TRAIN.ignore_label
 
 Key = tuple[str, ...]  # ("TRAIN", "base_lr")
@@ -238,6 +249,27 @@ class TrainSection(NetworkOptions):
     rotate_probability: float = option(0.5, "share of images rotated", ge=0, le=1)
     blur_probability: float = option(0.5, "share of images blurred", ge=0, le=1)
     flip_probability: float = option(0.5, "share of images mirrored", ge=0, le=1)
+    color_jitter: list[float] = option(
+        [0.0, 0.0, 0.0],
+        "largest random change of brightness, contrast and saturation, such as [0.4, 0.4, 0.4] "
+        "for factors from 0.6 to 1.4",
+        ge=0,
+        le=1,
+        length=3,
+    )
+    rare_class_crop: float = option(
+        0.0,
+        "share of crops that are laid around a pixel of a class that is rare in the image",
+        ge=0,
+        le=1,
+    )
+    copy_paste: float = option(
+        0.0,
+        "share of crops into which half of the classes of another image's crop are pasted, rare "
+        "ones more often",
+        ge=0,
+        le=1,
+    )
     crop_padding: int = option(
         4,
         "classifier on CIFAR: black pixels added at each side before the random crop",
@@ -267,9 +299,10 @@ class TrainSection(NetworkOptions):
         "weight of the auxiliary loss on stage 3; 0 leaves the auxiliary head out",
         ge=0,
     )
-    loss: Literal["cross_entropy", "ohem"] = option(
+    loss: Annotated[str | dict[str, float], WordOrWeights(*LOSSES)] = option(
         "cross_entropy",
-        "`ohem` learns from the hardest pixels only",
+        "a loss, or a weighted sum of several: `dice` and `lovasz` compare regions, `focal` and "
+        "`ohem` learn from hard pixels, `boundary` from those near other classes",
     )
     ohem_threshold: float = option(
         0.7,
@@ -278,6 +311,18 @@ class TrainSection(NetworkOptions):
         le=1,
     )
     ohem_min_kept: int = option(100000, "OHEM: pixels kept at least", ge=0)
+    focal_gamma: float = option(
+        2.0, "focal loss: exponent; the higher, the less easy pixels count", ge=0
+    )
+    boundary_weight: float = option(
+        4.0, "boundary loss: what a pixel beside another class weighs in addition to 1", gt=0
+    )
+    boundary_width: int = option(
+        5,
+        "boundary loss: pixels of the training logits within which that fades to 0",
+        ge=1,
+        le=limits.BOUNDARY,
+    )
     class_weights: Literal["none", "auto"] | list[float] = option(
         "none",
         "weights of the classes in the loss; `auto` counts the training labels",
@@ -329,6 +374,13 @@ class TrainSection(NetworkOptions):
     )
     epochs: int = option(100, "passes over the training list", ge=1)
     start_epoch: int = option(0, "first epoch of a run that resumes nothing", ge=0)
+    layer_lr_decay: float = option(
+        1.0,
+        "what the learning rate is multiplied by from one layer of the backbone to the one before "
+        "it: a stage of a ResNet or PyConvResNet, a layer as timm groups them; 1 is without",
+        gt=0,
+        le=1,
+    )
     schedule: Literal["poly", "step", "cosine"] = option(
         "poly",
         "the learning rate: `poly` (1 - step / steps) ^ `power`, `cosine` half a wave down to "
@@ -351,6 +403,16 @@ class TrainSection(NetworkOptions):
     )
     weight_decay: float = option(
         0.0001, "weight decay of every optimizer; AdamW decouples it from the gradient", ge=0
+    )
+    decay_norms_and_biases: bool = option(
+        True,
+        "weight decay also on parameters of one dimension, norms and biases; as in the papers",
+    )
+    clip_grad_norm: float | None = option(
+        None,
+        "largest norm of the gradient of all parameters together, such as 1; a longer one is "
+        "shortened to it; empty is without",
+        gt=0,
     )
     mixup: float = option(0.0, "classifier: a of mixup's Beta(a, a), often 0.2; 0 is without", ge=0)
     cutmix: float = option(
@@ -429,6 +491,11 @@ class TrainSection(NetworkOptions):
     )
     tensorboard: bool = option(True, "False leaves `tensorboard` out of `trackers`")
     sample_predictions: int = option(4, "predictions shown to trackers per validation", ge=0)
+
+    @property
+    def losses(self) -> dict[str, float]:
+        """{name: weight} of what `loss` says."""
+        return {self.loss: 1.0} if isinstance(self.loss, str) else self.loss
 
 
 class DistributedSection(Section):

@@ -238,6 +238,29 @@ class Maybe(Kind):
         return self.kind.hint(value)
 
 
+class WordOrWeights(Kind):
+    """One of a few words, or a mapping of some of them to their weights."""
+
+    def __init__(self, *words: str) -> None:
+        self.word, self.weight = Choice(*words), Real(above=0)
+        self.phrase = (
+            f"{self.word.phrase}, or a mapping of some of these to weights above 0 such as "
+            f"{{{words[0]}: 1, {words[1]}: 0.5}}"
+        )
+
+    def parse(self, value: Any) -> str | dict[str, float]:
+        if not isinstance(value, Mapping):
+            return str(self.word.parse(value))
+        weights = {str(self.word.parse(key)): self.weight.parse(v) for key, v in value.items()}
+        if not weights or len(weights) < len(value):
+            raise ValueError("no words, or one in two spellings")
+        return weights
+
+    def hint(self, value: Any) -> str:
+        words = value if isinstance(value, Mapping) else [value]
+        return next(filter(None, map(self.word.hint, words)), "")
+
+
 class Checked(Kind):
     """A kind with one more condition, which `phrase` puts in words."""
 

@@ -82,6 +82,8 @@ def problems(config: Config) -> Iterator[Problem]:
     yield from _channels(config.DATA)
     yield from _labels(config.DATA, config.TRAIN, classifies=config.classifies)
     yield from (_classification(config) if config.classifies else _mixing(config.TRAIN))
+    yield from _losses(config.TRAIN)
+    yield from _jitter(config.DATA, config.TRAIN)
     yield from _ranges(config.TRAIN)
     yield from _crops(config.TRAIN, config.TEST)
     yield from _memory(config.TRAIN)
@@ -186,7 +188,10 @@ def _classification(config: Config) -> Iterator[Problem]:
     """Options of segmentation that a classifier cannot honour, and impossible ones of its own."""
     train, data = config.TRAIN, config.DATA
     for section, key, wanted, reason in (
-        ("TRAIN", "loss", "cross_entropy", "OHEM chooses pixels"),
+        ("TRAIN", "loss", "cross_entropy", "the other losses choose and compare pixels"),
+        ("TRAIN", "rare_class_crop", 0, "it looks for pixels of a class"),
+        ("TRAIN", "copy_paste", 0, "it pastes pixels of a class"),
+        ("TRAIN", "color_jitter", [0, 0, 0], "its augmentation is the one of its papers"),
         ("DATA", "packed", None, "packing is for images with label maps"),
         ("TEST", "has_prediction", False, "a classifier saves no images of labels"),
     ):
@@ -224,6 +229,31 @@ def _mixing(train: TrainSection) -> Iterator[Problem]:
                 f"TRAIN.{key} {getattr(train, key):g} mixes the classes of whole images: it needs "
                 "TRAIN.arch classifier",
             )
+
+
+def _losses(train: TrainSection) -> Iterator[Problem]:
+    """Options that none of the losses in use looks at."""
+    by_pixel = ("cross_entropy", "ohem", "boundary")
+    for key, without, users in (
+        ("label_smoothing", 0, by_pixel),
+        ("class_weights", "none", (*by_pixel, "focal")),
+    ):
+        value = getattr(train, key)
+        if value != without and train.losses.keys().isdisjoint(users):
+            yield (
+                _of("TRAIN", key, "loss"),
+                f"TRAIN.{key} {value} has no effect with TRAIN.loss {' and '.join(train.losses)}: "
+                f"it is for {', '.join(users)}; leave it out, or add one of these to TRAIN.loss",
+            )
+
+
+def _jitter(data: DataSection, train: TrainSection) -> Iterator[Problem]:
+    if any(train.color_jitter) and data.in_channels != 3:
+        yield (
+            (("TRAIN", "color_jitter"), ("DATA", "in_channels")),
+            f"TRAIN.color_jitter {train.color_jitter} is for RGB images, and DATA.in_channels is "
+            f"{data.in_channels}; leave it out",
+        )
 
 
 def _ranges(train: TrainSection) -> Iterator[Problem]:

@@ -121,6 +121,8 @@ def build_training_set(config: Config) -> TrainingSet:
         rotate_probability=train.rotate_probability,
         blur_probability=train.blur_probability,
         flip_probability=train.flip_probability,
+        rare_class_probability=train.rare_class_crop,
+        color_jitter=tuple(train.color_jitter),
         fill=config.DATA.mean,
         ignore_label=train.ignore_label,
     )
@@ -132,6 +134,7 @@ def build_training_set(config: Config) -> TrainingSet:
         seed=train.manual_seed or 0,
         channels=config.DATA.in_channels,
         skip_bad=train.bad_data == "skip",
+        copy_paste=train.copy_paste,
         packed=open_packed(config, "train", pairs, encoding),
     )
 

@@ -8,7 +8,7 @@ from torch.utils.data import Dataset
 
 from ..config.errors import DataError
 from ..util.images import read_image
-from .augmentation import Augmentation
+from .augmentation import Augmentation, paste
 from .labels import LabelEncoding
 from .lists import Pair
 from .packed.reader import PackedPairs
@@ -89,7 +89,8 @@ class TrainingSet(Dataset):
 
     A pair that cannot be used is an error, or with `skip_bad` a crop that is ignored as a whole and
     carries its `problem`: the others of the batch are what they would have been. With a `packed`
-    copy of the pairs the crops are the same, read from there.
+    copy of the pairs the crops are the same, read from there. Into the share `copy_paste` of them
+    classes of another pair's crop are pasted, unless that pair cannot be used.
     """
 
     def __init__(
@@ -101,10 +102,12 @@ class TrainingSet(Dataset):
         seed: int,
         channels: int = 3,
         skip_bad: bool = False,
+        copy_paste: float = 0.0,
         packed: PackedPairs | None = None,
     ) -> None:
         self.pairs = pairs
         self.encoding = encoding
+        self.copy_paste = copy_paste
         self.skip_bad = skip_bad
         self.augmentation = augmentation
         self.packed = packed
@@ -117,16 +120,34 @@ class TrainingSet(Dataset):
     def __getitem__(self, key: tuple[int, int]) -> Sample | DataError:
         """The sample of (epoch, index)."""
         epoch, index = key
+        generator = np.random.Generator(np.random.PCG64([self.seed, epoch, index]))
         try:
-            if self.packed is None:
-                sample = read_pair(self.pairs[index], self.encoding, index, channels=self.channels)
-            else:
-                sample = read_packed(self.packed, self.pairs[index], index)
+            crop = self._crop(index, generator)
         except DataError as error:
             return self.blank(index, str(error)) if self.skip_bad else error
-        generator = np.random.Generator(np.random.PCG64([self.seed, epoch, index]))
-        image, label = self.augmentation(sample.image, sample.label, generator)
-        return Sample(image, label, sample.name, index)
+        if self.copy_paste and generator.random() < self.copy_paste:
+            try:
+                other = self._crop(int(generator.integers(len(self.pairs))), generator)
+            except DataError as error:
+                if not self.skip_bad:
+                    return error
+            else:
+                ignored = self.augmentation.ignore_label
+                crop = paste(crop, other, generator, ignore_label=ignored)
+        return Sample(*crop, self.pairs[index].name, index)
+
+    def _crop(self, index: int, generator: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+        """An augmented crop, image and label.
+
+        Raises:
+            DataError: the pair cannot be used.
+        """
+        pair = self.pairs[index]
+        if self.packed is None:
+            sample = read_pair(pair, self.encoding, index, channels=self.channels)
+        else:
+            sample = read_packed(self.packed, pair, index)
+        return self.augmentation(sample.image, sample.label, generator)
 
     def blank(self, index: int, problem: str) -> Sample:
         """The colour of padding, ignored everywhere."""

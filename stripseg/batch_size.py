@@ -100,6 +100,7 @@ def trial_step(
         loss=loss_of(config),
         dtype=dtype,
         ema=EMA(network, train.average_decay) if train.average_decay else None,
+        clip_grad_norm=train.clip_grad_norm,
     )
     normalize = Normalization(config.DATA.mean, config.DATA.std, device)
     layout = torch.channels_last if train.channels_last else torch.contiguous_format

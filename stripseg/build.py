@@ -4,6 +4,7 @@ import torch
 from torch import Tensor, nn
 
 from .config.compatibility import check_same_network
+from .config.errors import ConfigError
 from .config.schema import IGNORED_IMAGE, Config
 from .model.build import build_network
 from .model.weights import load_weights
@@ -20,7 +21,18 @@ from .util.training.optimizer import build_optimizer
 
 
 def optimizer_of(config: Config, segmenter: nn.Module) -> torch.optim.Optimizer:
+    """The optimizer that `TRAIN` describes.
+
+    Raises:
+        ConfigError: layer-wise learning rates for a backbone whose layers are not known.
+    """
     train = config.TRAIN
+    layers: list[list[nn.Parameter]] = []
+    if train.layer_lr_decay < 1:
+        try:
+            layers = segmenter.backbone.layers()
+        except ValueError as error:
+            raise ConfigError(f"{config.origin('TRAIN.layer_lr_decay')}: {error}") from error
     return build_optimizer(
         segmenter,
         segmenter.new_layers(),
@@ -29,18 +41,25 @@ def optimizer_of(config: Config, segmenter: nn.Module) -> torch.optim.Optimizer:
         momentum=train.momentum,
         weight_decay=train.weight_decay,
         name=train.optimizer,
+        decay_norms_and_biases=train.decay_norms_and_biases,
+        layers=layers,
+        layer_lr_decay=train.layer_lr_decay,
     )
 
 
 def loss_of(config: Config, class_weights: Tensor | None = None) -> SegmentationLoss:
     train = config.TRAIN
     return SegmentationLoss(
+        train.losses,
         ignore_label=ignore_label_of(config),
         auxiliary_weight=train.aux_weight,
         class_weights=class_weights,
-        ohem_threshold=train.ohem_threshold if train.loss == "ohem" else None,
+        ohem_threshold=train.ohem_threshold,
         ohem_min_kept=train.ohem_min_kept,
         label_smoothing=train.label_smoothing,
+        focal_gamma=train.focal_gamma,
+        boundary_weight=train.boundary_weight,
+        boundary_width=train.boundary_width,
     )
 
 

@@ -141,9 +141,10 @@ def labelled(rows: tuple[int, ...]) -> tuple[Tensor, Tensor]:
 
 @pytest.mark.parametrize("weights", [None, torch.tensor([0.5, 2.0, 1.0, 3.0])])
 @pytest.mark.parametrize("rows", [(7, 5, 2), (0, 9, 0), (0, 0, 0)])
-def test_losses_of_parts_add_up(rows: tuple[int, ...], weights: Tensor | None) -> None:
+@pytest.mark.parametrize("name", ["cross_entropy", "focal", "boundary", "lovasz"])
+def test_losses_of_parts_add_up(name: str, rows: tuple[int, ...], weights: Tensor | None) -> None:
     logits, label = labelled(rows)
-    loss = SegmentationLoss(class_weights=weights)
+    loss = SegmentationLoss({name: 1}, class_weights=weights)
     loss(logits, logits, label)[0].backward()
     expected, logits.grad = logits.grad, None
     total = 0
@@ -155,15 +156,13 @@ def test_losses_of_parts_add_up(rows: tuple[int, ...], weights: Tensor | None) -
     torch.testing.assert_close(total, loss(logits, logits, label)[0].detach())
 
 
-def test_ohem_chooses_in_each_part_and_weighs_it_by_its_labels() -> None:
+@pytest.mark.parametrize("terms", [{"ohem": 1}, {"dice": 1}], ids=["ohem", "dice"])
+def test_ohem_and_dice_look_at_each_part_and_weigh_it_by_its_labels(terms: dict) -> None:
     logits, label = labelled((9, 3, 6))
-    options = {"ohem_threshold": 0.01, "ohem_min_kept": 20}
-    alone = SegmentationLoss(ohem_threshold=0.01, ohem_min_kept=10)
+    together = SegmentationLoss(terms, ohem_threshold=0.01, ohem_min_kept=20)
+    alone = SegmentationLoss(terms, ohem_threshold=0.01, ohem_min_kept=10)
     parts = (slice(0, 2), slice(2, 3))
-    got = sum(
-        SegmentationLoss(**options)(logits[i], None, label[i], whole=label, parts=2)[0]
-        for i in parts
-    )
+    got = sum(together(logits[i], None, label[i], whole=label, parts=2)[0] for i in parts)
     first, second = (alone(logits[i], None, label[i])[0] for i in parts)
     torch.testing.assert_close(got, first * (12 / 18) + second * (6 / 18))
 

@@ -8,7 +8,18 @@ import numpy as np
 import pytest
 
 from stripseg.dataset import augmentation as module
-from stripseg.dataset.augmentation import Augmentation, rotation, source_window, warp, warp_image
+from stripseg.dataset.augmentation import (
+    Augmentation,
+    crop_start,
+    jittered,
+    paste,
+    rare_pixel,
+    rarity,
+    rotation,
+    source_window,
+    warp,
+    warp_image,
+)
 
 PLAIN = Augmentation(
     crop=(40, 50), scale=(1.0, 1.0), rotate_probability=0, blur_probability=0, flip_probability=0
@@ -195,3 +206,119 @@ def test_the_window_is_a_part_of_the_picture_even_where_the_crop_is_beside_it() 
     assert (rows.start, columns.start) == (2, 8)
     assert rows.stop <= 18
     assert columns.stop <= 29
+
+
+def rare_label() -> np.ndarray:
+    """Class 0 everywhere, 100 pixels of class 1, four of class 2, and some that are ignored."""
+    label = np.zeros((200, 260), np.uint8)
+    label[50:60, 30:40] = 1
+    label[180:182, 240:242] = 2
+    label[:5] = 255
+    return label
+
+
+def test_classes_are_drawn_by_the_inverse_root_of_their_pixels() -> None:
+    label = rare_label()
+    classes, probabilities = rarity(label, ignore_label=255)
+    weights = np.array([1 / np.sqrt((label == index).sum()) for index in range(3)])
+    assert classes.tolist() == [0, 1, 2]
+    np.testing.assert_allclose(probabilities, weights / weights.sum())
+    drawn = [rare_pixel(label, generator(seed), ignore_label=255) for seed in range(2000)]
+    shares = np.bincount([label[y, x] for x, y in drawn]) / len(drawn)
+    assert np.abs(shares - probabilities).max() < 0.04
+    places = {pixel for pixel in drawn if label[pixel[1], pixel[0]] == 2}
+    assert places == {(240, 180), (241, 180), (240, 181), (241, 181)}  # any of its pixels
+    assert rare_pixel(np.full((4, 4), 255, np.uint8), generator(), ignore_label=255) is None
+
+
+@pytest.mark.parametrize(("side", "crop"), [(30, 7), (30, 30), (5, 12)])
+def test_a_crop_around_a_position_is_any_that_contains_it(side: int, crop: int) -> None:
+    allowed = {crop_start(side, crop, generator(seed)) for seed in range(400)}
+    for around in (-0.4, 0.0, 3.3, side - 1.0, side - 0.6):
+        starts = {crop_start(side, crop, generator(s), around=around) for s in range(400)}
+        inside = min(max(around, 0), side - 1)
+        assert starts == {s for s in allowed if s <= inside <= s + crop - 1}, around
+    assert crop_start(side, min(crop, side), generator(), around=-9.0) == 0
+    assert crop_start(side, min(crop, side), generator(), around=99.0) == side - min(crop, side)
+
+
+def test_a_rare_class_is_in_the_crop() -> None:
+    """Without it in few; with it in as many as draw class 1 or 2, whose places are far apart."""
+    label = rare_label()
+    image = COLORS[np.minimum(label, 3)]
+    common = Augmentation(crop=(40, 40), scale=(1.0, 1.5), rotate_probability=0.0)
+    rare = replace(common, rare_class_probability=1.0)
+    found = {}
+    for name, augmentation in (("common", common), ("rare", rare)):
+        labels = [augmentation(image, label, generator(seed))[1] for seed in range(300)]
+        found[name] = np.mean([np.isin(crop, (1, 2)).any() for crop in labels])
+    _, probabilities = rarity(label, ignore_label=255)
+    assert found["common"] < 0.2
+    assert found["rare"] > probabilities[1:].sum() - 0.06
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_the_wanted_pixel_is_in_the_crop_whatever_is_drawn(seed: int) -> None:
+    """Scaled, mirrored and turned about the centre: far from the corners it stays in the frame."""
+    augmentation = Augmentation(crop=(40, 50), rotation=(-30.0, 30.0), rotate_probability=1.0)
+    wanted = tuple(generator(seed).integers(60, 100, 2).tolist())
+    to_source = augmentation.sample_map((160, 160), generator(seed), wanted=wanted)
+    x, y = np.linalg.inv(np.vstack([to_source, [0, 0, 1]]))[:2] @ [*wanted, 1]
+    assert -1e-6 <= x <= 49 + 1e-6
+    assert -1e-6 <= y <= 39 + 1e-6
+
+
+def test_a_share_of_no_rare_crops_draws_nothing() -> None:
+    """The crops of the option at 0 are those from before it was there."""
+    image, label = picture(90, 110)
+    augmentation = Augmentation(crop=(48, 48))
+    to_source = augmentation.sample_map((90, 110), generator(5))
+    fill = [round(value) for value in augmentation.fill]
+    plain = replace(augmentation, blur_probability=0.0)(image, label, generator(5))
+    assert np.array_equal(plain[0], warp_image(image, to_source, (48, 48), fill))
+
+
+def test_jitter_is_brightness_contrast_saturation() -> None:
+    """Each by its definition, without rounding in between."""
+    image = generator(3).integers(60, 190, (30, 40, 3), np.uint8)
+    for largest in ([0.3, 0, 0], [0, 0.5, 0], [0, 0, 1.0], [0.1, 0.2, 0.3]):
+        random = generator(4)
+        factors = [random.uniform(1 - a, 1 + a) for a in largest]
+        x = image.astype(float) * factors[0]
+        x = factors[1] * x + (1 - factors[1]) * (x @ [0.299, 0.587, 0.114]).mean()
+        grey = (x @ [0.299, 0.587, 0.114])[..., None]
+        x = factors[2] * x + (1 - factors[2]) * grey
+        ours = jittered(image, largest, generator(4))
+        assert ours.dtype == np.uint8
+        assert np.abs(ours - x.clip(0, 255)).max() <= 1.5, largest
+    assert np.array_equal(jittered(image, [0, 0, 0], generator()), image)
+
+
+def test_jitter_leaves_the_label_and_the_source() -> None:
+    image, label = picture()
+    before = image.copy()
+    ours = replace(PLAIN, color_jitter=(0.5, 0.5, 0.5))(image, label, generator(1))
+    assert np.array_equal(ours[1], label)
+    assert np.array_equal(image, before)
+    assert not np.array_equal(ours[0], image)
+
+
+def test_half_of_the_classes_are_pasted() -> None:
+    image, label = picture()
+    other_label = rare_label()[160:, 210:]  # classes 0 and 2
+    other_image = np.full((40, 50, 3), 7, np.uint8)
+    chosen = []
+    for seed in range(40):
+        mixed, ids = paste(
+            (image, label), (other_image, other_label), generator(seed), ignore_label=255
+        )
+        pasted = (mixed == 7).all(2)
+        value = int(other_label[pasted][0])
+        assert np.array_equal(pasted, other_label == value)  # one class, whole
+        assert np.array_equal(ids, np.where(pasted, value, label))
+        assert np.array_equal(mixed[~pasted], image[~pasted])
+        chosen.append(value)
+    assert set(chosen) == {0, 2}
+    assert chosen.count(2) > chosen.count(0)  # the rare one more often
+    nothing = (other_image, np.full((40, 50), 255, np.uint8))
+    assert paste((image, label), nothing, generator(), ignore_label=255)[0] is image

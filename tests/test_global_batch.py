@@ -18,8 +18,14 @@ from stripseg.util.training.parallelize import place_network
 CPU = torch.device("cpu")
 
 
-def training_steps(config_path: str, shares: list[slice]) -> tuple[dict[str, Tensor], list[float]]:
+TERMS = {"cross_entropy": 1, "dice": 0.5, "lovasz": 0.5, "focal": 1, "boundary": 1, "ohem": 1}
+
+
+def training_steps(
+    config_path: str, shares: list[slice], terms: dict[str, float]
+) -> tuple[dict[str, Tensor], list[float]]:
     """Two SGD steps on this process's share: the weights and the global losses."""
+    loss_of = SegmentationLoss(terms, ohem_min_kept=1000)
     config = load_config(config_path, ["TRAIN.channels_last", "False"])
     torch.manual_seed(0)
     segmenter = spnet(18, 5, dropout=0.0).double().train()
@@ -38,7 +44,7 @@ def training_steps(config_path: str, shares: list[slice]) -> tuple[dict[str, Ten
         image = torch.randn(4, 3, 33, 41, generator=generator, dtype=torch.float64)
         label = torch.randint(5, (4, 33, 41), generator=generator)
         label[0, 5:] = 255  # the processes have different numbers of labelled pixels
-        loss, _, _ = SegmentationLoss()(*network(image[share]), label[share])
+        loss, _, _ = loss_of(*network(image[share]), label[share])
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
@@ -52,9 +58,13 @@ def training_steps(config_path: str, shares: list[slice]) -> tuple[dict[str, Ten
     [[slice(0, 2), slice(2, 4)], [slice(0, 3), slice(3, 4)]],
     ids=["even", "uneven"],
 )
-def test_two_processes_take_the_steps_of_one(small_config, shares: list[slice]) -> None:
-    expected, losses = training_steps(str(small_config), [slice(0, 4)])
-    for weights, global_losses in run_processes(2, training_steps, str(small_config), shares):
+@pytest.mark.parametrize("terms", [{"cross_entropy": 1}, TERMS], ids=["cross entropy", "all"])
+def test_two_processes_take_the_steps_of_one(
+    small_config, shares: list[slice], terms: dict[str, float]
+) -> None:
+    expected, losses = training_steps(str(small_config), [slice(0, 4)], terms)
+    arguments = (str(small_config), shares, terms)
+    for weights, global_losses in run_processes(2, training_steps, *arguments):
         assert global_losses == pytest.approx(losses, rel=1e-6)
         for key, value in expected.items():
             torch.testing.assert_close(

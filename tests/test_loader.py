@@ -26,8 +26,13 @@ def encoding(pairs: list[Pair]):
     return choose_encoding(pairs, None, classes=9)
 
 
-def loader(pairs: list[Pair], **options) -> TrainingLoader:
-    dataset = TrainingSet(pairs, encoding(pairs), Augmentation(crop=(32, 40)), seed=3)
+RARE = Augmentation(crop=(32, 40), rare_class_probability=0.5, color_jitter=(0.4, 0.4, 0.4))
+
+
+def loader(pairs: list[Pair], *, rare: bool = False, **options) -> TrainingLoader:
+    augmentation = RARE if rare else Augmentation(crop=(32, 40))
+    paste = 0.5 if rare else 0.0
+    dataset = TrainingSet(pairs, encoding(pairs), augmentation, seed=3, copy_paste=paste)
     return TrainingLoader(dataset, **{"batch_size": 4, "seed": 3, **options})
 
 
@@ -59,19 +64,20 @@ def test_every_image_comes_at_most_once_in_an_epoch_in_another_order_each_time(p
     assert len(set(orders)) > 1
 
 
+@pytest.mark.parametrize("rare", [False, True])
 @pytest.mark.parametrize("workers", [1, 2])
-def test_workers_change_nothing(pairs, workers: int) -> None:
-    assert_same(
-        list(loader(pairs).batches(0, 3)), list(loader(pairs, workers=workers).batches(0, 3))
-    )
+def test_workers_change_nothing(pairs, workers: int, rare: bool) -> None:
+    alone, several = loader(pairs, rare=rare), loader(pairs, rare=rare, workers=workers)
+    assert_same(list(alone.batches(0, 3)), list(several.batches(0, 3)))
 
 
+@pytest.mark.parametrize("rare", [False, True])
 @pytest.mark.parametrize("processes", [2, 3])
-def test_the_shares_of_the_processes_are_the_global_batch(pairs, processes: int) -> None:
+def test_the_shares_of_the_processes_are_the_global_batch(pairs, processes, rare: bool) -> None:
     """With four images on three processes, one of them has two."""
-    whole = list(loader(pairs).batches(0, 3))
+    whole = list(loader(pairs, rare=rare).batches(0, 3))
     shares = [
-        list(loader(pairs, rank=rank, world_size=processes).batches(0, 3))
+        list(loader(pairs, rare=rare, rank=rank, world_size=processes).batches(0, 3))
         for rank in range(processes)
     ]
     for step, batch in enumerate(whole):
@@ -161,3 +167,20 @@ def test_workers_that_validate_leave_a_signal_to_their_parent(pairs: list[Pair])
         os.kill(worker.pid, signal.SIGTERM)
     names += [sample.name for sample in samples]
     assert names == [pair.name for pair in dataset.pairs]
+
+
+def test_a_pair_that_cannot_be_pasted_stops_the_run_or_is_left_out(pairs, tmp_path: Path) -> None:
+    """Every crop of the good pair is then what it would be without pasting."""
+    (tmp_path / "bad.png").write_bytes(b"no picture")
+    both = [pairs[0], Pair("bad", tmp_path / "bad.png", pairs[0].label)]
+    plain = TrainingSet(both, encoding(pairs), RARE, seed=3)
+    options = {"seed": 3, "copy_paste": 1.0}
+    stopping = TrainingSet(both, encoding(pairs), RARE, **options)
+    skipping = TrainingSet(both, encoding(pairs), RARE, skip_bad=True, **options)
+    errors = 0
+    for epoch in range(20):
+        if isinstance(stopping[epoch, 0], DataError):
+            errors += 1
+            assert np.array_equal(skipping[epoch, 0].image, plain[epoch, 0].image)
+            assert skipping[epoch, 0].problem is None
+    assert 3 < errors < 17  # half of the partners are the bad one

@@ -15,21 +15,33 @@ from stripseg.util.training.losses import (
     MANY_CLASSES,
     SegmentationLoss,
     balanced_class_weights,
+    boundary_nearness,
     subsample_label,
 )
 
+WEIGHTS = {"class_weights": torch.tensor([0.5, 2.0, 1.0, 3.0])}
+OHEM = {"terms": {"ohem": 1}}
 OPTIONS = {
     "cross entropy": {},
-    "class weights": {"class_weights": torch.tensor([0.5, 2.0, 1.0, 3.0])},
-    "ohem": {"ohem_threshold": 0.3, "ohem_min_kept": 40},
-    "ohem, few hard": {"ohem_threshold": 0.01, "ohem_min_kept": 25},
-    "ohem, threshold alone": {"ohem_threshold": 0.2, "ohem_min_kept": 0},
-    "ohem, weights": {
-        "ohem_threshold": 0.2,
-        "ohem_min_kept": 30,
-        "class_weights": torch.tensor([0.5, 2.0, 1.0, 3.0]),
+    "class weights": WEIGHTS,
+    "ohem": {**OHEM, "ohem_threshold": 0.3, "ohem_min_kept": 40},
+    "ohem, few hard": {**OHEM, "ohem_threshold": 0.01, "ohem_min_kept": 25},
+    "ohem, threshold alone": {**OHEM, "ohem_threshold": 0.2, "ohem_min_kept": 0},
+    "ohem, weights": {**OHEM, **WEIGHTS, "ohem_threshold": 0.2, "ohem_min_kept": 30},
+    "focal": {"terms": {"focal": 1}},
+    "focal, weights": {"terms": {"focal": 1}, **WEIGHTS, "focal_gamma": 0.5},
+    "boundary": {"terms": {"boundary": 1}, "boundary_width": 2},
+    "boundary, weights": {
+        "terms": {"boundary": 1},
+        **WEIGHTS,
+        "boundary_width": 3,
+        "boundary_weight": 1.5,
     },
+    "dice": {"terms": {"dice": 1}},
+    "lovasz": {"terms": {"lovasz": 1}},
+    "sum": {"terms": {"cross_entropy": 1, "dice": 0.5, "lovasz": 0.25, "focal": 2, "boundary": 1}},
 }
+PROCESSES = ["cross entropy", "class weights", "ohem, few hard", "boundary, weights", "sum"]
 
 
 def batch(count: int = 3) -> tuple[Tensor, Tensor, Tensor]:
@@ -43,7 +55,72 @@ def batch(count: int = 3) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def reference(logits: Tensor, label: Tensor, **options) -> Tensor:
-    """The definition, on the labelled pixels in a row."""
+    """The weighted sum of the definitions, on the labelled pixels in a row, in double."""
+    by_name = {"dice": dice, "lovasz": lovasz, "focal": focal, "boundary": boundary}
+    terms = options.get("terms", {"cross_entropy": 1})
+    return sum(
+        weight * by_name.get(name, entropy)(logits.double(), label, options)
+        for name, weight in terms.items()
+    )
+
+
+def flat(logits: Tensor, label: Tensor, options: dict) -> tuple[Tensor, Tensor, Tensor]:
+    """Probabilities (P,K), labels (P,) and class weights (P,) of the labelled pixels."""
+    valid = label != 255
+    probability, truth = logits.permute(0, 2, 3, 1)[valid].softmax(1), label[valid]
+    return probability, truth, options.get("class_weights", torch.ones(4)).double()[truth]
+
+
+def dice(logits: Tensor, label: Tensor, options: dict) -> Tensor:
+    probability, truth, _ = flat(logits, label, options)
+    found = []
+    for index in truth.unique().tolist():
+        p, y = probability[:, index], (truth == index).double()
+        found.append(1 - 2 * (p * y).sum() / (p.sum() + y.sum()))
+    return torch.stack(found).mean()
+
+
+def lovasz(logits: Tensor, label: Tensor, options: dict) -> Tensor:
+    """The Jaccard loss as a function of the set of wrong pixels, extended pixel by pixel."""
+    images = []
+    for one, truth in zip(logits, label, strict=True):
+        probability, truth, _ = flat(one[None], truth[None], options)
+        classes = []
+        for index in truth.unique().tolist():
+            positives = set((truth == index).nonzero().flatten().tolist())
+            errors = ((truth == index).double() - probability[:, index]).abs().tolist()
+            wrong, before, total = set(), 0.0, 0.0
+            for pixel in sorted(range(len(errors)), key=lambda pixel: -errors[pixel]):
+                wrong.add(pixel)
+                jaccard = len(wrong) / len(wrong | positives)
+                total += errors[pixel] * (jaccard - before)
+                before = jaccard
+            classes.append(total)
+        images.append(sum(classes) / len(classes))
+    return torch.tensor(sum(images) / len(images))
+
+
+def focal(logits: Tensor, label: Tensor, options: dict) -> Tensor:
+    probability, truth, weights = flat(logits, label, options)
+    true = probability[torch.arange(len(truth)), truth]
+    each = -((1 - true) ** options.get("focal_gamma", 2)) * true.log()
+    return (weights * each).sum() / weights.sum()
+
+
+def boundary(logits: Tensor, label: Tensor, options: dict) -> Tensor:
+    width, gain = options.get("boundary_width", 5), options.get("boundary_weight", 4)
+    probability, truth, weights = flat(logits, label, options)
+    near = []
+    for n, y, x in (label != 255).nonzero().tolist():  # in the order of `flat`
+        others = ((label[n] != 255) & (label[n] != label[n, y, x])).nonzero()
+        distance = (others - torch.tensor([y, x])).abs().amax(1).min().item()
+        near.append(1 + gain * max(0, 1 - (distance - 1) / width))
+    weights = weights * torch.tensor(near)
+    return -(weights * probability[torch.arange(len(truth)), truth].log()).sum() / weights.sum()
+
+
+def entropy(logits: Tensor, label: Tensor, options: dict) -> Tensor:
+    """Cross entropy, or OHEM."""
     valid = label != 255
     pixels, truth = logits.permute(0, 2, 3, 1)[valid], label[valid]
     if "ohem_threshold" in options:
@@ -102,7 +179,8 @@ def test_cross_entropy_is_pytorchs():
 
 def test_fewer_pixels_than_must_be_kept_are_all_kept():
     logits, _, label = batch()
-    ohem = SegmentationLoss(ohem_threshold=0.1, ohem_min_kept=10_000)(logits, None, label)[0]
+    ohem = SegmentationLoss({"ohem": 1}, ohem_threshold=0.1, ohem_min_kept=10_000)
+    ohem = ohem(logits, None, label)[0]
     assert ohem.item() == pytest.approx(SegmentationLoss()(logits, None, label)[0].item(), rel=1e-6)
 
 
@@ -126,7 +204,7 @@ def share(options: dict) -> tuple[Tensor, Tensor]:
     return logits.grad, total
 
 
-@pytest.mark.parametrize("name", ["cross entropy", "class weights", "ohem, few hard"])
+@pytest.mark.parametrize("name", PROCESSES)
 def test_two_processes_make_the_step_of_one(name: str):
     """DistributedDataParallel averages: half the sum of both gradients is the global one."""
     logits, auxiliary, label = batch()
@@ -184,11 +262,12 @@ class Waits(TorchDispatchMode):
     [
         {},
         {"class_weights": torch.tensor([1.0, 2.0, 0.5])},
-        {"ohem_threshold": 0.6, "ohem_min_kept": 5},
-        {"ohem_threshold": 0.6, "ohem_min_kept": 0},
-        {"ohem_threshold": 0.6, "class_weights": torch.tensor([1.0, 2.0, 0.5])},
+        {**OHEM, "ohem_threshold": 0.6, "ohem_min_kept": 5},
+        {**OHEM, "ohem_threshold": 0.6, "ohem_min_kept": 0},
+        {**OHEM, "ohem_threshold": 0.6, "class_weights": torch.tensor([1.0, 2.0, 0.5])},
+        {**OPTIONS["sum"], "class_weights": torch.tensor([1.0, 2.0, 0.5])},
     ],
-    ids=["plain", "weights", "ohem", "ohem, threshold alone", "ohem, weights"],
+    ids=["plain", "weights", "ohem", "ohem, threshold alone", "ohem, weights", "sum"],
 )
 def test_no_loss_waits_for_the_device(options: dict) -> None:
     """In any step but the first, which moves the class weights."""
@@ -228,6 +307,68 @@ def test_ohem_and_class_weights_by_their_definition() -> None:
         hard = [(p, w) for p, w in pixels if p <= max(threshold, kth)]
         expected = -sum(w * math.log(p) for p, w in hard) / sum(w for _, w in hard)
         loss = SegmentationLoss(
-            class_weights=weights, ohem_threshold=threshold, ohem_min_kept=least
+            {"ohem": 1}, class_weights=weights, ohem_threshold=threshold, ohem_min_kept=least
         )
         assert loss(logits, None, label)[0].item() == pytest.approx(expected, rel=1e-12)
+
+
+@pytest.mark.parametrize("name", ["focal, weights", "boundary, weights", "dice", "lovasz"])
+def test_gradients_are_those_of_the_values(name: str) -> None:
+    """By finite differences, in double; between two pixels that change places Lovász has a kink."""
+    logits, _, label = batch(2)
+    logits, label = logits[..., :6, :5].double().requires_grad_(), label[:, 2:8, :5]
+    options = dict(OPTIONS[name])
+    if "class_weights" in options:
+        options["class_weights"] = options["class_weights"].double()
+    loss = SegmentationLoss(**options)
+    assert torch.autograd.gradcheck(lambda x: loss(x, None, label)[0], logits, eps=1e-7, atol=1e-5)
+
+
+def test_perfect_and_worst_predictions() -> None:
+    label = batch()[2]
+    right = F.one_hot(label.clamp(max=3), 4).movedim(-1, 1) * 200.0
+    for terms in ({"dice": 1}, {"lovasz": 1}, {"focal": 1}, {"boundary": 1}):
+        loss = SegmentationLoss(terms)
+        assert loss(right, None, label)[0] == pytest.approx(0, abs=1e-6)
+        logits = right.roll(1, dims=1).requires_grad_()
+        value = loss(logits, None, label)[0]
+        value.backward()
+        assert logits.grad.isfinite().all()
+        assert value > 0.99
+
+
+def test_a_focal_exponent_of_zero_is_cross_entropy() -> None:
+    logits, _, label = batch()
+    focal_loss = SegmentationLoss({"focal": 1}, focal_gamma=0.0)(logits, None, label)[0]
+    assert focal_loss.item() == pytest.approx(SegmentationLoss()(logits, None, label)[0].item())
+
+
+def test_boundaries_are_found_across_ignored_pixels() -> None:
+    label = torch.tensor([[[0, 0, 0, 255, 1, 1, 1, 1]]])
+    near = boundary_nearness(label, label != 255, 4)
+    expected = [0.25, 0.5, 0.75, 0, 0.75, 0.5, 0.25, 0]  # distances 4, 3, 2 and 2, 3, 4, 5
+    torch.testing.assert_close(near, torch.tensor([[expected]]))
+
+
+def test_dice_is_segmentation_models_pytorchs() -> None:
+    """Which averages over all classes, present or not; here all are."""
+    losses = pytest.importorskip("segmentation_models_pytorch.losses")
+    logits, _, label = batch()
+    theirs = losses.DiceLoss("multiclass", ignore_index=255)(logits, label)
+    ours = SegmentationLoss({"dice": 1})(logits, None, label)[0]
+    assert ours.item() == pytest.approx(theirs.item(), rel=1e-5)
+
+
+def test_lovasz_keeps_little_for_the_backward_pass() -> None:
+    """Not a sorted copy of every class: twice the probabilities, as they and their slopes take."""
+    logits = torch.randn(1, 12, 40, 40, requires_grad=True)
+    label = torch.randint(12, (1, 40, 40))
+    kept: dict[int, int] = {}
+
+    def keep(tensor: Tensor) -> Tensor:
+        kept[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        SegmentationLoss({"lovasz": 1})(logits, None, label)
+    assert sum(kept.values()) < 2.1 * logits.numel() * 4

@@ -1,12 +1,17 @@
-"""The optimizer's states, and what they meet when a run goes on."""
+"""The optimizer's groups, its states, and what they meet when a run goes on."""
 
 from copy import deepcopy
+from pathlib import Path
 
 import pytest
 import torch
 from torch import nn
 
-from stripseg.util.training.optimizer import build_optimizer, load_optimizer_state
+from stripseg.build import optimizer_of as configured_optimizer
+from stripseg.config.errors import ConfigError
+from stripseg.config.load import load_config
+from stripseg.model.build import build_network
+from stripseg.util.training.optimizer import build_optimizer, load_optimizer_state, lr_at
 
 FORMATS = [torch.contiguous_format, torch.channels_last]
 
@@ -16,7 +21,7 @@ def network() -> nn.Module:
     return nn.Sequential(nn.Conv2d(5, 6, 3), nn.Conv2d(6, 4, (1, 3)))
 
 
-def optimizer_of(model: nn.Module, name: str) -> torch.optim.Optimizer:
+def optimizer_of(model: nn.Module, name: str, **options) -> torch.optim.Optimizer:
     return build_optimizer(
         model,
         [model[1]],
@@ -25,6 +30,7 @@ def optimizer_of(model: nn.Module, name: str) -> torch.optim.Optimizer:
         momentum=0.9,
         weight_decay=1e-3,
         name=name,
+        **options,
     )
 
 
@@ -77,3 +83,91 @@ def test_frozen_parameters_are_left_out() -> None:
     model[0].bias.requires_grad_(False)
     optimizer = optimizer_of(model, "adamw")
     assert sum(len(group["params"]) for group in optimizer.param_groups) == 3
+
+
+def settings(optimizer: torch.optim.Optimizer, model: nn.Module) -> dict[str, tuple[float, float]]:
+    """{parameter: (lr_factor, weight_decay)}."""
+    names = {id(p): name for name, p in model.named_parameters()}
+    return {
+        names[id(p)]: (group["lr_factor"], group["weight_decay"])
+        for group in optimizer.param_groups
+        for p in group["params"]
+    }
+
+
+@pytest.mark.parametrize("name", ["sgd", "adamw"])
+def test_norms_and_biases_without_decay(name: str) -> None:
+    """With a gradient of zero, weights shrink and biases stay."""
+    model = network()
+    optimizer = optimizer_of(model, name, decay_norms_and_biases=False)
+    assert settings(optimizer, model) == {
+        "0.weight": (1.0, 1e-3),
+        "0.bias": (1.0, 0.0),
+        "1.weight": (10.0, 1e-3),
+        "1.bias": (10.0, 0.0),
+    }
+    before = {key: value.clone() for key, value in model.state_dict().items()}
+    for parameter in model.parameters():
+        parameter.grad = torch.zeros_like(parameter)
+    optimizer.step()
+    for key, value in model.state_dict().items():
+        factor = 1.0 if key.endswith("bias") else 1 - 0.1 * 1e-3
+        torch.testing.assert_close(value, before[key] * factor)
+
+
+def test_without_the_options_there_are_the_two_groups_of_before() -> None:
+    model = network()
+    groups = optimizer_of(model, "sgd").param_groups
+    assert [group["lr_factor"] for group in groups] == [1.0, 10.0]
+    assert [list(map(id, g["params"])) for g in groups] == [
+        list(map(id, m.parameters())) for m in model
+    ]
+
+
+def stage_factors(config_file: Path, *overrides: str) -> dict[str, float]:
+    config = load_config(config_file, ["TRAIN.layer_lr_decay", "0.5", *overrides])
+    model = build_network(config)
+    found = settings(configured_optimizer(config, model), model)
+    assert len(found) == sum(p.requires_grad for p in model.parameters())
+    return {key: factor for key, (factor, _) in found.items()}
+
+
+@pytest.mark.parametrize("backbone", ["resnet18", "pyconvresnet18"])
+def test_each_stage_learns_at_half_the_rate_of_the_next(small_config: Path, backbone: str) -> None:
+    parts = ("stem", "layer1", "layer2", "layer3", "layer4")
+    for key, factor in stage_factors(small_config, "TRAIN.backbone", backbone).items():
+        if key.startswith("backbone."):
+            assert factor == 0.5 ** (4 - parts.index(key.split(".")[1])), key
+        else:
+            assert factor == 10.0, key
+
+
+@pytest.mark.parametrize(("name", "last"), [("resnet10t", "layer4"), ("vit_tiny_patch16_224", "")])
+def test_layers_of_timm(small_config: Path, name: str, last: str) -> None:
+    pytest.importorskip("timm")
+    words = ["TRAIN.backbone", f"timm/{name}", "TRAIN.output_stride", "32", "TRAIN.width", "1"]
+    factors = stage_factors(small_config, *words)
+    backbone = {k: f for k, f in factors.items() if k.startswith("backbone.")}
+    blocks = f"backbone.network.model.{last or 'blocks'}."
+    ordered = [f for k, f in backbone.items() if k.startswith(blocks)]
+    assert ordered == sorted(ordered)
+    assert ordered[-1] == max(backbone.values()) == 1
+    assert min(backbone.values()) == next(iter(backbone.values())) < 0.5**3
+
+
+def test_a_backbone_of_unknown_layers_is_refused(small_config: Path, monkeypatch) -> None:
+    timm = pytest.importorskip("timm")
+    monkeypatch.delattr(timm.models.resnet.ResNet, "group_matcher")
+    words = ["TRAIN.backbone", "timm/resnet10t", "TRAIN.output_stride", "32", "TRAIN.width", "1"]
+    with pytest.raises(ConfigError, match="command line: timm does not tell the layers of this"):
+        stage_factors(small_config, *words)
+
+
+@pytest.mark.parametrize("schedule", ["poly", "cosine"])
+def test_a_segmenter_warms_up(small_config: Path, schedule: str) -> None:
+    words = ["TRAIN.epochs", "6", "TRAIN.warmup_epochs", "2", "TRAIN.schedule", schedule]
+    train = load_config(small_config, words).TRAIN
+    rates = [lr_at(train, step, steps_per_epoch=3) for step in range(18)]
+    assert rates[:6] == pytest.approx([train.base_lr * (step + 1) / 6 for step in range(6)])
+    assert rates[6] == pytest.approx(train.base_lr)
+    assert rates[6:] == sorted(rates[6:], reverse=True)

@@ -71,13 +71,22 @@ def pairs(tmp_path: Path) -> list[Pair]:
 
 @pytest.mark.parametrize("channels", [1, 2, 3, 4, 6])
 @pytest.mark.parametrize("rotation", [(-10.0, 10.0), (-180.0, 180.0)])
-def test_crops_are_those_of_the_files_bit_for_bit(tmp_path: Path, channels, rotation) -> None:
-    """Scaled, rotated, padded, of pictures smaller and larger than the crop."""
+@pytest.mark.parametrize("share", [0.0, 0.7], ids=["plain", "rare classes"])
+def test_crops_are_those_of_the_files_bit_for_bit(
+    tmp_path: Path, channels, rotation, share
+) -> None:
+    """Scaled, rotated, padded, of pictures smaller and larger than the crop; pasted, jittered."""
     pairs = make_pairs(tmp_path / "data", channels)
     write_packed(pairs, tmp_path / "packed", channels=channels)
     packed = open_packed(pairs, tmp_path / "packed", channels=channels)
-    augmentation = Augmentation((70, 83), rotation=rotation, fill=list(range(9, 9 + channels)))
-    options = {"seed": 5, "channels": channels}
+    augmentation = Augmentation(
+        (70, 83),
+        rotation=rotation,
+        rare_class_probability=share,
+        color_jitter=(0.4, 0.4, 0.4) if share and channels == 3 else (0, 0, 0),
+        fill=list(range(9, 9 + channels)),
+    )
+    options = {"seed": 5, "channels": channels, "copy_paste": share}
     files, copied = (
         TrainingSet(pairs, encoding_of(pairs), augmentation, packed=source, **options)
         for source in (None, packed)

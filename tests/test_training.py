@@ -213,3 +213,82 @@ def test_losses_of_the_config_train(small_config: Path, loss: str, weights: str)
     overrides = ["TRAIN.loss", loss, "TRAIN.class_weights", weights, "TRAIN.ohem_min_kept", "50"]
     overrides += ["TRAIN.zoom_factor", "4", "TRAIN.precision", "bf16", "TRAIN.evaluate", "False"]
     assert trained(small_config, *overrides, until=1)["step"] == 1
+
+
+LOSSES = "{cross_entropy: 1, dice: 0.5, lovasz: 0.5, focal: 1, boundary: 1, ohem: 1}"
+RECIPE = [
+    *("TRAIN.loss", LOSSES, "TRAIN.clip_grad_norm", "1", "TRAIN.decay_norms_and_biases", "False"),
+    *("TRAIN.layer_lr_decay", "0.8", "TRAIN.average_decay", "0.9", "TRAIN.warmup_epochs", "1"),
+    *("TRAIN.rare_class_crop", "0.5", "TRAIN.copy_paste", "0.5"),
+    *("TRAIN.color_jitter", "[0.4, 0.4, 0.4]"),
+]
+
+
+def test_a_resumed_run_with_the_recipes_is_bit_identical(
+    small_config: Path, tmp_path: Path
+) -> None:
+    """Every option of docs/recipes.md at once; the averages too."""
+    whole = trained(small_config, *RECIPE, "TRAIN.save_path", str(tmp_path / "whole"))
+    parts = [*RECIPE, "TRAIN.save_path", str(tmp_path / "parts")]
+    trained(small_config, *parts, until=2)
+    trained(small_config, *parts, "TRAIN.workers", "2", until=4)
+    resumed = trained(small_config, *parts)
+    assert_identical(whole, resumed)
+    for key, value in whole["training_weights"].items():
+        assert torch.equal(value, resumed["training_weights"][key]), key
+
+
+def test_the_averaged_weights_are_validated_and_kept(small_config: Path) -> None:
+    """Running statistics of batch norm are averaged like weights; counters are the newest."""
+    trainer = build_trainer(load_config(small_config, ["TRAIN.average_decay", "0.9"]), CPU)
+    validated, validate = [], trainer.validate
+
+    def watched(*arguments):
+        validated.append({k: v.clone() for k, v in trainer.segmenter.state_dict().items()})
+        return validate(*arguments)
+
+    trainer.validate = watched
+    history, update = [], trainer.ema.update
+
+    def recorded(step: int) -> None:
+        history.append({k: v.clone() for k, v in trainer.segmenter.state_dict().items()})
+        update(step)
+
+    start = {k: v.clone() for k, v in trainer.ema.tensors.items()}
+    trainer.ema.update = recorded
+    trainer.fit()
+    assert len(history) == trainer.step == 6
+    best = torch.load(trainer.checkpoints.best, weights_only=True)
+    last = torch.load(trainer.checkpoints.last, weights_only=True)
+    for key, expected in start.items():
+        for step, live in enumerate(history, start=1):
+            keep = min(0.9, (1 + step) / (10 + step))
+            if expected.is_floating_point():
+                expected = keep * expected + (1 - keep) * live[key]
+            else:
+                expected = live[key]
+        torch.testing.assert_close(last["state_dict"][key], expected, rtol=1e-4, atol=1e-6)
+        assert torch.equal(validated[-1][key], last["state_dict"][key]), key
+        assert torch.equal(last["training_weights"][key], history[-1][key]), key
+    assert any(
+        all(torch.equal(best["state_dict"][key], seen[key]) for key in start) for seen in validated
+    )
+
+
+@pytest.mark.slow
+def test_two_processes_equal_one_with_the_recipes(small_config: Path, tmp_path: Path) -> None:
+    """The global loss, the clipped gradient and the samples do not depend on the processes."""
+    words = [*RECIPE, "TRAIN.dropout", "0", "TRAIN.batch_size", "5"]
+    words += ["TRAIN.epochs", "1", "TRAIN.warmup_epochs", "0"]  # one step: rounding does not grow
+    results = []
+    for processes in ("1", "2"):
+        folder = tmp_path / f"processes{processes}"
+        options = ["TRAIN.save_path", str(folder), "Distributed.processes", processes]
+        done = run_train(small_config, *words, *options, "TRAIN.evaluate", "False")
+        assert done.returncode == 0, done.stderr
+        results.append(torch.load(folder / "last.pth", weights_only=True)["state_dict"])
+    start = build_trainer(load_config(small_config, words), CPU).segmenter.state_dict()
+    for key, before in start.items():
+        one, two = (result[key].double() for result in results)
+        change = (one - before).norm()
+        assert (one - two).norm() <= 2e-2 * change + 1e-6, key

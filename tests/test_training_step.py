@@ -159,3 +159,50 @@ def test_the_callers_random_numbers_go_on_as_if_nothing_was_trained(small_config
     torch.rand(1)
     build_trainer(load_config(small_config, ["TRAIN.batch_size", "auto"]), CPU).fit(until=2)
     assert torch.equal(torch.rand(4), expected)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+@pytest.mark.parametrize("largest", [0.05, 1e6])
+def test_a_long_gradient_is_shortened(dtype: torch.dtype, largest: float) -> None:
+    """The step of plain SGD is the gradient, of the norm before or of the largest allowed."""
+    network = Tiny()
+    before = [p.detach().clone() for p in network.parameters()]
+    step = training_step(network, SegmentationLoss(), dtype=dtype, clip_grad_norm=largest)
+    norm = step(batch()).gradient_norm
+    moved = [(b - p.detach()) / 0.1 for b, p in zip(before, network.parameters(), strict=True)]
+    length = torch.cat([m.flatten() for m in moved]).norm()
+    assert 0.05 < norm < 10
+    assert length.item() == pytest.approx(min(norm.item(), largest), rel=1e-3)
+    plain = Tiny()
+    training_step(plain, SegmentationLoss(), dtype=dtype)(batch())
+    for m, b, p in zip(moved, before, plain.parameters(), strict=True):
+        expected = (b - p.detach()) / 0.1 * (length / norm)
+        torch.testing.assert_close(m, expected, rtol=2e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+def test_a_gradient_that_is_not_finite_is_skipped_not_shortened(dtype: torch.dtype) -> None:
+    network = Tiny()
+    before = {key: value.clone() for key, value in network.state_dict().items()}
+    step = training_step(network, Overflow(), dtype=dtype, clip_grad_norm=1.0)
+    figures = step(batch())
+    for name, parameter in network.named_parameters():
+        assert torch.equal(parameter, before[name]), name
+    # fp16's scaler halves its factor, which is no mishap
+    assert figures.skipped == (dtype == torch.float32)
+    assert step.scaler.is_enabled() == (dtype == torch.float16)
+
+
+def clipped_steps() -> dict[str, Tensor]:
+    network = Tiny()
+    options = {"clip_grad_norm": 0.05}
+    step = training_step(DistributedDataParallel(network), SegmentationLoss(), **options)
+    for index in range(2):
+        step(batch(index))
+    return dict(network.named_parameters())
+
+
+def test_processes_shorten_alike() -> None:
+    first, second = run_processes(2, clipped_steps)
+    for key in first:
+        assert (first[key] == second[key]).all(), key

@@ -295,6 +295,11 @@ class ResNet(nn.Module):
             self._in_channels = out_channels
         return nn.Sequential(*blocks)
 
+    def layers(self) -> list[list[nn.Parameter]]:
+        """The parameters of the stem and of each stage, for layer-wise learning rates."""
+        stages = (self.stem, self.layer1, self.layer2, self.layer3, self.layer4)
+        return [list(stage.parameters()) for stage in stages]
+
     def forward(self, image: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         run = partial(run_blocks, recompute=self.activation_checkpointing)
         stage1 = run(self.layer1, self.stem(image))

@@ -68,6 +68,23 @@ class TimmBackbone(nn.Module):
             if found != (height // stride, width // stride):
                 raise ValueError(f"{complaint}: its maps are {found} at a stride of {stride}")
 
+    def layers(self) -> list[list[nn.Parameter]]:
+        """The parameters of each layer as timm groups them, the first layer first.
+
+        Raises:
+            ValueError: timm does not say how to group this network.
+        """
+        from timm.models import group_parameters
+
+        model = getattr(self.network, "model", self.network)
+        if not hasattr(model, "group_matcher"):
+            raise ValueError(
+                "timm does not tell the layers of this backbone apart; set TRAIN.layer_lr_decay 1"
+            )
+        groups = group_parameters(model, model.group_matcher(coarse=False))
+        parameters = dict(model.named_parameters())
+        return [[parameters[name] for name in groups[number]] for number in sorted(groups)]
+
     def forward(self, image: Tensor) -> list[Tensor]:
         height, width = image.shape[-2:]
         # without negative numbers, whose remainder ONNX defines otherwise

@@ -106,9 +106,10 @@ def check_loss(fixture: Fixture) -> Errors:
     if ohem is not None and weights is None and facts.get("use_weight", True):
         weights = [float(weight) for weight in CITYSCAPES_WEIGHTS.split()]
     loss = SegmentationLoss(
+        {"cross_entropy" if ohem is None else "ohem": 1},
         ignore_label=facts.get("ignore_index", facts.get("ignore_label", 255)),
         class_weights=None if weights is None else torch.tensor(weights),
-        ohem_threshold=ohem,
+        ohem_threshold=ohem or 0,
         ohem_min_kept=facts.get("min_kept", 100_000),
     )(logits, None, label[:, ::step, ::step])[0]
     expected = stored["loss_strided" if "loss_strided" in stored else "loss"]

@@ -2,7 +2,7 @@
 
 import math
 from bisect import bisect_right
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -20,20 +20,39 @@ def build_optimizer(
     momentum: float,
     weight_decay: float,
     name: str = "sgd",
+    decay_norms_and_biases: bool = True,
+    layers: Sequence[Sequence[nn.Parameter]] = (),
+    layer_lr_decay: float = 1.0,
 ) -> torch.optim.Optimizer:
     """Return SGD, AdamW or Adam with two groups: the backbone, and new layers at a higher rate.
 
     Each group keeps its factor as `lr_factor`, see `set_lr`. `momentum` is also the first beta of
     AdamW and Adam. Adam's weight decay is part of the gradient. Parameters that need no gradient
     are left out.
+
+    Args:
+        decay_norms_and_biases: False divides the groups by whether their parameters have one
+            dimension at most: these have no weight decay (He et al., CVPR 2019, Sec. 3.1).
+        layers: of the backbone, the first one first. With `layer_lr_decay` below 1 each is a group
+            that learns at that factor times the rate of the next one, and the last at `base_lr`
+            (Clark et al., ELECTRA, ICLR 2020).
     """
     new = {id(p) for layer in new_layers for p in layer.parameters()}
+    factors = {
+        id(p): layer_lr_decay ** (len(layers) - number)
+        for number, layer in enumerate(layers, start=1)
+        for p in layer
+    }
     parameters = [p for p in network.parameters() if p.requires_grad]
+    grouped: dict[tuple[bool, float, float], list[nn.Parameter]] = {}
+    for p in parameters:
+        factor = head_lr_factor if id(p) in new else factors.get(id(p), 1.0)
+        decay = weight_decay if decay_norms_and_biases or p.dim() > 1 else 0.0
+        grouped.setdefault((id(p) in new, factor, decay), []).append(p)
     groups = [
-        {"params": [p for p in parameters if id(p) not in new], "lr_factor": 1.0},
-        {"params": [p for p in parameters if id(p) in new], "lr_factor": head_lr_factor},
+        {"params": grouped[key], "lr_factor": key[1], "weight_decay": key[2]}
+        for key in sorted(grouped)
     ]
-    groups = [group for group in groups if group["params"]]
     if name in ("adamw", "adam"):
         kind = torch.optim.AdamW if name == "adamw" else torch.optim.Adam
         betas = (momentum, 0.999)

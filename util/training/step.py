@@ -11,7 +11,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
-from torch.nn.utils import get_total_norm
+from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 
 from ..distributed import process_group
 from .ema import EMA
@@ -27,7 +27,8 @@ class StepFigures(NamedTuple):
         skipped: 1.0 where the step was skipped, in all processes alike.
         prediction: the classes of the training logits, of the labels' shape; None where the logits
             are smaller than the labels.
-        gradient_norm: of all parameters together; None where no step needs it (fp16).
+        gradient_norm: of all parameters together, before it is clipped; None where no step needs
+            it (fp16 that does not clip).
     """
 
     losses: Tensor
@@ -51,6 +52,8 @@ class TrainingStep:
         accumulation_steps: parts of a batch; every process has at least that many images.
         loss_scale: the fixed factor of fp16's gradient scaler; None lets it find its own.
         ema: the moving average of the weights, or None.
+        clip_grad_norm: the largest norm of the gradient of all parameters together, which a longer
+            one is shortened to (Pascanu et al., ICML 2013, Sec. 3.2); None leaves it.
     """
 
     def __init__(
@@ -63,6 +66,7 @@ class TrainingStep:
         accumulation_steps: int = 1,
         loss_scale: float | None = None,
         ema: EMA | None = None,
+        clip_grad_norm: float | None = None,
     ) -> None:
         self.network = network
         self.optimizer = optimizer
@@ -71,6 +75,7 @@ class TrainingStep:
         self.accumulation_steps = accumulation_steps
         self.loss_scale = loss_scale
         self.ema = ema
+        self.clip_grad_norm = clip_grad_norm
         self.parameters = [p for group in optimizer.param_groups for p in group["params"]]
         self.scaler = torch.amp.GradScaler(
             self.parameters[0].device.type,
@@ -108,6 +113,8 @@ class TrainingStep:
 
         norm = self._gradient_norm()
         skipped = self._not_finite(losses[0], norm)
+        if self.clip_grad_norm is not None:
+            clip_grads_with_norm_(self.parameters, self.clip_grad_norm, norm)
         if self.scaler.is_enabled():
             self.scaler.step(self.optimizer)
             self.scaler.update(self.loss_scale)
@@ -121,9 +128,11 @@ class TrainingStep:
         return StepFigures(losses, skipped, whole, norm)
 
     def _gradient_norm(self) -> Tensor | None:
-        """Of all parameters; None with fp16, whose gradients are scaled and checked elsewhere."""
+        """Of all parameters; None with fp16, unless they must be clipped and thus unscaled."""
         if self.scaler.is_enabled():
-            return None
+            if self.clip_grad_norm is None:
+                return None
+            self.scaler.unscale_(self.optimizer)
         return get_total_norm([p.grad for p in self.parameters if p.grad is not None])
 
     def _not_finite(self, loss: Tensor, gradient_norm: Tensor | None) -> Tensor:
@@ -131,7 +140,8 @@ class TrainingStep:
 
         With fp16 only the loss counts: the gradient scaler skips steps as a matter of course.
         """
-        numbers = [loss] if gradient_norm is None else [loss, gradient_norm]
+        counts = gradient_norm is not None and not self.scaler.is_enabled()
+        numbers = [loss, gradient_norm] if counts else [loss]
         found = ~torch.stack(numbers).isfinite().all()
         return process_group.all_reduce_max(found.float())
 

@@ -107,6 +107,7 @@ class Trainer:
             accumulation_steps=train.accumulation_steps,
             loss_scale=scale if isinstance(scale, float) else None,
             ema=self.ema,
+            clip_grad_norm=train.clip_grad_norm,
         )
         self.last_save = time.monotonic()
 
