@@ -213,7 +213,7 @@ def _merge(layers: list[Layer]) -> Merged:
     for layer in layers:
         notices = translate(layer.tree, merged.tree)
         merged.notices += [f"{layer.where}: {notice}" for notice in notices]
-        if _yield_to(layer.tree.get("TRAIN", {}), merged.tree["TRAIN"]):
+        if _apply_later_depth(layer.tree.get("TRAIN", {}), merged.tree["TRAIN"]):
             merged.origins["TRAIN", "backbone"] = layer.where
         merged.top.update(layer.top)
         merged.origins.update({(key,): layer.where for key in layer.top})
@@ -223,8 +223,8 @@ def _merge(layers: list[Layer]) -> Merged:
     return merged
 
 
-def _yield_to(later: dict[str, Any], earlier: dict[str, Any]) -> bool:
-    """Let `TRAIN.layers 101` over a file's `backbone: resnet50` mean resnet101.
+def _apply_later_depth(later: dict[str, Any], earlier: dict[str, Any]) -> bool:
+    """A later `layers` replaces the depth in an earlier `backbone`: resnet50 becomes resnet101.
 
     Returns whether it gave the backbone another depth.
     """

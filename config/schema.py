@@ -346,8 +346,12 @@ class TrainSection(NetworkOptions):
         "epochs in which the rate grows evenly to `base_lr`; poly and cosine begin after them",
         ge=0,
     )
-    momentum: float = option(0.9, "momentum of SGD", ge=0, le=1)
-    weight_decay: float = option(0.0001, "weight decay of SGD", ge=0)
+    momentum: float = option(
+        0.9, "momentum of SGD, and the first beta of Adam and AdamW", ge=0, le=1
+    )
+    weight_decay: float = option(
+        0.0001, "weight decay of every optimizer; AdamW decouples it from the gradient", ge=0
+    )
     mixup: float = option(0.0, "classifier: a of mixup's Beta(a, a), often 0.2; 0 is without", ge=0)
     cutmix: float = option(
         0.0,

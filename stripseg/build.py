@@ -35,7 +35,7 @@ def optimizer_of(config: Config, segmenter: nn.Module) -> torch.optim.Optimizer:
 def loss_of(config: Config, class_weights: Tensor | None = None) -> SegmentationLoss:
     train = config.TRAIN
     return SegmentationLoss(
-        ignore_label=ignored(config),
+        ignore_label=ignore_label_of(config),
         auxiliary_weight=train.aux_weight,
         class_weights=class_weights,
         ohem_threshold=train.ohem_threshold if train.loss == "ohem" else None,
@@ -44,8 +44,8 @@ def loss_of(config: Config, class_weights: Tensor | None = None) -> Segmentation
     )
 
 
-def ignored(config: Config) -> int:
-    """The label that counts nowhere."""
+def ignore_label_of(config: Config) -> int:
+    """The label value that loss and metrics leave out."""
     return IGNORED_IMAGE if config.classifies else config.TRAIN.ignore_label
 
 

@@ -23,6 +23,7 @@ from .onnx_network import OnnxNetwork
 from .trained_network import inference_config
 from .util.distributed import process_group
 from .util.distributed.slurm import slurm_step
+from .util.logger import QUIET
 from .util.signals import STOPPED, Stopped
 
 INTERRUPTED = 130
@@ -82,6 +83,9 @@ def argument_parser(command: str, description: str) -> argparse.ArgumentParser:
         help="config/DATASET/DATASET_EXPERIMENT.yaml, then options that override it",
     )
     parser.add_argument("--config", help="path of a YAML file, instead of DATASET EXPERIMENT")
+    parser.add_argument(
+        "--quiet", action="store_true", help="warnings and errors alone; files are written as ever"
+    )
     return parser
 
 
@@ -100,6 +104,8 @@ def parse_config(
         ConfigError: a mistake in it; or it describes a classifier, and the command takes none.
     """
     options = parser.parse_intermixed_args(list(argv))
+    if options.quiet:
+        os.environ[QUIET] = "1"
     words = options.words
     if words and not options.config and is_network(words[0]):
         config = config_of_network(words[0], words[1:])

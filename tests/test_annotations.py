@@ -31,7 +31,7 @@ from stripseg.dataset.annotations.rasterize import (
     draw_label,
     fill,
 )
-from stripseg.dataset.annotations.recognise import recognise
+from stripseg.dataset.annotations.recognise import read_labels
 from stripseg.dataset.annotations.write import AnnotationFile, parts_of
 from stripseg.dataset.build import build_classes
 from stripseg.tool import predict, prepare
@@ -908,7 +908,7 @@ def test_files_are_not_read_where_they_are_absurdly_large(home: Path) -> None:
     write("an/c.json", "{")
     os.truncate("an/c.json", 2**31 + 1)  # takes no room on the disk
     with pytest.raises(DataError, match="has 2147483649 bytes, more than"):
-        recognise(Path("an"), Path("im"), [])
+        read_labels(Path("an"), Path("im"), [])
 
 
 def test_a_polygon_that_crosses_too_much_is_refused() -> None:

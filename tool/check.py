@@ -1,6 +1,9 @@
-"""Check a dataset: `stripseg check DATASET EXPERIMENT [--json FILE] [KEY VALUE ...]`.
+"""Check a dataset: `stripseg check DATASET EXPERIMENT [--html FILE] [--fix FOLDER] [KEY VALUE]`.
 
 Reads everything that a training run of this config will read. Exits with 1 if it found an error.
+
+    stripseg check camvid spnet18 --html camvid.html     findings and statistics as one page
+    stripseg check mine run --fix clean                  lists without what is certainly wrong
 """
 
 import json
@@ -16,7 +19,9 @@ from stripseg.config.schema import Config
 from stripseg.config.validate import check_files
 from stripseg.dataset.build import build_classes, build_pairs, label_encoding, official_splits
 from stripseg.dataset.preparation import check as doctor
-from stripseg.util.files import atomic_write
+from stripseg.dataset.preparation.custom import relative
+from stripseg.report.dataset_page import dataset_page
+from stripseg.util.files import atomic_write, write_lines, write_text
 from stripseg.util.logger import progress
 from stripseg.util.training.losses import balanced_class_weights
 
@@ -28,10 +33,19 @@ def main(argv: Sequence[str]) -> int | None:
     """Examine, diagnose, report."""
     parser = command_line.argument_parser("stripseg check", __doc__)
     parser.add_argument("--json", type=Path, help="write the report as JSON, too")
+    parser.add_argument("--html", type=Path, help="write findings and statistics as one page")
+    parser.add_argument(
+        "--fix",
+        type=Path,
+        metavar="FOLDER",
+        help="write lists there without pairs that cannot be used, are ignored entirely, stand "
+        "twice, or are in training and tested; no image or label is changed",
+    )
     parser.add_argument("--workers", type=int, default=min(16, os.cpu_count() or 1))
     options, config = command_line.parse_config(parser, argv)
     check_files(config, "train", official_splits=official_splits(config))
-    names = build_classes(config).names
+    classes = build_classes(config)
+    names = classes.names
     found = examine_all(config, options.workers)
     crop = (config.TRAIN.train_h, config.TRAIN.train_w)
     findings = doctor.diagnose(found, names, crop=crop)
@@ -46,6 +60,12 @@ def main(argv: Sequence[str]) -> int | None:
     print(f"{len(found)} pairs: {errors} error(s), {len(findings) - errors} warning(s)")
     if options.json:
         write_json(options.json, found, findings, names)
+    if options.html:
+        title = f"{config.dataset} {config.experiment}"
+        write_text(options.html, dataset_page(title, found, findings, names, classes.colors))
+        print(f"page: {options.html}")
+    if options.fix:
+        write_fixed(options.fix, found, Path(config.DATA.data_root))
     return FOUND_ERRORS if errors else None
 
 
@@ -62,6 +82,17 @@ def examine_all(config: Config, workers: int) -> list[doctor.Examination]:
         items = doctor.examine(split, pairs, encoding, channels=channels, workers=workers)
         found += progress(items, total=len(pairs), unit="pair", what=f"reading {split}")
     return found
+
+
+def write_fixed(folder: Path, found: Sequence[doctor.Examination], root: Path) -> None:
+    """Write the lists without what is certainly wrong, and say how to use them."""
+    kept, reasons = doctor.kept_pairs(found)
+    for split, pairs in kept.items():
+        lines = [f"{relative(p.image, root)}\t{relative(p.label, root)}" for p in pairs]
+        write_lines(folder / f"{split}.txt", lines)
+    told = ", ".join(f"{count} {reason}" for reason, count in reasons.items()) or "nothing"
+    print(f"lists in {folder} without: {told}")
+    print("to use them: " + " ".join(f"DATA.{s}_list {folder / s}.txt" for s in kept))
 
 
 def class_shares(found: Sequence[doctor.Examination], names: Sequence[str]) -> str:

@@ -28,10 +28,10 @@ from stripseg.config.schema import Config
 from stripseg.config.validate import check_files
 from stripseg.dataset.annotations.convert import Drawing
 from stripseg.dataset.annotations.convert import convert as draw_labels
-from stripseg.dataset.annotations.model import Annotations, Background, Numbers, number
+from stripseg.dataset.annotations.model import Annotations, Background, Numbers, number_annotated
 from stripseg.dataset.annotations.names import match_pictures
 from stripseg.dataset.annotations.rasterize import Crowd, Overlap
-from stripseg.dataset.annotations.recognise import recognise
+from stripseg.dataset.annotations.recognise import read_labels
 from stripseg.dataset.annotations.report import said_of
 from stripseg.dataset.build import build_pairs, label_encoding, official_splits
 from stripseg.dataset.classification.cifar import (
@@ -405,7 +405,7 @@ def find_source(options: argparse.Namespace) -> Source:
         DataError: no image has a label, or an option that does not fit them.
     """
     images = inspection.find_images(options.images)
-    labels = recognise(options.labels, options.images, images)
+    labels = read_labels(options.labels, options.images, images)
     if isinstance(labels, Annotations):
         return draw_annotations(labels, images, options)
     refuse_options(options, DRAWING_OPTIONS, f"{labels.format}: they say how shapes are drawn")
@@ -435,7 +435,7 @@ def draw_annotations(
 ) -> Source:
     """Draw the labels of all images that are annotated, and say how."""
     refuse_options(options, MASK_OPTIONS, f"{annotations.format}, which names its classes itself")
-    numbers = number(annotations, options.background, default_colors(255))
+    numbers = number_annotated(annotations, options.background, default_colors(255))
     matched, alone, unused = match_pictures(annotations.pictures, images, options.images)
     if not matched:
         raise DataError(

@@ -1,15 +1,22 @@
 """What a run says: plain lines in a log file, the same on the terminal, a bar where one watches."""
 
 import logging
+import os
 import sys
-from collections.abc import Iterable
+import time
+from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import TypeVar
 
 from tqdm import tqdm
 
 from ..config.errors import TrainingError
 from .distributed import process_group
 from .files import no_links
+
+LINE_SECONDS = 30
+QUIET = "STRIPSEG_QUIET"
+T = TypeVar("T")
 
 
 def visible(text: str) -> str:
@@ -29,6 +36,8 @@ def run_logger(log_file: Path | None = None) -> logging.Logger:
         logger.removeHandler(handler)
         handler.close()
     terminal = _AboveBar()
+    if quiet():
+        terminal.setLevel(logging.WARNING)
     terminal.setFormatter(logging.Formatter("%(asctime)s %(message)s", "%H:%M:%S"))
     logger.addHandler(terminal)
     if log_file is not None and process_group.is_main():
@@ -59,9 +68,38 @@ class _AboveBar(logging.Handler):
         sys.stdout.flush()
 
 
-def progress(items: Iterable, *, total: int, start: int = 0, unit: str, what: str) -> tqdm:
-    """A progress bar around `items` on a terminal; plain iteration elsewhere."""
-    shown = process_group.is_main() and sys.stderr.isatty()
-    return tqdm(
+def progress(
+    items: Iterable[T], *, total: int, start: int = 0, unit: str, what: str, lines: bool = True
+) -> Iterator[T]:
+    """`items`, with a bar on a terminal and elsewhere a line every half minute.
+
+    Args:
+        total, start: of all items, and how many were done before.
+        lines: False where the caller writes lines of its own.
+    """
+    shown = process_group.is_main() and not quiet()
+    if shown and not sys.stderr.isatty():
+        yield from with_lines(items, total, start, unit, what) if lines else items
+        return
+    yield from tqdm(
         items, total=total, initial=start, unit=unit, desc=what, disable=not shown, leave=False
     )
+
+
+def with_lines(items: Iterable[T], total: int, start: int, unit: str, what: str) -> Iterator[T]:
+    """`items`; every `LINE_SECONDS` a line on stderr: how many are done, how fast, how long yet."""
+    began = last = time.monotonic()
+    for done, item in enumerate(items):
+        now = time.monotonic()
+        if now - last >= LINE_SECONDS and done:
+            rate = done / (now - began)
+            left = tqdm.format_interval((total - start - done) / rate)
+            count = f"{start + done} of {total} {unit}s"
+            print(f"{what}: {count}, {rate:.3g} a second, {left} left", file=sys.stderr, flush=True)
+            last = now
+        yield item
+
+
+def quiet() -> bool:
+    """Return whether `--quiet` was given to this command or to the one that started it."""
+    return os.environ.get(QUIET) == "1"

@@ -125,7 +125,7 @@ class Numbers:
     background: int
 
 
-def number(
+def number_annotated(
     annotations: Annotations, background: Background | None, usual: Sequence[Colour]
 ) -> Numbers:
     """Number the classes; the background comes first where the format lists none of its own.

@@ -48,7 +48,7 @@ class Masks:
     table: Path | None = None
 
 
-def recognise(labels: Path, images: Path, image_files: Sequence[Path]) -> Annotations | Masks:
+def read_labels(labels: Path, images: Path, image_files: Sequence[Path]) -> Annotations | Masks:
     """Read whatever `labels`, a file or a folder, holds.
 
     Args:

@@ -16,6 +16,7 @@ from ..description import default_colors
 from ..labels import LabelEncoding, read_stored
 from ..lists import Pair
 from ..segmentation import EvaluationSet, TrainingSet, read_pair
+from .label_geometry import Geometry, judgements, measure
 from .match import DARK, is_jpeg, refuse_pages
 
 QUICK = 12  # pairs that a training run looks at before it starts
@@ -31,6 +32,8 @@ class Examination:
         pixels: (256,) of each train id; 255 is ignored.
         digest: of the image file; equal files have equal ones.
         look: 64 bits that differ little for pictures that look alike.
+        geometry: of the label, where a thorough look was asked for.
+        pair: the files.
     """
 
     split: str
@@ -41,6 +44,8 @@ class Examination:
     peak: int = 255  # largest value of the image
     digest: str = ""
     look: int = 0
+    geometry: Geometry | None = None
+    pair: Pair | None = None
 
 
 @dataclass(frozen=True)
@@ -57,7 +62,9 @@ def examine(
     split: str, pairs: Sequence[Pair], encoding: LabelEncoding, *, channels: int, workers: int
 ) -> Iterator[Examination]:
     """Every pair of a split, in order, by several processes."""
-    look_at = partial(examine_pair, split=split, encoding=encoding, channels=channels)
+    look_at = partial(
+        examine_pair, split=split, encoding=encoding, channels=channels, thorough=True
+    )
     if workers <= 1:
         yield from map(look_at, pairs)
         return
@@ -83,8 +90,16 @@ def refuse_bad_data(dataset: TrainingSet | EvaluationSet, *, command: str) -> No
         raise DataError(f"{dataset.pairs[chosen[0]].label} and others: {reason}")
 
 
-def examine_pair(pair: Pair, *, split: str, encoding: LabelEncoding, channels: int) -> Examination:
-    result = Examination(split, pair.name)
+def examine_pair(
+    pair: Pair,
+    *,
+    split: str,
+    encoding: LabelEncoding,
+    channels: int,
+    thorough: bool = False,
+) -> Examination:
+    """What a pair holds; a thorough look measures the label's geometry, too."""
+    result = Examination(split, pair.name, pair=pair)
     try:
         for path in (pair.image if channels in (1, 3) else None, pair.label):
             if path is not None:  # other numbers of bands are read from all pages
@@ -104,6 +119,8 @@ def examine_pair(pair: Pair, *, split: str, encoding: LabelEncoding, channels: i
     result.digest = hashlib.sha256(pair.image.read_bytes()).hexdigest()
     result.look = look(sample.image)
     result.peak = int(sample.image.max())
+    if thorough:
+        result.geometry = measure(sample.image, label, 255)
     return result
 
 
@@ -157,8 +174,30 @@ def diagnose(
         *dark_images(found),
         *absent_classes(found, names),
         *small_images(found, crop),
+        *geometry(found),
+        *names_of_one_thing(names),
     ]
     return sorted(findings, key=lambda finding: finding.severity != "error")
+
+
+def geometry(found: Sequence[Examination]) -> Iterator[Finding]:
+    """What the labels' geometry says about how they were made."""
+    parts = [(item.name, item.geometry) for item in found if item.geometry is not None]
+    for kind, message, files in judgements(parts):
+        yield Finding("warning", kind, message, files)
+
+
+def names_of_one_thing(names: Sequence[str]) -> Iterator[Finding]:
+    """Classes whose names differ in case, blanks, hyphens or a plural alone."""
+    known: dict[str, str] = {}
+    for name in names:
+        plain = "".join(sign for sign in name.casefold() if sign.isalnum()).removesuffix("s")
+        if plain and known.setdefault(plain, name) != name:
+            yield Finding(
+                "warning",
+                "names",
+                f"the classes {known[plain]!r} and {name!r} may be one thing under two names",
+            )
 
 
 def mask_of_two_values(pixels: np.ndarray, encoding: LabelEncoding) -> str | None:
@@ -210,12 +249,16 @@ def duplicates(found: Sequence[Examination]) -> Iterator[Finding]:
             by_splits[tuple(sorted({item.split for item in group}))].append(group)
         for splits, members in by_splits.items():
             leak = len(splits) > 1
+            tested = {i.name for group in members for i in group if i.split != "train"}
+            of = sum(item.split in splits and item.split != "train" for item in found)
+            share = f"; {len(tested)} of {of} figures would tell of known pictures" if leak else ""
             yield Finding(
                 "error" if leak and what == "equal" else "warning",
                 "leak" if leak else "duplicate",
                 f"{len(members)} time(s) pictures {'are ' * (what == 'equal')}{what} "
                 f"{'across' if leak else 'within'} {' and '.join(splits)}"
-                + (" (neighbouring frames of a film?)" if what != "equal" else ""),
+                + (" (neighbouring frames of a film?)" if what != "equal" else "")
+                + share,
                 tuple(" = ".join(f"{i.split}: {i.name}" for i in group) for group in members),
             )
 
@@ -265,3 +308,30 @@ def small_images(found: Sequence[Examination], crop: tuple[int, int]) -> Iterato
 def split_pixels(found: Iterable[Examination], split: str) -> np.ndarray:
     """(256,) pixels of each train id in a split."""
     return sum((i.pixels for i in found if i.split == split), np.zeros(256, np.int64))
+
+
+def kept_pairs(found: Sequence[Examination]) -> tuple[dict[str, list[Pair]], dict[str, int]]:
+    """({split: pairs}, {reason: how many are left out}): what is certainly better left out.
+
+    Pairs that cannot be used, labels that are ignored entirely, pictures that occur again in their
+    split, and training pictures that another split has.
+    """
+    tested = {item.digest for item in found if item.split != "train" and not item.error}
+    kept: dict[str, list[Pair]] = {item.split: [] for item in found}
+    reasons: dict[str, int] = defaultdict(int)
+    seen: set[tuple[str, str]] = set()
+    for item in found:
+        if item.error:
+            reason = "cannot be used"
+        elif item.pixels[:255].sum() == 0:
+            reason = "entirely ignored"
+        elif (item.split, item.digest) in seen:
+            reason = "there twice"
+        elif item.split == "train" and item.digest in tested:
+            reason = "also tested"
+        else:
+            kept[item.split].append(item.pair)
+            seen.add((item.split, item.digest))
+            continue
+        reasons[reason] += 1
+    return kept, dict(reasons)

@@ -1,6 +1,6 @@
 """Small charts as SVG text: lines over epochs, and a reliability diagram."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 from .html import text
 
@@ -12,6 +12,30 @@ Points = Sequence[tuple[float, float]]
 
 def line_chart(title: str, series: Mapping[str, Points]) -> str:
     """Lines through (x, y) points, with the range of both axes."""
+
+    def line(points: Sequence[str], color: str) -> str:
+        joined = " ".join(points)
+        return f'<polyline fill="none" stroke="{color}" stroke-width="2" points="{joined}"/>'
+
+    return chart(title, series, line)
+
+
+def scatter_chart(title: str, series: Mapping[str, Points]) -> str:
+    """(x, y) points as dots, with the range of both axes."""
+
+    def dots(points: Sequence[str], color: str) -> str:
+        places = (point.split(",") for point in points)
+        return "".join(
+            f'<circle cx="{x}" cy="{y}" r="3" fill="{color}" opacity="0.6"/>' for x, y in places
+        )
+
+    return chart(title, series, dots)
+
+
+def chart(
+    title: str, series: Mapping[str, Points], draw: Callable[[Sequence[str], str], str]
+) -> str:
+    """Axes and the names of the series around what `draw` makes of each one's places."""
     points = [point for line in series.values() for point in line]
     if not points:
         return ""
@@ -35,8 +59,7 @@ def line_chart(title: str, series: Mapping[str, Points]) -> str:
         parts.append(f'<text x="{across}" y="{HEIGHT - 8}" text-anchor="middle">{value:g}</text>')
     for index, (name, line) in enumerate(series.items()):
         color = COLORS[index % len(COLORS)]
-        joined = " ".join(place(*point) for point in line)
-        parts.append(f'<polyline fill="none" stroke="{color}" stroke-width="2" points="{joined}"/>')
+        parts.append(draw([place(*point) for point in line], color))
         parts.append(
             f'<text x="{LEFT + 8 + 110 * index}" y="30" style="fill:{color}">{text(name)}</text>'
         )

@@ -12,7 +12,17 @@ from dataclasses import dataclass
 import numpy as np
 
 from ..config.errors import DataError
-from .intervals import DRAWS, LEVEL, Interval, Tallies, bca, drawn_weights, iou_of, mean_of, tallies
+from .intervals import (
+    DRAWS,
+    LEVEL,
+    Interval,
+    Tallies,
+    bca,
+    drawn_weights,
+    iou_of,
+    mean_iou_of,
+    tallies,
+)
 from .records import ImageRecord, TestRecords
 
 
@@ -137,7 +147,7 @@ class FigureDraws:
 def with_mean(parts: Sequence[np.ndarray], present: np.ndarray) -> np.ndarray:
     """(..., 1 + K): the mean IoU, then the IoU of each class (0 where it does not occur)."""
     iou = iou_of(*parts)
-    mean = mean_of(iou, present)
+    mean = mean_iou_of(iou, present)
     return np.concatenate([mean[..., None], np.where(present, iou, 0)], -1)
 
 

@@ -121,8 +121,8 @@ def iou_of(hits: np.ndarray, labelled: np.ndarray, predicted: np.ndarray) -> np.
     return np.divide(hits, union, out=np.full(np.shape(hits), np.nan), where=union > 0)
 
 
-def mean_of(iou: np.ndarray, present: np.ndarray) -> np.ndarray:
-    """The family's mean: over all classes, one that never occurs counting 0.
+def mean_iou_of(iou: np.ndarray, present: np.ndarray) -> np.ndarray:
+    """mIoU as semseg computes it: over all classes, one that never occurs counting 0.
 
     A class that only a draw lacks is left out of that draw's mean.
     """
@@ -151,14 +151,14 @@ class Bootstrap:
         parts = (counted.hits, counted.labelled, counted.predicted)
         weights = drawn_weights(len(counted.units), draws, seed)
         self.iou = iou_of(*(weights @ part for part in parts))
-        self.mean_iou = mean_of(self.iou, counted.present)
+        self.mean_iou = mean_iou_of(self.iou, counted.present)
         self._value = iou_of(*(part.sum(0) for part in parts))
         self._without = iou_of(*(part.sum(0) - part for part in parts))  # (U, K): one left out
 
     def mean_interval(self) -> Interval:
         """Of the mean IoU."""
         present = self.tallies.present
-        value, without = mean_of(self._value, present), mean_of(self._without, present)
+        value, without = mean_iou_of(self._value, present), mean_iou_of(self._without, present)
         return bca(float(value), self.mean_iou, without)
 
     def class_intervals(self) -> list[Interval | None]:

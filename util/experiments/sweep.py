@@ -1,8 +1,8 @@
 """The trials of a sweep: Optuna decides what to try and what to end, every trial is a training run.
 
-The study is `study.db` (SQLite) in the sweep's folder. Who runs a trial holds the lock of the
-trial's folder, which ends with the process: a trial that is running in the study and not locked was
-left behind. It is given to Optuna again, with its values, and continues from its checkpoint.
+The study is `study.db` (SQLite) in the sweep's folder. A worker locks the folder of its trial, and
+the lock is freed when the worker dies. A trial marked RUNNING whose folder is not locked was
+interrupted: it is queued again with the same values, and continues from its checkpoint.
 """
 
 import hashlib

@@ -67,7 +67,7 @@ class ScoreMap:
             self.nbytes += 4 * classes * scale.image.shape[1] * scale.image.shape[2]
 
     def windows(self, first: int, last: int) -> list[Window]:
-        """The windows not returned before that rows first .. last - 1 of the image need.
+        """Return the windows that rows first .. last - 1 need and no earlier call returned.
 
         Rows before `first` cannot be read any more.
         """

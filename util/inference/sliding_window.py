@@ -60,9 +60,9 @@ class SlidingWindow:
     procedure of the semseg family; scores are averaged, not logits.
 
     The windows of all scales, and of all images of a group, share forward passes. Where memory
-    does not suffice the engine falls back by itself: fewer windows per pass, then strips of the
-    image, then scores on the host; it keeps to that, and `warn` (by
-    default the log) is called once for each step.
+    does not suffice the engine falls back by itself: fewer windows per pass, then scores for a
+    strip of rows at a time (the resized image stays whole), then scores on the host; it keeps to
+    that, and `warn` (by default the log) is called once for each step.
 
     The network may be any module that maps (N,C,h,w) to logits (N,K,h',w') or to a tuple that
     begins with them; smaller logits are resized to the window before the softmax. One that has

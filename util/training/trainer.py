@@ -155,7 +155,7 @@ class Trainer:
         loaded = self.loader.batches(self.step, end)
         batches = prefetcher.prepared(loaded, first_step=self.step)
         bar = {"total": self.total_steps, "start": self.step, "unit": "step", "what": "training"}
-        for batch in progress(batches, **bar):
+        for batch in progress(batches, **bar, lines=False):  # the log has lines of its own
             lr = lr_at(train, self.step, per_epoch)
             set_lr(self.optimizer, lr)
             # dropout is a function of (seed, step, process), so resuming needs no generator state
