@@ -33,7 +33,7 @@ types: $(VENV)/.installed-dev
 
 docs: $(VENV)/.installed-dev
 	.ci/layout build/layout
-	$(RUN) -m mkdocs build --quiet
+	NO_MKDOCS_2_WARNING=1 $(RUN) -m mkdocs build --quiet
 
 release: $(VENV)/.installed-dev
 	.ci/release $(abspath $(RUN))
