@@ -1,12 +1,16 @@
 # make demo   install, then train, test and show SPNet on the built-in shapes dataset
 # make test   install, then run the tests
+# make setup  install everything for working on stripseg: tests, types, docs, releases, pre-commit
+# make docs   install, then build the site in build/site
+# make types  install, then check the types of what `import stripseg` offers
+# make release     install, then build and check sdist and wheel in dist/
 # make benchmark   install, then measure speed and memory against plain implementations
 PYTHON ?= python3
 VENV := .venv
 RUN := $(VENV)/bin/python
 SOURCES := setup.py requirements.txt pyproject.toml
 
-.PHONY: demo test benchmark lint install clean
+.PHONY: demo test benchmark lint types docs release install setup clean
 
 demo: $(VENV)/.installed
 	$(RUN) -m stripseg.tool.prepare shapes dataset/shapes/data
@@ -23,7 +27,21 @@ lint: $(VENV)/.installed-test
 	$(RUN) -m ruff check .
 	$(RUN) -m ruff format --check .
 
+types: $(VENV)/.installed-dev
+	.ci/layout build/layout
+	cd build/layout && $(abspath $(RUN)) -m mypy --config-file ../../pyproject.toml
+
+docs: $(VENV)/.installed-dev
+	.ci/layout build/layout
+	NO_MKDOCS_2_WARNING=1 $(RUN) -m mkdocs build --quiet
+
+release: $(VENV)/.installed-dev
+	.ci/release $(abspath $(RUN))
+
 install: $(VENV)/.installed
+
+setup: $(VENV)/.installed-dev
+	$(RUN) -m pre_commit install
 
 $(VENV)/bin/python:
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10) and "stripseg needs Python 3.10 or newer; name one: make PYTHON=python3.11")'
@@ -36,6 +54,10 @@ $(VENV)/.installed: $(VENV)/bin/python $(SOURCES)
 $(VENV)/.installed-test: $(VENV)/bin/python $(SOURCES)
 	$(RUN) -m pip install --disable-pip-version-check --quiet -e '.[test]'
 	touch $@ $(VENV)/.installed
+
+$(VENV)/.installed-dev: $(VENV)/bin/python $(SOURCES)
+	$(RUN) -m pip install --disable-pip-version-check --quiet -e '.[test,docs,dev]'
+	touch $@ $(VENV)/.installed-test $(VENV)/.installed
 
 clean:
 	rm -rf $(VENV) build *.egg-info

@@ -202,8 +202,14 @@ def check_shared_memory(needed: int) -> None:
         )
 
 
-def build_evaluation_set(config: Config, list_path: str, *, split: str) -> EvaluationSet:
-    """Whole images, with labels unless the split is "test"."""
+def build_evaluation_set(config: Config, list_path: str | None, *, split: str) -> EvaluationSet:
+    """Whole images, with labels unless the split is "test".
+
+    Raises:
+        ConfigError: no list is named.
+    """
+    if list_path is None:
+        raise ConfigError(f"{config.source}: TEST.test_list: name the list of images to test on")
     pairs = build_pairs(config, list_path, split=split)
     encoding = None if split == "test" else label_encoding(config, pairs)
     return EvaluationSet(pairs, encoding, channels=config.DATA.in_channels)

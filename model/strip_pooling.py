@@ -115,7 +115,9 @@ class MixedPoolingModule(nn.Module):
         self.expand = conv_norm(2 * inner, channels, 1, norm_layer, relu=False)
         # start near the identity, as residual branches do (Goyal et al., 2017, Sec. 5.1): from
         # scratch a full-strength branch slows the first epochs. Not zero: all of it learns at once.
-        nn.init.constant_(self.expand[1].weight, 0.1)
+        norm = self.expand[1]
+        assert isinstance(norm.weight, Tensor)
+        nn.init.constant_(norm.weight, 0.1)
 
     def short_range(self, x: Tensor) -> Tensor:
         """Fig. 3b, left: a 3x3 convolution at full size and on each pooled grid."""

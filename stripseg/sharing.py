@@ -12,7 +12,7 @@ import torch
 
 from .config.errors import CheckpointError, ExportError
 from .config.schema import SECTIONS
-from .config.types import Maybe, PathText, kind_of
+from .config.types import Kind, PathText, kind_of
 from .model.segmenter import Segmenter
 from .model_card import ModelCard
 from .util.checkpoint import read_checkpoint, write_weights
@@ -57,13 +57,17 @@ def without_places(config: dict[str, Any]) -> dict[str, Any]:
     kept["DATA"]["data_root"] = "."
     for name, section in SECTIONS.items():
         for key, field in section.model_fields.items():
-            kind = kind_of(field)
-            holds_path = isinstance(kind.kind if isinstance(kind, Maybe) else kind, PathText)
             value = kept.get(name, {}).get(key)
-            if holds_path and isinstance(value, str) and key != "data_root":
+            if takes_path(kind_of(field)) and isinstance(value, str) and key != "data_root":
                 kept[name][key] = Path(value).name if key.endswith("list") else None
+    kept["TRAIN"].pop("resume", None)
     kept.pop("Distributed", None)
     return kept
+
+
+def takes_path(kind: Kind) -> bool:
+    """Return whether an option may be a path, or a path or nothing."""
+    return isinstance(getattr(kind, "kind", kind), PathText)
 
 
 def readme(card: ModelCard, name: str) -> str:

@@ -150,7 +150,7 @@ class TrainedNetwork:
             "base_size": base_size,
             "crop": self._window(window),
         }
-        settings = {key: value for key, value in given.items() if value is not None}
+        settings: dict[str, Any] = {k: value for k, value in given.items() if value is not None}
         if settings:
             return SlidingWindow(
                 self.network,
@@ -278,7 +278,10 @@ class TrainedNetwork:
         if "TEST.save_folder" in words:
             log = logging.getLogger("stripseg")
             with exact_numerics():
-                return run_segmentation_test(config, self.device, log, engine=same.engine())
+                # None only where `options` say split="test", which has no labels
+                return run_segmentation_test(  # type: ignore[return-value]
+                    config, self.device, log, engine=same.engine()
+                )
         dataset = build_evaluation_set(config, config.TEST.test_list, split=config.TEST.split)
         with exact_numerics():
             return evaluate(config, same.engine(), dataset, self.names)

@@ -171,7 +171,7 @@ def config_of(
             f"{dataset}: name an experiment, too, such as train('ade20k', 'spnet50'), or give the "
             "path of a YAML file"
         )
-    return load_config(dataset, words)
+    return load_config(Path(dataset), words)
 
 
 def option_named(key: str) -> str:

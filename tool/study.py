@@ -18,7 +18,7 @@ from stripseg.config.errors import TrainingError
 from stripseg.tool.summary import summarise_config
 from stripseg.util.checkpoint import folder_lock
 from stripseg.util.experiments.child_process import follow
-from stripseg.util.experiments.report import pyplot
+from stripseg.util.experiments.report import new_figure
 from stripseg.util.experiments.run_file import own_options
 from stripseg.util.experiments.study import Row, read_study, write_study_report
 from stripseg.util.signals import STOPPED, Stopped, StopRequest
@@ -34,7 +34,7 @@ def main(argv: Sequence[str]) -> int | None:
     options = parser.parse_args(list(argv))
     file, rows = read_study(Path(options.file))
     folder = FOLDER / file.name
-    pyplot()  # matplotlib is missed now, not after the last run
+    new_figure(1, 1)  # matplotlib is missed now, not after the last run
     if not options.report:
         # seed by seed, so that a part of it is a study too
         runs = [(row, seed) for seed in file.seeds for row in rows]

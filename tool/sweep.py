@@ -24,7 +24,7 @@ from stripseg.dataset.build import official_splits
 from stripseg.model.build import check_arch
 from stripseg.util.checkpoint import folder_lock
 from stripseg.util.distributed import process_group
-from stripseg.util.experiments.report import pyplot
+from stripseg.util.experiments.report import new_figure
 from stripseg.util.experiments.run_file import as_arguments
 from stripseg.util.experiments.sweep import LOCK_SECONDS, SweepStudy, run_trial, say
 from stripseg.util.experiments.sweep_file import Sweep, read_sweep
@@ -46,7 +46,7 @@ def main(argv: Sequence[str]) -> int | None:
     if options.workers < 1:
         parser.error("--workers must be 1 or more")
     sweep = read_sweep(options.file)
-    pyplot()  # matplotlib is missed now, not after the last trial
+    new_figure(1, 1)  # matplotlib is missed now, not after the last trial
     if not options.report:
         check_candidates(sweep, options.file)
     study = SweepStudy(sweep, FOLDER / sweep.name, create=not options.report)

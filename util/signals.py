@@ -4,6 +4,7 @@ import os
 import signal
 import threading
 from types import FrameType
+from typing import Any
 
 STOPPED = 75  # the exit code of a run that was asked to stop: it can be resumed (EX_TEMPFAIL)
 SIGNALS = ("SIGTERM", "SIGINT", "SIGUSR1")  # of schedulers, of a terminal, of Slurm before the end
@@ -21,7 +22,7 @@ class StopRequest:
 
     def __init__(self) -> None:
         self.name: str | None = None
-        self._before: dict[int, object] = {}
+        self._before: dict[int, Any] = {}  # what signal.signal returns
 
     def __enter__(self) -> "StopRequest":
         if threading.current_thread() is threading.main_thread():

@@ -1,0 +1,41 @@
+"""One version, a changelog with sections, a citation: what a release is made of."""
+
+import re
+from pathlib import Path
+
+import yaml
+
+from stripseg import __version__
+
+ROOT = Path(__file__).resolve().parent.parent
+KINDS = ["Added", "Changed", "Deprecated", "Removed", "Fixed", "Security"]
+
+
+def test_the_version_stands_in_one_place() -> None:
+    """CITATION.cff has to repeat it."""
+    assert yaml.safe_load((ROOT / "CITATION.cff").read_text())["version"] == __version__
+    project = (ROOT / "pyproject.toml").read_text()
+    assert 'version = { attr = "stripseg.__version__" }' in project
+    assert __version__ not in project + (ROOT / "setup.py").read_text()
+
+
+def test_the_changelog_has_the_form_of_keep_a_changelog() -> None:
+    text = (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
+    first, *others = re.findall(r"^## (.+)$", text, re.MULTILINE)
+    assert first == "[Unreleased]"
+    for heading in others:
+        assert re.fullmatch(r"\[\d+\.\d+\.\d+\] - (\d{4}-\d\d-\d\d|not published)", heading)
+    for section in text.split("\n## ")[1:]:
+        kinds = re.findall(r"^### (.+)$", section, re.MULTILINE)
+        assert kinds == [kind for kind in KINDS if kind in kinds]
+
+
+def test_extras_of_the_docs_and_messages_exist() -> None:
+    extras = set(
+        re.findall(r"^([a-z-]+) = \[", (ROOT / "pyproject.toml").read_text(), re.MULTILINE)
+    )
+    for page in [ROOT / "README.md", *(ROOT / "docs").rglob("*.md")]:
+        for named in re.findall(
+            r"pip install[^`\n]*(?:stripseg|\.)\[([\w,-]+)\]", page.read_text()
+        ):
+            assert set(named.split(",")) <= extras, page
