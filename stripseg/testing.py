@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from .build import load_engine, load_network
+from .build import evaluation_dtype, load_engine, load_network
 from .config.errors import DataError
 from .config.schema import Config, NetworkOptions
 from .dataset.build import Classes, build_classes, build_evaluation_set, description_of
@@ -45,7 +45,7 @@ from .util.inference.evaluator import Evaluator, ImageResult
 from .util.inference.sliding_window import SlidingWindow
 from .util.logger import progress
 from .util.metrics import ConfusionMatrix, Scores, check_prediction, score_table
-from .util.precision import choose_precision
+from .util.precision import name_of
 from .validation import classification_scores
 
 CLASSIFIED_PER_BATCH = 8  # a classifier's images in a forward pass, if TEST.batch_size is empty
@@ -169,7 +169,8 @@ def run_segmentation_test(
     if config.TEST.split == "test":
         return None
     log.info("\n" + score_table(scores, classes.names))
-    write_metrics(config, scores, classes.names, len(dataset))
+    precision = None if engine is None else name_of(engine.dtype)
+    write_metrics(config, scores, classes.names, len(dataset), precision)
     log.info(f"figures: {folder / 'metrics.json'}")
     kept = TestRecords(facts_of(config, classes), records)
     write_records(folder, kept)
@@ -231,19 +232,24 @@ def run_classification_test(config: Config, device: torch.device, log: logging.L
     log.info(f"{len(dataset)} images of {config.DATA.data_root} ({test.split})")
     network = load_network(config, device)
     log.info(f"weights: {test.model_path}")
+    dtype = evaluation_dtype(config, device)
     scores = classification_scores(
         config,
         network,
         dataset,
         device=device,
-        dtype=choose_precision(test.precision, device, key="TEST.precision"),
+        dtype=dtype,
         images_per_batch=batch_size,
         workers=test.workers,
         channels_last=test.channels_last,
     )
     if process_group.is_main():
         log.info("\n" + classification_table(scores, names))
-        facts = {"data_root": config.DATA.data_root, "batch_size": batch_size}
+        facts = {
+            "data_root": config.DATA.data_root,
+            "batch_size": batch_size,
+            "precision": name_of(dtype),
+        }
         figures = scores.as_dict(names)
         path = write_figures(config, figures, len(dataset), facts)
         log.info(f"figures: {path}")
@@ -417,9 +423,11 @@ def score_saved(
     return confusion.scores(), records
 
 
-def write_metrics(config: Config, scores: Scores, names: Sequence[str], images: int) -> None:
+def write_metrics(
+    config: Config, scores: Scores, names: Sequence[str], images: int, precision: str | None
+) -> None:
     """`metrics.json`: the figures, and what they were measured on."""
-    facts = {"list": config.TEST.test_list, **protocol_of(config)}
+    facts = {"list": config.TEST.test_list, **protocol_of(config), "precision": precision}
     write_figures(config, scores.as_dict(names), images, facts)
 
 
@@ -445,7 +453,6 @@ def write_figures(config: Config, figures: dict, images: int, facts: dict) -> Pa
         "split": test.split,
         "checkpoint": test.model_path,
         **facts,
-        "precision": test.precision,
         "torch": torch.__version__,
     }
     path = Path(test.save_folder) / "metrics.json"
