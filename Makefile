@@ -1,5 +1,7 @@
 # make demo   install, then train, test and show SPNet on the built-in shapes dataset
 # make test   install, then run the tests
+# make test-gpu   the tests for a GPU, on a machine that has one
+# make gpu-check   install, then check and measure a GPU for some minutes: benchmark/gpu_check.py
 # make setup  install everything for working on stripseg: tests, types, docs, releases, pre-commit
 # make docs   install, then build the site in build/site
 # make types  install, then check the types of what `import stripseg` offers
@@ -10,7 +12,7 @@ VENV := .venv
 RUN := $(VENV)/bin/python
 SOURCES := setup.py requirements.txt pyproject.toml
 
-.PHONY: demo test benchmark lint types docs release install setup clean
+.PHONY: demo test test-gpu gpu-check benchmark lint types docs release install setup clean
 
 demo: $(VENV)/.installed
 	$(RUN) -m stripseg.tool.prepare shapes dataset/shapes/data
@@ -19,6 +21,12 @@ demo: $(VENV)/.installed
 
 test: $(VENV)/.installed-test
 	$(RUN) -m pytest $(OPTIONS)
+
+test-gpu: $(VENV)/.installed-test
+	$(RUN) -m pytest -m gpu -n 0 $(OPTIONS)
+
+gpu-check: $(VENV)/.installed-test
+	. tool/environment.sh && $(RUN) -m benchmark.gpu_check --json exp/gpu_check.json $(OPTIONS)
 
 benchmark: $(VENV)/.installed
 	. tool/environment.sh && $(RUN) -m benchmark --json exp/benchmark.json $(OPTIONS)

@@ -598,7 +598,11 @@ class TestSection(Section):
         "images whose windows share forward passes; empty is 4 on GPUs and 1 on the CPU",
         ge=1,
     )
-    precision: Precision = option("fp32", "like TRAIN.precision")
+    precision: Precision | None = option(
+        None,
+        "arithmetic of the network; empty is fp32 on the CPU, and on GPUs what `TRAIN.precision` "
+        "says, in which validation during training computes as well",
+    )
     channels_last: bool = option(True, "like TRAIN.channels_last")
     save_predictions: bool = option(True, "write the predictions as PNG files")
     report: bool = option(True, "write `report.html`: figures, confusions and pictures in one page")

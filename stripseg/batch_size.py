@@ -23,6 +23,8 @@ from .util.training.step import TrainingStep
 MARGIN = 0.9  # share of a GPU's free memory that a step may take: fragments, larger later steps
 CPU_SHARE = 0.5  # of the memory that is available: loader processes and others want some as well
 CPU_MOST = 16  # images of all processes of a machine; more gain nothing on a CPU
+# what kernels say that count in 32 bits, such as the upsampling of torch 2.11 and older
+TOO_MANY_ELEMENTS = ("32-bit index", "canUse32BitIndexMath", "INT_MAX")
 Fits = Callable[[int], bool]
 Step = Callable[[int], None]  # makes one training step with this many images of this process
 
@@ -164,7 +166,7 @@ def fits_gpu(step: Step, device: torch.device) -> Fits:
 
 def is_too_much(error: RuntimeError) -> bool:
     """Return whether a GPU's error says that the batch is too large."""
-    return is_out_of_memory(error) or "32-bit index" in str(error)  # kernels that count that far
+    return is_out_of_memory(error) or any(text in str(error) for text in TOO_MANY_ELEMENTS)
 
 
 def fits_cpu(step: Step, *, least: int, available: int | None = None) -> Fits:

@@ -95,6 +95,14 @@ def build_engine(
     )
 
 
+def evaluation_dtype(config: Config, device: torch.device) -> torch.dtype:
+    """The type that a test computes in: a GPU's is by default that of validation in training."""
+    if config.TEST.precision is not None:
+        return choose_precision(config.TEST.precision, device, key="TEST.precision")
+    name = "fp32" if device.type == "cpu" else config.TRAIN.precision
+    return choose_precision(name, device, key="TRAIN.precision")
+
+
 def load_network(config: Config, device: torch.device) -> nn.Module:
     """The network with the weights of `TEST.model_path`, strictly loaded, ready to predict.
 
@@ -119,6 +127,6 @@ def load_network(config: Config, device: torch.device) -> nn.Module:
 def load_engine(config: Config, device: torch.device) -> SlidingWindow:
     """The engine with the network of `load_network`."""
     network = load_network(config, device)
-    dtype = choose_precision(config.TEST.precision, device, key="TEST.precision")
+    dtype = evaluation_dtype(config, device)
     batch_size = config.TEST.batch_size or usual_batch_size(device)
     return build_engine(config, network, device=device, dtype=dtype, batch_size=batch_size)

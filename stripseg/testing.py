@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from .build import load_engine, load_network
+from .build import evaluation_dtype, load_engine, load_network
 from .config.errors import DataError
 from .config.schema import Config, NetworkOptions
 from .dataset.build import Classes, build_classes, build_evaluation_set, description_of
@@ -46,7 +46,7 @@ from .util.inference.evaluator import Evaluator, ImageResult
 from .util.inference.sliding_window import SlidingWindow
 from .util.logger import progress
 from .util.metrics import ConfusionMatrix, Scores, check_prediction, score_table
-from .util.precision import choose_precision
+from .util.precision import name_of
 from .validation import classification_scores
 
 CLASSIFIED_PER_BATCH = 8  # a classifier's images in a forward pass, if TEST.batch_size is empty
@@ -159,6 +159,7 @@ def run_segmentation_test(
     else:
         engine = engine or load_engine(config, device)
         log.info(f"weights: {config.TEST.model_path}")
+        facts["precision"] = name_of(engine.dtype)
         outcome = predict(config, engine, dataset, files, facts["checkpoint"])
         if config.TEST.save_predictions:
             log.info(f"predictions: {files.gray} and {files.color}")
@@ -207,7 +208,7 @@ def report_test(
     """Print the figures and write them: metrics.json, the record of each image, the page."""
     folder, names = Path(config.TEST.save_folder), facts["classes"]
     log.info("\n" + score_table(outcome.scores, names))
-    write_metrics(config, outcome.scores, names, len(dataset))
+    write_metrics(config, outcome.scores, names, len(dataset), facts.get("precision"))
     log.info(f"figures: {folder / 'metrics.json'}")
     kept = TestRecords(facts, outcome.records)
     write_records(folder, kept)
@@ -275,19 +276,24 @@ def run_classification_test(config: Config, device: torch.device, log: logging.L
     log.info(f"{len(dataset)} images of {config.DATA.data_root} ({test.split})")
     network = load_network(config, device)
     log.info(f"weights: {test.model_path}")
+    dtype = evaluation_dtype(config, device)
     scores = classification_scores(
         config,
         network,
         dataset,
         device=device,
-        dtype=choose_precision(test.precision, device, key="TEST.precision"),
+        dtype=dtype,
         images_per_batch=batch_size,
         workers=test.workers,
         channels_last=test.channels_last,
     )
     if process_group.is_main():
         log.info("\n" + classification_table(scores, names))
-        facts = {"data_root": config.DATA.data_root, "batch_size": batch_size}
+        facts = {
+            "data_root": config.DATA.data_root,
+            "batch_size": batch_size,
+            "precision": name_of(dtype),
+        }
         figures = scores.as_dict(names)
         path = write_figures(config, figures, len(dataset), facts)
         log.info(f"figures: {path}")
@@ -486,9 +492,11 @@ def score_saved(config: Config, dataset: EvaluationSet, files: PredictionFiles) 
     return Outcome(confusion.scores(), records)
 
 
-def write_metrics(config: Config, scores: Scores, names: Sequence[str], images: int) -> None:
+def write_metrics(
+    config: Config, scores: Scores, names: Sequence[str], images: int, precision: str | None
+) -> None:
     """`metrics.json`: the figures, and what they were measured on."""
-    facts = {"list": config.TEST.test_list, **protocol_of(config)}
+    facts = {"list": config.TEST.test_list, **protocol_of(config), "precision": precision}
     write_figures(config, scores.as_dict(names), images, facts)
 
 
@@ -514,7 +522,6 @@ def write_figures(config: Config, figures: dict, images: int, facts: dict) -> Pa
         "split": test.split,
         "checkpoint": test.model_path,
         **facts,
-        "precision": test.precision,
         "torch": torch.__version__,
     }
     path = Path(test.save_folder) / "metrics.json"

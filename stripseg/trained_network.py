@@ -18,7 +18,7 @@ import torch
 from PIL import Image, ImageOps
 from torch import Tensor, nn
 
-from .build import build_engine
+from .build import build_engine, evaluation_dtype
 from .config.errors import CheckpointError, ConfigError, DataError
 from .config.legacy import drop_retired
 from .config.load import config_from, options_named, suggestion
@@ -33,7 +33,7 @@ from .testing import TestResult, evaluate, run_segmentation_test
 from .util.distributed import process_group
 from .util.images import IMAGE_SUFFIXES, colorize, decode_image, overlay, read_image, write_png
 from .util.inference.sliding_window import SlidingWindow, usual_batch_size
-from .util.precision import choose_precision, exact_numerics
+from .util.precision import exact_numerics
 
 Source = Any  # path, bytes, PIL image, array, tensor, or many of these
 
@@ -140,7 +140,7 @@ class TrainedNetwork:
             self.config,
             self.network,
             device=self.device,
-            dtype=choose_precision(test.precision, self.device, key="TEST.precision"),
+            dtype=evaluation_dtype(self.config, self.device),
             batch_size=batch_size or test.batch_size or usual_batch_size(self.device),
         )
         check_inference(scales, window)

@@ -5,18 +5,34 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
 
 import stripseg  # noqa: F401 - before OpenCV, as in the commands: it sets the largest size of images
 
 ROOT = Path(__file__).resolve().parent.parent
+GPU_ONLY = "gpu"  # the tests that `make test-gpu` runs: pytest -m gpu
 
 # the commands under test run as processes of their own, from any folder
 os.environ["PYTHONPATH"] = os.pathsep.join(
     [str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
 )
-os.environ.setdefault("CUDA_VISIBLE_DEVICES", "")  # figures to compare are the CPU's
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # the networks are tiny and the test processes many
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Hide GPUs from all tests but those that are for them: figures to compare are the CPU's."""
+    if config.getoption("markexpr") != GPU_ONLY:
+        os.environ["CUDA_VISIBLE_DEVICES"] = ""
+    elif not torch.cuda.is_available():
+        pytest.exit("the tests marked gpu need a GPU, and PyTorch finds none here", returncode=2)
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    if config.getoption("markexpr") != GPU_ONLY:
+        for item in items:
+            if item.get_closest_marker(GPU_ONLY):
+                item.add_marker(pytest.mark.skip(reason="for GPUs: make test-gpu"))
 
 
 @pytest.fixture(scope="session")

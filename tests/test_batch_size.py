@@ -148,6 +148,9 @@ def test_processes_take_the_smallest_share() -> None:
     [
         (torch.OutOfMemoryError("CUDA out of memory."), True),
         (RuntimeError("cuDNN error: CUDNN_STATUS_ALLOC_FAILED"), True),
+        (RuntimeError("output tensors with less than INT_MAX elements, but got [64, 150]"), True),
+        (RuntimeError("Expected canUse32BitIndexMath(input) to be true, but got false"), True),
+        (RuntimeError("input tensor must fit into 32-bit index math"), True),
         (RuntimeError("mat1 and mat2 shapes cannot be multiplied"), False),
     ],
 )
@@ -177,7 +180,7 @@ def test_a_gpu_says_that_it_is_full(monkeypatch, error: RuntimeError, too_much: 
             fits(10)
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.gpu
 def test_on_a_gpu(small_config: Path) -> None:
     config = load_config(small_config, AUTO)
     device = torch.device("cuda", 0)

@@ -9,8 +9,9 @@ from torch import Tensor, nn
 
 from stripseg.dataset.segmentation import Sample
 from stripseg.util.inference import evaluator as module
-from stripseg.util.inference.evaluator import Evaluator, upload
+from stripseg.util.inference.evaluator import Evaluator
 from stripseg.util.metrics import ConfusionMatrix
+from stripseg.util.transfer import upload
 
 CPU = torch.device("cpu")
 

@@ -18,7 +18,14 @@ from torch.nn import functional as F
 from stripseg.build import build_engine
 from stripseg.config.load import load_config
 from stripseg.util.inference import sliding_window as inference
-from stripseg.util.inference.score_map import _ScaleSums, resampling, scaled_size, window_starts
+from stripseg.util.inference.score_map import (
+    _ScaleSums,
+    resampling,
+    resized_rows,
+    resized_window,
+    scaled_size,
+    window_starts,
+)
 from stripseg.util.inference.sliding_window import InferenceSettings, SlidingWindow
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -235,6 +242,23 @@ def test_too_little_memory_means_smaller_steps_and_the_same_scores() -> None:
     assert len(said) == 4  # it remembers
 
 
+def test_after_a_huge_image_small_ones_are_done_as_before() -> None:
+    """And those of nearly its size in the portions that it took."""
+    said: list[str] = []
+    tester = engine(Hungry(2), crop=(32, 32), batch_size=16)
+    tester.warn = said.append
+    tester.predict(photo(160, 160))
+    assert len(said) == 3
+    network = tester.network
+    network.most, network.sizes = 16, []
+    tester.predict(photo(120, 110))
+    assert set(network.sizes) == {2}
+    network.sizes = []
+    tester.predict(photo(110, 100))
+    assert max(network.sizes) == 16
+    assert len(said) == 3
+
+
 def test_every_engine_logs_each_step_to_less_memory(monkeypatch) -> None:
     """An engine built from a config, without a word about warnings, as every command does it."""
 
@@ -332,3 +356,28 @@ def test_columns_are_mixed_as_interpolation_does(source: int, target: int) -> No
     planes = (x * weights[:, None]).permute(2, 0, 1).unsqueeze(0)
     expected = F.interpolate(planes, (3, target), mode="bilinear", align_corners=False)
     torch.testing.assert_close(ours, expected[0].permute(1, 2, 0))
+
+
+@pytest.mark.parametrize(("source", "target"), [(5, 12), (12, 5), (7, 7), (1, 4), (4, 1)])
+def test_rows_are_mixed_on_gpus_as_on_the_cpu(source: int, target: int) -> None:
+    """GPUs add two rows where the CPU multiplies by a matrix; both by their definition."""
+    mixing, weights = resampling(source, target, aligned=False), torch.rand(source)
+    x = torch.randn(source, 3 * 6)
+    for first, end in ((0, target), (target // 2, target), (target - 1, target)):
+        span = mixing.span(first, end)
+        given = x[span], weights[span], first, end
+        product, pairs = mixing.rows_by_product(*given), mixing.rows_in_pairs(*given)
+        torch.testing.assert_close(pairs, product, rtol=1e-5, atol=1e-6)
+        planes = (x * weights[:, None]).view(1, source, 3, 6).permute(0, 3, 1, 2)
+        expected = F.interpolate(planes, (target, 3), mode="bilinear", align_corners=False)
+        expected = expected[0].permute(1, 2, 0)[first:end]
+        torch.testing.assert_close(product.view(-1, 3, 6), expected, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("low", [(5, 7), (33, 40), (1, 1)])
+def test_windows_are_resized_on_gpus_as_on_the_cpu(low: tuple[int, int]) -> None:
+    """GPUs interpolate both sides at once, the CPU one after the other and some rows at a time."""
+    logits, size = torch.randn(2, 6, *low), (33, 40)
+    chunks = [(0, 10), (10, 32), (32, 33)]
+    in_parts = torch.cat(list(resized_rows(logits, size, chunks)), dim=1)
+    torch.testing.assert_close(resized_window(logits, size), in_parts, rtol=1e-5, atol=1e-5)

@@ -11,7 +11,13 @@ from torch import Tensor
 
 from stripseg.config.errors import DataError
 from stripseg.util.distributed import process_group
-from stripseg.util.metrics import ConfusionMatrix, check_prediction, score_table
+from stripseg.util.metrics import (
+    ConfusionMatrix,
+    check_prediction,
+    counts_by_addition,
+    counts_by_bins,
+    score_table,
+)
 
 MAPS = arrays.arrays(np.uint8, (2, 6, 7), elements=st.sampled_from([0, 1, 2, 3, 255]))
 
@@ -128,3 +134,11 @@ def test_ignored_labels_and_narrow_types_are_counted() -> None:
     label = torch.tensor([0, 255, 2], dtype=torch.uint8)
     counts = ConfusionMatrix(3).update(torch.tensor([0, 1, 1], dtype=torch.uint8), label)
     assert counts.tolist() == [[1, 0, 0], [0, 0, 0], [0, 1, 0]]
+
+
+@pytest.mark.parametrize(("classes", "narrow"), [(4, torch.int16), (255, torch.int32)])
+def test_pairs_are_counted_on_gpus_as_on_the_cpu(classes: int, narrow: torch.dtype) -> None:
+    bins = (classes + 1) * classes
+    pairs = torch.randint(bins, (5000,), dtype=narrow)
+    assert torch.equal(counts_by_addition(pairs, bins), counts_by_bins(pairs, bins))
+    assert torch.equal(counts_by_addition(pairs[:0], bins), torch.zeros(bins, dtype=torch.int64))

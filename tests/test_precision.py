@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from stripseg.build import load_engine
+from stripseg.build import evaluation_dtype, load_engine
 from stripseg.config.errors import ConfigError
 from stripseg.config.load import load_config
 from stripseg.training_run import build_trainer
@@ -62,3 +62,20 @@ def test_maximum_pooling_has_no_deterministic_backward_pass(small_config: Path) 
     words = ["TRAIN.deterministic", "True", "TRAIN.arch", "psp", "TRAIN.ppm_pooling", "max"]
     with pytest.raises(ConfigError, match="TRAIN.ppm_pooling max, .*set TRAIN.ppm_pooling average"):
         load_config(small_config, words)
+
+
+@pytest.mark.parametrize(
+    ("device", "words", "expected"),
+    [
+        ("cpu", [], torch.float32),
+        ("cpu", ["TEST.precision", "bf16"], torch.bfloat16),
+        ("cuda", [], torch.bfloat16),
+        ("cuda", ["TRAIN.precision", "fp16"], torch.float16),
+        ("cuda", ["TEST.precision", "fp32"], torch.float32),
+    ],
+)
+def test_on_a_gpu_a_test_computes_as_the_validation_did(
+    small_config: Path, device: str, words: list[str], expected: torch.dtype
+) -> None:
+    config = load_config(small_config, ["TRAIN.precision", "bf16", *words])
+    assert evaluation_dtype(config, torch.device(device)) == expected

@@ -96,7 +96,7 @@ class Event:
 
     def __init__(self, **_: bool) -> None: ...
 
-    def record(self) -> None: ...
+    def record(self, stream: torch.device) -> None: ...
 
     def elapsed_time(self, end: "Event") -> float:
         return 2000.0
@@ -106,6 +106,7 @@ def test_a_gpu_is_timed_by_events_of_some_steps(monkeypatch) -> None:
     """The host needs one second a step for queueing; the GPU, when all is done, two."""
     time, waits = Time(), []
     monkeypatch.setattr(torch.cuda, "Event", Event)
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda device: device)
     monkeypatch.setattr(torch.cuda, "synchronize", waits.append)
     timer = StepTimer(torch.device("cuda", 0), clock=time)
     for _ in range(2 + 40):
@@ -259,7 +260,7 @@ def test_copies_go_over_a_stream_of_their_own(small_config: Path, monkeypatch) -
     assert moved.names == ["a"]
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.gpu
 def test_batches_come_to_the_gpu_unchanged(small_config: Path) -> None:
     words = ["DATA.mean", "[0,0,0]", "DATA.std", "[1,1,1]"]
     prepare, _ = prefetcher(small_config, torch.device("cuda", 0), *words)

@@ -12,6 +12,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from stripseg.config.load import load_config
 from stripseg.training_run import build_trainer
+from stripseg.util.checkpoint import read_checkpoint
 from stripseg.util.distributed import process_group
 from stripseg.util.training.losses import SegmentationLoss
 from stripseg.util.training.prefetch import PreparedBatch
@@ -206,3 +207,19 @@ def test_processes_shorten_alike() -> None:
     first, second = run_processes(2, clipped_steps)
     for key in first:
         assert (first[key] == second[key]).all(), key
+
+
+def test_a_run_of_another_precision_is_resumed_in_fp16(small_config: Path) -> None:
+    """It saved no state of a gradient scaler, which begins with its own."""
+    config = load_config(small_config, ["TRAIN.precision", "bf16"])
+    saved = build_trainer(config, CPU)
+    saved.fit(until=1)
+    content = read_checkpoint(saved.checkpoints.last)
+    assert content["scaler"] == {}
+    trainer = build_trainer(config, CPU)
+    trainer.train_step = TrainingStep(
+        trainer.network, optimizer=trainer.optimizer, loss=SegmentationLoss(), dtype=torch.float16
+    )
+    trainer.load_state_dict(content, origin="last.pth")
+    assert trainer.step == 1
+    assert trainer.train_step.scaler.get_scale() == 2.0**16

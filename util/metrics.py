@@ -92,11 +92,9 @@ class ConfusionMatrix:
         rows = torch.where(label == self.ignore_label, self.classes, label.to(narrow))
         pairs = rows.mul_(self.classes).add_(prediction.to(narrow)).flatten()
         bins = (self.classes + 1) * self.classes
-        if pairs.is_cuda:  # bincount would wait for the device to learn the largest value
-            counted = torch.zeros(bins, dtype=torch.int64, device=pairs.device)
-            counted.index_add_(0, pairs.int(), torch.ones_like(pairs, dtype=torch.int64))
-        else:
-            counted = torch.bincount(pairs, minlength=bins)
+        # bincount would wait for a GPU to learn the largest value
+        count = counts_by_addition if pairs.is_cuda else counts_by_bins
+        counted = count(pairs, bins)
         counted = counted[: -self.classes].view(self.classes, self.classes)
         self.counts += counted
         return counted
@@ -125,6 +123,17 @@ class ConfusionMatrix:
     def scores(self) -> Scores:
         """The figures of everything counted so far (I / (U + 1e-10), as the family has it)."""
         return scores_of(self.counts)
+
+
+def counts_by_bins(values: Tensor, bins: int) -> Tensor:
+    """(n,) values of 0 .. bins - 1 -> (bins,): how often each occurs."""
+    return torch.bincount(values, minlength=bins)
+
+
+def counts_by_addition(values: Tensor, bins: int) -> Tensor:
+    """The same in a way for which no device is waited for."""
+    counted = torch.zeros(bins, dtype=torch.int64, device=values.device)
+    return counted.index_add_(0, values.int(), torch.ones_like(values, dtype=torch.int64))
 
 
 def scores_of(counts: Tensor) -> Scores:

@@ -24,6 +24,11 @@ def choose_precision(name: str, device: torch.device, *, key: str) -> torch.dtyp
     return PRECISIONS[name]
 
 
+def name_of(dtype: torch.dtype) -> str:
+    """The name of one of `PRECISIONS`, such as "bf16"."""
+    return next(name for name, kind in PRECISIONS.items() if kind == dtype)
+
+
 def has_native_bfloat16(device: torch.device) -> bool:
     """Return whether the device multiplies bf16 numbers in hardware."""
     if device.type == "cuda":

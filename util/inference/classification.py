@@ -11,6 +11,7 @@ from torch.nn import functional as F
 
 from ..distributed import process_group
 from ..metrics import ConfusionMatrix
+from ..transfer import upload
 from .evaluator import EvaluationSample, evaluation_mode
 
 WIDEST = 20  # classes of the largest confusion matrix that is shown as text
@@ -90,8 +91,8 @@ class ClassificationEvaluator:
 
     @torch.inference_mode()
     def _evaluate(self, group: Sequence[EvaluationSample]) -> None:
-        image = torch.from_numpy(np.stack([sample.image for sample in group])).to(self.device)
-        label = torch.tensor([int(sample.label) for sample in group], device=self.device)
+        image = upload(np.stack([sample.image for sample in group]), self.device)
+        label = upload(np.array([int(sample.label) for sample in group]), self.device)
         mixed = self.dtype != torch.float32
         with torch.autocast(self.device.type, self.dtype, enabled=mixed):
             logits = self.network(self.prepare(image.permute(0, 3, 1, 2))).logits

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from ..metrics import ConfusionMatrix, Scores
+from ..transfer import HostCopy, upload
 from .sliding_window import SlidingWindow
 
 
@@ -124,32 +125,6 @@ class Evaluator:
         """The figures over all processes; every process must call it, once."""
         self.confusion.reduce()
         return self.confusion.scores()
-
-
-def upload(array: np.ndarray, device: torch.device) -> Tensor:
-    """Copy to the device; a GPU's copy is from pinned memory, and the host does not wait for it."""
-    tensor = torch.from_numpy(array)
-    if device.type == "cuda":
-        tensor = tensor.pin_memory()
-    return tensor.to(device, non_blocking=True)
-
-
-class HostCopy:
-    """A tensor on its way to the host's memory, which the device's later work does not hold up."""
-
-    def __init__(self, tensor: Tensor) -> None:
-        self.copy, self.event = tensor, None
-        if tensor.device.type == "cuda":
-            self.copy = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True)
-            self.copy.copy_(tensor, non_blocking=True)
-            self.event = torch.cuda.Event()
-            self.event.record()
-
-    def array(self) -> np.ndarray:
-        """The values, once they have arrived."""
-        if self.event is not None:
-            self.event.synchronize()
-        return self.copy.numpy()
 
 
 def nothing() -> None:

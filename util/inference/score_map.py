@@ -5,13 +5,16 @@ CPU cores this is several times faster than class planes.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional as F
+
+from ..transfer import upload
 
 
 @dataclass(frozen=True)
@@ -119,8 +122,8 @@ class _ScaleSums:
         self.columns = window_starts(self.image.shape[2], crop[1], stride_rate)
         visits_down = visits(self.image.shape[1], self.window_rows, crop[0])
         visits_across = visits(self.image.shape[2], self.columns, crop[1])
-        self.row_weights = weight / visits_down.to(device)
-        across = 1 / visits_across.to(device)
+        self.row_weights = weight / upload(visits_down, device)
+        across = 1 / upload(visits_across, device)
         self.column_weights = across[self.left : self.left + width]
         self.returned = 0  # rows of windows that `prepare` has returned
         self.start = 0  # row of the padded image that `sums` begins with
@@ -165,9 +168,7 @@ class _ScaleSums:
         start, stop = span.start + self.top, span.stop + self.top
         rows = self.sums[start - self.start : stop - self.start]
         rows = rows[:, self.left : self.left + self.width]
-        mixing = self.row_mixing.matrix(first, last, self.device)
-        mixed = mixing * self.row_weights[start:stop] @ rows.reshape(len(rows), -1)
-        mixed = mixed.view(last - first, self.width, self.classes)
+        mixed = self.row_mixing.mix_rows(rows, self.row_weights[start:stop], first, last)
         return self.column_mixing.mix_columns(mixed, self.column_weights)
 
 
@@ -190,16 +191,18 @@ def window_starts(side: int, crop: int, stride_rate: float) -> list[int]:
     return [min(index * stride, side - crop) for index in range(count)]
 
 
-def visits(side: int, starts: Sequence[int], crop: int) -> Tensor:
-    """(side,): how many windows cover each pixel along one side."""
-    covered = torch.zeros(side)
+def visits(side: int, starts: Sequence[int], crop: int) -> np.ndarray:
+    """(side,) float32: how many windows cover each pixel along one side."""
+    covered = np.zeros(side, np.float32)
     for start in starts:
         covered[start : start + crop] += 1
     return covered
 
 
 class Resampling:
-    """Bilinear resizing of one side of a image, from `source` to `target` pixels.
+    """Bilinear resizing of one side of an image, from `source` to `target` pixels.
+
+    Its tables are made on the host and go to a device once.
 
     Args:
         aligned: with aligned corners, as the networks of the family resize their logits; else
@@ -207,18 +210,18 @@ class Resampling:
     """
 
     def __init__(self, source: int, target: int, *, aligned: bool) -> None:
-        index = torch.arange(target, dtype=torch.float64)
+        index = np.arange(target, dtype=np.float64)
         if aligned:
             position = index * ((source - 1) / max(target - 1, 1))
         else:
-            position = ((index + 0.5) * (source / target) - 0.5).clamp(0, source - 1)
-        low = position.floor().long().clamp(max=source - 1)
-        high = (low + 1).clamp(max=source - 1)
+            position = ((index + 0.5) * (source / target) - 0.5).clip(0, source - 1)
+        low = np.minimum(np.floor(position).astype(np.int64), source - 1)
+        high = np.minimum(low + 1, source - 1)
         self.low: list[int] = low.tolist()
         self.high: list[int] = high.tolist()
-        share = (position - low).float()  # of the pixel `high`
-        self._pairs = torch.stack([low, high], dim=1)
-        self._weights = torch.stack([1 - share, share], dim=1)
+        share = (position - low).astype(np.float32)  # of the pixel `high`
+        self._pairs = np.stack([low, high], axis=1)
+        self._weights = np.stack([1 - share, share], axis=1)
         self._matrices: dict[tuple[int, int, torch.device], Tensor] = {}
         self._bags: dict[torch.device, tuple[Tensor, Tensor]] = {}
 
@@ -230,12 +233,27 @@ class Resampling:
         """(end - first, m): the shares of the m source pixels of `span` in those target pixels."""
         key = (first, end, device)
         if key not in self._matrices:
-            span, index = self.span(first, end), torch.arange(end - first)
-            matrix = torch.zeros(end - first, span.stop - span.start)
+            span, index = self.span(first, end), np.arange(end - first)
+            matrix = np.zeros((end - first, span.stop - span.start), np.float32)
             for source, weight in zip((self._pairs - span.start).T, self._weights.T, strict=True):
                 matrix[index, source[first:end]] += weight[first:end]
-            self._matrices[key] = matrix.to(device)
+            self._matrices[key] = upload(matrix, device)
         return self._matrices[key]
+
+    def mix_rows(self, x: Tensor, weights: Tensor, first: int, end: int) -> Tensor:
+        """(m, w, K) of the m source rows of `span`, times `weights` (m,) -> (end - first, w, K)."""
+        mix = self.rows_in_pairs if x.is_cuda else self.rows_by_product
+        return mix(x.reshape(len(x), -1), weights, first, end).view(-1, *x.shape[1:])
+
+    def rows_by_product(self, x: Tensor, weights: Tensor, first: int, end: int) -> Tensor:
+        """`mix_rows` of (m, w K) as a matrix product, which is fast on the CPU."""
+        return self.matrix(first, end, x.device) * weights @ x
+
+    def rows_in_pairs(self, x: Tensor, weights: Tensor, first: int, end: int) -> Tensor:
+        """The same as weighted sums of two rows, for GPUs: nearly all of the matrix is zero."""
+        pairs, shares = (table[first:end] for table in self.bags(x.device))
+        pairs = pairs - self.low[first]
+        return F.embedding_bag(pairs, x, per_sample_weights=shares * weights[pairs], mode="sum")
 
     def mix_columns(self, x: Tensor, weights: Tensor) -> Tensor:
         """(n, source, K), times `weights` (source,) -> (n, target, K).
@@ -258,7 +276,7 @@ class Resampling:
     def bags(self, device: torch.device) -> tuple[Tensor, Tensor]:
         """(target, 2) each: the two source pixels of a target pixel, and their shares in it."""
         if device not in self._bags:
-            self._bags[device] = self._pairs.to(device), self._weights.to(device)
+            self._bags[device] = upload(self._pairs, device), upload(self._weights, device)
         return self._bags[device]
 
 
@@ -273,3 +291,35 @@ def half_pixel_resize(x: Tensor, size: Sequence[int]) -> Tensor:
     if tuple(x.shape[-2:]) == tuple(size):
         return x
     return F.interpolate(x, size=tuple(size), mode="bilinear", align_corners=False)
+
+
+def resized_window(logits: Tensor, size: tuple[int, int]) -> Tensor:
+    """Logits (n, K, h', w') of a window -> (n, *size, K): both sides at once, for GPUs."""
+    logits = logits.contiguous(memory_format=torch.channels_last)
+    if tuple(logits.shape[-2:]) != tuple(size):
+        logits = F.interpolate(logits, size=tuple(size), mode="bilinear", align_corners=True)
+    return logits.permute(0, 2, 3, 1)
+
+
+def resized_rows(
+    logits: Tensor, size: tuple[int, int], chunks: Iterable[tuple[int, int]]
+) -> Iterator[Tensor]:
+    """The same a range of rows at a time: columns by interpolation, rows by a matrix product.
+
+    Args:
+        chunks: (first, last + 1) of each range.
+    """
+    (height, width), (low_height, low_width) = size, logits.shape[-2:]
+    logits = logits.contiguous(memory_format=torch.channels_last)
+    if low_width != width:
+        columns = (low_height, width)
+        logits = F.interpolate(logits, size=columns, mode="bilinear", align_corners=True)
+    rows = logits.permute(0, 2, 3, 1).flatten(2)  # (n, h', width K)
+    mixing = resampling(low_height, height, aligned=True)
+    for first, end in chunks:
+        if low_height == height:
+            mixed = rows[:, first:end]
+        else:
+            matrix = mixing.matrix(first, end, rows.device)
+            mixed = matrix @ rows[:, mixing.span(first, end)]
+        yield mixed.reshape(len(rows), end - first, width, -1)

@@ -1,19 +1,27 @@
 """Sliding-window inference at several scales: the one engine of test, validation and demo."""
 
 import logging
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from ..images import Normalization
 from ..memory import free_memory, is_out_of_memory
-from .score_map import ScoreMap, Window, half_pixel_resize, resampling, scaled_size
+from ..transfer import upload
+from .score_map import (
+    ScoreMap,
+    Window,
+    half_pixel_resize,
+    resized_rows,
+    resized_window,
+    scaled_size,
+)
 
-CHUNK = 2**21, 2**28  # bytes of scores computed at a time: on the CPU, to stay in cache; elsewhere
+CHUNK = 2**21, 2**29  # bytes of scores computed at a time: on the CPU, to stay in cache; elsewhere
 STRIP = 64  # image rows per strip, where the scores of the whole image do not fit in memory
 
 
@@ -51,6 +59,26 @@ def usual_batch_size(device: torch.device) -> int:
     return 2 if device.type == "cpu" else InferenceSettings.batch_size
 
 
+class Portions(NamedTuple):
+    """How much is done at a time; `remedy` names it in a warning."""
+
+    windows_per_pass: int
+    in_strips: bool
+    scores_on: torch.device
+    remedy: str
+
+
+def ever_smaller_portions(windows: int, device: torch.device) -> list[Portions]:
+    """What to try one after the other: fewer windows, then strips, then scores on the host."""
+    counts = [windows >> times for times in range(windows.bit_length())]
+    portions = [Portions(n, False, device, f"{n} windows in a forward pass") for n in counts]
+    portions.append(Portions(1, True, device, "images strip by strip"))
+    if device.type != "cpu":
+        host = torch.device("cpu")
+        portions.append(Portions(1, True, host, "scores in the host's memory"))
+    return portions
+
+
 class SlidingWindow:
     """Image -> class probabilities or classes, computed and accumulated where the network runs.
 
@@ -61,8 +89,9 @@ class SlidingWindow:
 
     The windows of all scales, and of all images of a group, share forward passes. Where memory
     does not suffice the engine falls back by itself: fewer windows per pass, then scores for a
-    strip of rows at a time (the resized image stays whole), then scores on the host; it keeps to
-    that, and `warn` (by default the log) is called once for each step.
+    strip of rows at a time (the resized image stays whole), then scores on the host; `warn` (by
+    default the log) is called once for each step. It keeps to that for images of at least half as
+    many pixels, and does smaller ones as before.
 
     The network may be any module that maps (N,C,h,w) to logits (N,K,h',w') or to a tuple that
     begins with them; smaller logits are resized to the window before the softmax. One that has
@@ -87,9 +116,10 @@ class SlidingWindow:
         self.memory_format = torch.channels_last if channels_last else torch.contiguous_format
         self.normalize = Normalization(settings.mean, settings.std, self.device)
         self.warn = warn or logging.getLogger("stripseg").warning
-        self.windows_per_pass = max(1, settings.batch_size // (1 + settings.flip))
-        self.in_strips = False
-        self.scores_on = self.device
+        windows = max(1, settings.batch_size // (1 + settings.flip))
+        self.all_portions = ever_smaller_portions(windows, self.device)
+        self.portions = self.all_portions[0]
+        self.too_large: list[tuple[int, int]] = []  # pixels, and the portions that were too large
         self.budget = settings.score_bytes or free_memory(self.device) // 4
 
     def predict(self, image: np.ndarray) -> Tensor:
@@ -128,36 +158,27 @@ class SlidingWindow:
         """
         if self.network.training:
             raise RuntimeError("call network.eval() before inference")
+        pixels = sum(image.shape[0] * image.shape[1] for image in images)
+        known = [index + 1 for large, index in self.too_large if 2 * pixels >= large]
+        index = max(known, default=0)
         while True:
+            self.portions = self.all_portions[index]
             try:
                 return self._run(images, read)
             except (RuntimeError, MemoryError) as error:
-                if not is_out_of_memory(error):
+                if not is_out_of_memory(error) or index + 1 == len(self.all_portions):
                     raise
-                remedy = self._fall_back()
-                if remedy is None:
-                    raise
+            self.too_large.append((pixels, index))
+            index += 1
             if self.device.type == "cuda":
                 torch.cuda.empty_cache()
+            remedy = self.all_portions[index].remedy
             self.warn(f"out of memory on {self.device}: continuing with {remedy}")
-
-    def _fall_back(self) -> str | None:
-        """Take the next step to less memory and name it; None if there is none left."""
-        if self.windows_per_pass > 1:
-            self.windows_per_pass //= 2
-            return f"{self.windows_per_pass} windows in a forward pass"
-        if not self.in_strips:
-            self.in_strips = True
-            return "images strip by strip"
-        if self.scores_on.type != "cpu":
-            self.scores_on = torch.device("cpu")
-            return "scores in the host's memory"
-        return None
 
     def _run(self, images: Sequence[np.ndarray], read: Callable[[Tensor], Tensor]) -> list[Tensor]:
         """For each image the results of `read` on its scores (n, W, K), joined over the rows."""
         maps = [self._score_map(image) for image in images]
-        if self.in_strips or sum(scores.nbytes for scores in maps) > self.budget:
+        if self.portions.in_strips or sum(scores.nbytes for scores in maps) > self.budget:
             return [self._run_alone(maps.pop(0), read) for _ in images]
         self._add_windows([(m, window) for m in maps for window in m.windows(0, m.size[0])])
         return [torch.cat(self._read(maps.pop(0), read)) for _ in images]
@@ -165,7 +186,7 @@ class SlidingWindow:
     def _run_alone(self, scores: ScoreMap, read: Callable[[Tensor], Tensor]) -> Tensor:
         """One image without the others of its group; in strips if its scores do not fit."""
         height = scores.size[0]
-        strip = STRIP if self.in_strips or scores.nbytes > self.budget else height
+        strip = STRIP if self.portions.in_strips or scores.nbytes > self.budget else height
         parts = []
         for first in range(0, height, strip):
             last = min(first + strip, height)
@@ -176,7 +197,7 @@ class SlidingWindow:
     def _score_map(self, image: np.ndarray) -> ScoreMap:
         """The empty score map of an image, which is resized to every scale."""
         settings, size = self.settings, image.shape[:2]
-        pixels = torch.from_numpy(np.ascontiguousarray(image)).to(self.device)
+        pixels = upload(np.ascontiguousarray(image), self.device)
         pixels = pixels.permute(2, 0, 1).unsqueeze(0).float()  # (1, C, H, W)
         sizes = [scaled_size(size, scale, settings.base_size) for scale in settings.scales]
         return ScoreMap(
@@ -186,16 +207,17 @@ class SlidingWindow:
             settings.classes,
             stride_rate=settings.stride_rate,
             weight=1 / (len(settings.scales) * (1 + settings.flip)),
-            device=self.scores_on,
+            device=self.portions.scores_on,
         )
 
     def _add_windows(self, windows: Sequence[tuple[ScoreMap, Window]]) -> None:
         """Run the network on windows of any maps, a batch at a time, and add their scores."""
-        for start in range(0, len(windows), self.windows_per_pass):
-            batch = windows[start : start + self.windows_per_pass]
+        at_once, scores_on = self.portions.windows_per_pass, self.portions.scores_on
+        for start in range(0, len(windows), at_once):
+            batch = windows[start : start + at_once]
             logits = self._logits(torch.stack([window.pixels for _, window in batch]))
             for index, (scores, window) in enumerate(batch):
-                self._add(scores, window, logits[index :: len(batch)].to(self.scores_on))
+                self._add(scores, window, logits[index :: len(batch)].to(scores_on))
 
     def _logits(self, pixels: Tensor) -> Tensor:
         """(n, C, h, w) -> (n or 2n, K, h', w'); the second half is of the mirrored windows."""
@@ -212,20 +234,14 @@ class SlidingWindow:
 
     def _add(self, scores: ScoreMap, window: Window, logits: Tensor) -> None:
         """Resize the logits (1 or 2, K, h', w') of a window to it, and add their softmax."""
-        (height, width), (low_height, low_width) = self.settings.crop, logits.shape[-2:]
-        logits = logits.contiguous(memory_format=torch.channels_last)
-        if low_width != width:
-            size = (low_height, width)
-            logits = F.interpolate(logits, size=size, mode="bilinear", align_corners=True)
-        rows = logits.permute(0, 2, 3, 1).flatten(2)  # (1 or 2, h', width K)
-        mixing = resampling(low_height, height, aligned=True)
-        for first, last in self._chunks(0, height, 2 * width, logits.device):
-            if low_height == height:
-                mixed = rows[:, first:last]
-            else:
-                matrix = mixing.matrix(first, last, rows.device)
-                mixed = matrix @ rows[:, mixing.span(first, last)]
-            softmax = mixed.reshape(len(rows), last - first, width, -1).softmax(dim=3)
+        height, width = self.settings.crop
+        chunks = list(self._chunks(0, height, 2 * width, logits.device))
+        if logits.is_cuda and len(chunks) == 1:
+            parts: Iterable[Tensor] = [resized_window(logits, self.settings.crop)]
+        else:
+            parts = resized_rows(logits, self.settings.crop, chunks)
+        for (first, _), part in zip(chunks, parts, strict=True):
+            softmax = part.softmax(dim=3)
             total = softmax[0]
             for mirrored in softmax[1:]:
                 total += mirrored
@@ -240,7 +256,7 @@ class SlidingWindow:
     ) -> list[Tensor]:
         """`read` on the rows first .. last - 1 (by default all), a few at a time."""
         last = scores.size[0] if last is None else last
-        chunks = self._chunks(first, last, scores.size[1], self.scores_on)
+        chunks = self._chunks(first, last, scores.size[1], self.portions.scores_on)
         return [read(scores.rows(*chunk)) for chunk in chunks]
 
     def _chunks(

@@ -75,9 +75,10 @@ class StepTimer:
             yield
         elif self.device.type == "cuda":
             begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-            begin.record()
+            stream = torch.cuda.current_stream(self.device)  # of this GPU, not of the current one
+            begin.record(stream)
             yield
-            end.record()
+            end.record(stream)
             self.events.append((begin, end))
         else:
             began = self.clock()

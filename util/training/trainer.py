@@ -304,7 +304,8 @@ class Trainer:
             self.ema.load_state_dict(content["state_dict"])
         if "training_weights" in content:
             self.segmenter.load_state_dict(content["training_weights"])
-        if self.train_step.loss_scale is None:  # a fixed one is the config's
+        # a fixed scale is the config's; a run in another precision than fp16 has saved none
+        if self.train_step.loss_scale is None and content["scaler"]:
             self.train_step.scaler.load_state_dict(content["scaler"])
         self.step = content["step"]
         self.best_score = content["best_mean_iou"]

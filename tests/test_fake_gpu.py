@@ -1,0 +1,292 @@
+"""What a GPU would refuse, what the host would wait for and how much is launched, without one."""
+
+from collections.abc import Callable, Iterator
+from copy import deepcopy
+from functools import lru_cache
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from fake_gpu import CUDA, Misplaced, Waited, Watch, fake_gpu
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+
+from benchmark.steps import config_of, one_step, prefetcher_of, trainer_of
+from stripseg.config.load import find_config, load_config
+from stripseg.config.schema import Config
+from stripseg.dataset.loader import Batch
+from stripseg.dataset.segmentation import Sample
+from stripseg.model.build import build_network
+from stripseg.model.segmenter import SegmenterOutput
+from stripseg.util import transfer
+from stripseg.util.inference.classification import ClassificationEvaluator
+from stripseg.util.inference.evaluator import Evaluator
+from stripseg.util.inference.sliding_window import InferenceSettings, SlidingWindow
+from stripseg.util.metrics import ConfusionMatrix
+from stripseg.util.precision import PRECISIONS
+
+HEADS = ["spnet", "psp", "psa", "pyconvsegnet", "fcn"]
+TOGETHER = ["TRAIN.loss", "ohem", "TRAIN.ohem_min_kept", "500", "TRAIN.average_decay", "0.99"]
+OPTIONS = {
+    "plain": [],
+    "class weights": ["TRAIN.class_weights", str([1.0] * 150)],
+    "accumulation": ["TRAIN.accumulation_steps", "2"],
+    "activation checkpointing": ["TRAIN.activation_checkpointing", "True"],
+    "adamw": ["TRAIN.optimizer", "adamw"],
+    "group norm": ["TRAIN.norm", "group"],
+}
+# what is launched, at most; a change that raises a number needs a reason
+STEP_OF_SPNET50 = 0
+WINDOW_PASS_OF_SPNET50 = 0
+POST_PROCESSING_OF_A_WINDOW = 0
+SCORES_OF_AN_IMAGE = 0  # of two scales
+
+
+@pytest.fixture(autouse=True)
+def gpu() -> Iterator[None]:
+    with fake_gpu():
+        yield
+
+
+def small(*words: str) -> Config:
+    return config_of(*words, size=65, layers=18, width=0.125)
+
+
+@lru_cache
+def built(arch: str, norm: str, checkpointing: bool) -> nn.Module:
+    """A small network on the host, for tests that copy it."""
+    words = ["TRAIN.arch", arch, "TRAIN.norm", norm]
+    return build_network(small(*words, "TRAIN.activation_checkpointing", str(checkpointing)))
+
+
+def network_of(config: Config) -> nn.Module:
+    train = config.TRAIN
+    return deepcopy(built(train.arch, train.norm, train.activation_checkpointing))
+
+
+def batch_of(config: Config, images: int) -> Batch:
+    size = config.TRAIN.train_h, config.TRAIN.train_w
+    image = torch.zeros(images, *size, 3, dtype=torch.uint8).permute(0, 3, 1, 2)
+    shape = (images,) if config.classifies else (images, *size)
+    label = torch.zeros(shape, dtype=torch.int64 if config.classifies else torch.uint8)
+    return Batch(image, label, ["a"] * images).pin_memory()
+
+
+def step_of(config: Config, network: nn.Module, folder: Path, *, earlier: int = 0) -> Watch:
+    """Seen in a training step, from the loaded batch to the figures, after `earlier` ones."""
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        trainer = trainer_of(config, CUDA, network, folder)
+        prefetcher = prefetcher_of(config, CUDA, trainer.dtype)
+        for step in range(earlier + 1):
+            batch = batch_of(config, 4)
+            with Watch() as watch:
+                one_step(trainer, prefetcher.prepare(batch, step))
+    return watch
+
+
+@pytest.mark.parametrize("precision", PRECISIONS)
+@pytest.mark.parametrize("head", HEADS)
+def test_a_training_step_waits_for_nothing(tmp_path: Path, head: str, precision: str) -> None:
+    """With OHEM and a moving average of the weights."""
+    config = small("TRAIN.arch", head, "TRAIN.precision", precision, *TOGETHER)
+    watch = step_of(config, network_of(config), tmp_path)
+    assert not watch.blocking
+    assert sum(watch.launches.values()) > 300
+
+
+@pytest.mark.parametrize("option", OPTIONS)
+def test_no_option_makes_a_step_wait(tmp_path: Path, option: str) -> None:
+    """In any step but the first, which moves the class weights."""
+    config = small("TRAIN.precision", "bf16", *OPTIONS[option])
+    watch = step_of(config, network_of(config), tmp_path, earlier=option == "class weights")
+    assert not watch.blocking
+
+
+@pytest.mark.parametrize("mixing", ["mixup", "cutmix"])
+def test_a_step_of_a_classifier_waits_for_nothing(tmp_path: Path, mixing: str) -> None:
+    words = ["TRAIN.precision", "bf16", f"TRAIN.{mixing}", "0.2", "TRAIN.width", "0.125"]
+    config = load_config(find_config("cifar10", "resnet18"), words)
+    watch = step_of(config, build_network(config), tmp_path)
+    assert not watch.blocking
+
+
+def samples(*sizes: tuple[int, int]) -> list[Sample]:
+    return [
+        Sample(np.zeros((*size, 3), np.uint8), np.zeros(size, np.uint8), f"{i}.png", i)
+        for i, size in enumerate(sizes)
+    ]
+
+
+def engine_of(network: nn.Module, crop: int = 65, **options) -> SlidingWindow:
+    settings = InferenceSettings(
+        150, crop=(crop, crop), base_size=96, scales=(1.0, 1.5), score_bytes=2**30, **options
+    )
+    return SlidingWindow(network.eval(), settings, device=CUDA, dtype=torch.bfloat16)
+
+
+@pytest.mark.parametrize("head", HEADS)
+def test_testing_and_validation_wait_for_nothing(head: str) -> None:
+    """Images of new sizes, two of them together, with labels."""
+    found = samples((72, 96), (60, 70))
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        engine = engine_of(deepcopy(built(head, "batch", False)).to(CUDA))
+        confusion = ConfusionMatrix(150, device=CUDA, check=False)
+        with Watch() as watch:
+            Evaluator(engine, confusion, group_size=2).run(found)
+    assert not watch.blocking
+    assert watch.launches["convolution"] + watch.launches["conv2d"] > 20
+
+
+def test_results_come_to_the_host_behind_the_next_group(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Classes, confidences and counts, by copies for which nothing waits."""
+    monkeypatch.setattr(transfer.HostCopy, "array", lambda copy: tuple(copy.copy.shape))
+    delivered = []
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        engine = engine_of(nn.Conv2d(3, 150, 3, padding=1).to(CUDA))
+        confusion = ConfusionMatrix(150, device=CUDA, check=False)
+        with Watch() as watch:
+            Evaluator(engine, confusion, on_results=delivered.extend).run(samples((40, 50)))
+    assert not watch.blocking
+    (result,) = delivered
+    assert (result.prediction, result.confidence, result.counts) == ((40, 50), (40, 50), (150, 150))
+
+
+def test_the_evaluation_of_a_classifier_waits_for_nothing() -> None:
+    class Classifier(nn.Conv2d):
+        def forward(self, image: Tensor) -> SegmenterOutput:
+            return SegmenterOutput(super().forward(image).mean((2, 3)), None)
+
+    images = [Sample(np.zeros((8, 8, 3), np.uint8), 3, f"{i}.png", i) for i in range(4)]
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        evaluator = ClassificationEvaluator(
+            Classifier(3, 10, 3).to(CUDA),
+            classes=10,
+            prepare=Tensor.float,
+            device=CUDA,
+            dtype=torch.bfloat16,
+            images_per_batch=2,
+        )
+        with Watch() as watch:
+            evaluator.run(images)
+    assert not watch.blocking
+    assert watch.launches
+
+
+# ---- how much is launched
+
+
+def test_a_step_of_spnet_50_launches_no_more_than_it_did(tmp_path: Path) -> None:
+    """Backward pass, optimizer and the figures for the log included; width changes no number."""
+    config = config_of("TRAIN.precision", "bf16", size=65, layers=50, width=0.125)
+    watch = step_of(config, build_network(config), tmp_path)
+    assert sum(watch.launches.values()) <= STEP_OF_SPNET50, watch.launches
+
+
+@torch.inference_mode()
+def test_a_window_of_spnet_50_launches_no_more_than_it_did() -> None:
+    with torch.inference_mode(False):
+        network = build_network(config_of(size=65, layers=50, width=0.125))
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        engine = engine_of(network.to(CUDA), batch_size=8)
+        pixels = torch.zeros(4, 3, 65, 65, device=CUDA)
+        with Watch() as in_pass:
+            logits = engine._logits(pixels)
+        scores = engine._score_map(np.zeros((72, 96, 3), np.uint8))
+        window = scores.windows(0, 72)[0]
+        with Watch() as after:
+            engine._add(scores, window, logits[0::4])
+        with Watch() as reading:
+            engine._read(scores, lambda rows: rows.argmax(dim=2))
+    launched = [sum(watch.launches.values()) for watch in (in_pass, after, reading)]
+    budget = [WINDOW_PASS_OF_SPNET50, POST_PROCESSING_OF_A_WINDOW, SCORES_OF_AN_IMAGE]
+    found = [watch.launches for watch in (in_pass, after, reading)]
+    assert all(count <= most for count, most in zip(launched, budget, strict=True)), found
+
+
+# ---- what is wrong is found
+
+
+def watched(work: Callable[[Tensor], object]) -> Watch:
+    """Seen while `work` has a tensor on the GPU."""
+    with FakeTensorMode(), Watch() as watch:
+        work(torch.zeros(4, 4, device=CUDA))
+    return watch
+
+
+@pytest.mark.parametrize(
+    "work",
+    [
+        lambda x: x.sum().item(),
+        lambda x: bool(x.any()),
+        lambda x: x.tolist(),
+        lambda x: x[x > 0],
+        lambda x: x.nonzero(),
+        lambda x: x.masked_select(x > 0),
+        lambda x: x.long().flatten().bincount(),
+        lambda x: x.index_put_((x > 0,), x.new_zeros(())),
+    ],
+    ids=["item", "bool", "tolist", "mask", "nonzero", "masked_select", "bincount", "index_put"],
+)
+def test_a_wait_is_found(work: Callable[[Tensor], object]) -> None:
+    with pytest.raises(Waited, match="test_fake_gpu.py:"):
+        watched(work)
+
+
+@pytest.mark.parametrize(
+    "work",
+    [
+        lambda x: x + torch.zeros(4),
+        lambda x: torch.cat([x, torch.zeros(1, 4)]),
+        lambda x: x[torch.zeros(2, dtype=torch.int64)],
+    ],
+    ids=["addition", "cat", "index"],
+)
+def test_a_misplaced_tensor_is_found(work: Callable[[Tensor], object]) -> None:
+    with pytest.raises(Misplaced, match="on the host"):
+        watched(work)
+
+
+@pytest.mark.parametrize(
+    ("work", "copies"),
+    [
+        (lambda x: x.cpu(), 1),
+        (lambda x: x.to("cpu", non_blocking=True), 1),  # into memory that is not pinned
+        (lambda x: torch.zeros(3).to(CUDA), 1),
+        (lambda x: torch.zeros(3).to(CUDA, non_blocking=True), 1),
+        (lambda x: torch.zeros(3).pin_memory().to(CUDA), 1),
+        (lambda x: torch.zeros(3).pin_memory().to(CUDA, non_blocking=True), 0),
+        (lambda x: transfer.HostCopy(x), 0),
+        (lambda x: x * 2.0, 0),
+    ],
+)
+def test_copies_that_the_host_waits_for_are_counted(
+    work: Callable[[Tensor], object], copies: int
+) -> None:
+    assert sum(watched(work).blocking.values()) == copies
+
+
+def test_more_launches_are_found() -> None:
+    def step(x: Tensor, more: int) -> None:
+        for _ in range(more):
+            x = x.view(2, 8) * 2
+        x.flatten().sum()
+
+    # the zeros and the sum are launches, and views are none
+    counts = [sum(watched(lambda x, n=n: step(x, n)).launches.values()) for n in (0, 1, 5)]
+    assert counts == [2, 3, 7]
+
+
+def test_the_backward_pass_on_paper_is_pytorchs() -> None:
+    """On tensors with values: the gradients are those of PyTorch's engine."""
+    torch.manual_seed(0)
+    layer, x = nn.Linear(3, 4), torch.randn(5, 3)
+
+    def loss() -> Tensor:
+        y = layer(x)
+        return (y.relu() * y.sum(1, keepdim=True) + y[:, :1]).square().mean()
+
+    expected = torch.autograd.grad(loss(), list(layer.parameters()))
+    loss().backward()
+    for parameter, gradient in zip(layer.parameters(), expected, strict=True):
+        torch.testing.assert_close(parameter.grad, gradient)
