@@ -27,7 +27,7 @@ from .intervals import (
 )
 from .records import ImageRecord, TestRecords
 
-PROTOCOL = ("dataset", "split", "scales", "flip", "base_size", "crop")
+PROTOCOL = ("dataset", "split", "scales", "flip", "base_size", "crop", "precision")
 
 
 @dataclass(frozen=True)
