@@ -10,6 +10,8 @@ from pathlib import Path
 
 import torch
 
+from stripseg.util.precision import set_numerics
+
 from .rows import HEADER, line, write_json
 
 RATIOS = (
@@ -30,6 +32,7 @@ def main() -> int:
         parser.error(f"no such job: {', '.join(sorted(unknown))}; there are {', '.join(JOBS)}")
     if options.device == "cuda" and not torch.cuda.is_available():
         parser.error("--device cuda: PyTorch finds no GPU here; --device cpu measures the host")
+    set_numerics()
     facts = machine(options.device)
     print(", ".join(f"{key} {value}" for key, value in facts.items()))
     print(f"{RATIOS}\n\n{HEADER}", flush=True)

@@ -8,6 +8,8 @@ from typing import Any
 
 import torch
 
+from stripseg.util.precision import set_numerics
+
 
 class Apart:
     """A job made in another process, where every call does it and waits for its end.
@@ -58,6 +60,7 @@ class Apart:
 def serve(pipe: Connection, threads: int, make: Callable, args: tuple) -> None:
     """Answer requests until the other side goes away."""
     torch.set_num_threads(threads)
+    set_numerics()  # single precision is that on GPUs as well
     try:
         job, result = make(*args)
         while True:

@@ -157,7 +157,8 @@ class _ScaleSums:
     def add(self, row: int, column: int, scores: Tensor) -> None:
         """Add (n, w, K) scores to the rows from `row` on, in the padded image."""
         first = row - self.start
-        self.sums[first : first + scores.shape[0], column : column + scores.shape[1]] += scores
+        place = self.sums[first : first + scores.shape[0], column : column + scores.shape[1]]
+        place.add_(scores)  # `+=` on the slice would copy the sum onto itself
 
     def resized(self, first: int, last: int) -> Tensor:
         """(last - first, W, K): the averages, resized to the target, of the rows asked for.
