@@ -226,7 +226,8 @@ def testing_speed(check: Check) -> dict:
     crop, base = (65, 128) if check.quick else (CROP, BASE_SIZE)
     network = gpu_promises.small_network() if check.quick else spnet50()
     network = network.to(device, memory_format=torch.channels_last)
-    images = [np.ascontiguousarray(image[: len(image) - i, i:]) for i in range(1 if check.quick else 4)]
+    count = 1 if check.quick else 4
+    images = [np.ascontiguousarray(image[: len(image) - i, i:]) for i in range(count)]
     found = {}
     many = {"2 scales": (0.5, 1.0)} if check.quick else {"6 scales": SIX_SCALES}
     for name, scales in {"1 scale": (1.0,), **many}.items():
