@@ -156,7 +156,7 @@ def shell(code: str, folder: Path, place: str = "") -> None:
 
 def finish(words: list[str], folder: Path, place: str, environment: dict | None = None) -> None:
     done = subprocess.run(
-        words, cwd=folder, env=environment, capture_output=True, text=True, timeout=600
+        words, cwd=folder, env=environment, capture_output=True, text=True, timeout=1800
     )
     assert done.returncode == 0, f"{place}: {done.stdout[-2000:]}{done.stderr[-4000:]}"
 
