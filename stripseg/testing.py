@@ -153,13 +153,13 @@ def run_segmentation_test(
     submission = submission_of(config, folder)
     files = PredictionFiles(folder, names, classes.colors, submission)
     log.info(f"{len(dataset)} images of {config.TEST.test_list} ({config.TEST.split})")
-    facts = facts_of(config, classes)
     if config.TEST.has_prediction:
+        facts = facts_of(config, classes)
         outcome = score_saved(config, dataset, files)
     else:
         engine = engine or load_engine(config, device)
         log.info(f"weights: {config.TEST.model_path}")
-        facts["precision"] = name_of(engine.dtype)
+        facts = {**facts_of(config, classes), "precision": name_of(engine.dtype)}
         outcome = predict(config, engine, dataset, files, facts["checkpoint"])
         if config.TEST.save_predictions:
             log.info(f"predictions: {files.gray} and {files.color}")

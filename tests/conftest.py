@@ -12,6 +12,7 @@ import stripseg  # noqa: F401 - before OpenCV, as in the commands: it sets the l
 
 ROOT = Path(__file__).resolve().parent.parent
 GPU_ONLY = "gpu"  # the tests that `make test-gpu` runs: pytest -m gpu
+PAGES = "pages"  # those of `make pages`
 
 # the commands under test run as processes of their own, from any folder
 os.environ["PYTHONPATH"] = os.pathsep.join(
@@ -29,10 +30,11 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    if config.getoption("markexpr") != GPU_ONLY:
-        for item in items:
-            if item.get_closest_marker(GPU_ONLY):
-                item.add_marker(pytest.mark.skip(reason="for GPUs: make test-gpu"))
+    for name, reason in ((GPU_ONLY, "for GPUs: make test-gpu"), (PAGES, "long: make pages")):
+        if config.getoption("markexpr") != name:
+            for item in items:
+                if item.get_closest_marker(name):
+                    item.add_marker(pytest.mark.skip(reason=reason))
 
 
 @pytest.fixture(scope="session")

@@ -132,6 +132,8 @@ DANGEROUS = {
         "util/experiments/child_process.py",
         "tool/demo_run.py",
         "benchmark/memory.py",
+        "benchmark/gpu_check.py",
+        "benchmark/gpu_promises.py",
         "tests",
     },
     "exec": {"tests/test_checkpoint.py"},

@@ -41,6 +41,7 @@ BLOCK = re.compile(
 )
 QUICK = "quick"
 SPEEDS = (QUICK, "slow")
+ALWAYS = ("README.md", "docs/api.md")
 SHOWN = ("text", "cpp", "diff")  # languages that nothing here runs
 
 
@@ -168,10 +169,17 @@ def python_of(page: str) -> str:
     )
 
 
+def marks_of(page: str) -> tuple:
+    """The pages that everyone reads run with every test; other long ones with `make pages`."""
+    if runs_quickly(page):
+        return ()
+    return (pytest.mark.slow,) if page in ALWAYS else (pytest.mark.pages,)
+
+
 @pytest.mark.parametrize(
     "page",
     [
-        pytest.param(page, marks=() if runs_quickly(page) else pytest.mark.slow)
+        pytest.param(page, marks=marks_of(page))
         for page in PAGES
         if any(block.runs for block in blocks(page))
     ],
