@@ -146,7 +146,8 @@ def test_a_journal_knows_its_settings_and_whole_lines(tmp_path: Path) -> None:
     again = ProgressJournal(tmp_path, {"scale": 1})
     assert again.done.keys() == {"a.jpg", "ö b.jpg", "of another process.jpg"}
     assert again.done["a.jpg"]["pixels"] == 3
-    assert ProgressJournal(tmp_path, {"scale": 2}).done == {}
     assert again.finish().keys() == {"a.jpg", "ö b.jpg", "of another process.jpg"}
-    again.remove()
+    other = ProgressJournal(tmp_path, {"scale": 2})
+    assert other.done == other.finish() == {}
+    other.remove()
     assert list(tmp_path.iterdir()) == []
