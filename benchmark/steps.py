@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from stripseg.build import ignored, loss_of, optimizer_of
+from stripseg.build import ignore_label_of, loss_of, optimizer_of
 from stripseg.config.load import find_config, load_config
 from stripseg.config.schema import Config
 from stripseg.dataset.loader import Batch
@@ -60,7 +60,7 @@ def trainer_of(config: Config, device: torch.device, network: nn.Module, folder:
             log=logging.getLogger("stripseg.benchmark"),
             folder=folder,
             steps_per_epoch=Endless.steps_per_epoch,
-            ignore_label=ignored(config),
+            ignore_label=ignore_label_of(config),
         ),
     )
 

@@ -130,8 +130,9 @@ def engine_of(network: nn.Module, crop: int = 65, **options) -> SlidingWindow:
 def test_testing_and_validation_wait_for_nothing(head: str) -> None:
     """Images of new sizes, two of them together, with labels."""
     found = samples((72, 96), (60, 70))
+    network = deepcopy(built(head, "batch", False))
     with FakeTensorMode(allow_non_fake_inputs=True):
-        engine = engine_of(deepcopy(built(head, "batch", False)).to(CUDA))
+        engine = engine_of(network.to(CUDA))
         confusion = ConfusionMatrix(150, device=CUDA, check=False)
         with Watch() as watch:
             Evaluator(engine, confusion, group_size=2).run(found)
