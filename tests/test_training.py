@@ -194,6 +194,7 @@ def test_epoch_of_another_length_is_refused(small_config: Path) -> None:
 
 def test_single_value_batch_norm_is_found_before_training(small_config: Path) -> None:
     overrides = ["TRAIN.batch_size", "1", "TRAIN.train_h", "8", "TRAIN.train_w", "8"]
+    overrides += ["TRAIN.width", "1"]  # group norm, too, needs more than one value in a group
     with pytest.raises(TrainingError, match=r"batch_size 1 with crop 8x8 .* TRAIN.norm group"):
         build_trainer(load_config(small_config, overrides), CPU)
     trainer = build_trainer(load_config(small_config, [*overrides, "TRAIN.norm", "group"]), CPU)
