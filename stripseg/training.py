@@ -19,6 +19,7 @@ from .model.build import check_arch
 from .training_run import OnEpoch, build_trainer
 from .util.checkpoint import folder_lock, move_aside, read_checkpoint
 from .util.distributed import process_group
+from .util.precision import restored_numerics
 from .util.training.epoch_log import read_epochs
 from .util.training.trainer import Trainer
 
@@ -190,18 +191,11 @@ def restored_settings():
     logger = logging.getLogger("stripseg")
     handlers, level, propagate = list(logger.handlers), logger.level, logger.propagate
     logger.handlers = []  # the caller's stay open
-    backends = torch.backends
-    tf32 = backends.cuda.matmul.allow_tf32, backends.cudnn.allow_tf32
-    benchmark = backends.cudnn.benchmark
-    deterministic = torch.are_deterministic_algorithms_enabled()
     try:
-        with torch.random.fork_rng():
+        with restored_numerics(), torch.random.fork_rng():
             yield
     finally:
         for handler in list(logger.handlers):
             logger.removeHandler(handler)
             handler.close()
         logger.handlers, logger.level, logger.propagate = handlers, level, propagate
-        backends.cuda.matmul.allow_tf32, backends.cudnn.allow_tf32 = tf32
-        backends.cudnn.benchmark = benchmark
-        torch.use_deterministic_algorithms(deterministic)

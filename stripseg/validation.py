@@ -3,7 +3,6 @@
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import cached_property, partial
 
-import cv2
 import numpy as np
 import torch
 from torch import Tensor, nn
@@ -16,7 +15,7 @@ from .dataset.classification.images import EvaluationImages
 from .dataset.loader import evaluation_samples, shares
 from .dataset.segmentation import EvaluationSet, Sample
 from .util.distributed import process_group
-from .util.images import Normalization, as_rgb, colorize, overlay
+from .util.images import Normalization, as_rgb, colorize, overlay, shrunk
 from .util.inference.classification import ClassificationEvaluator, ClassificationScores
 from .util.inference.evaluator import Evaluator
 from .util.inference.sliding_window import SlidingWindow
@@ -131,18 +130,9 @@ class SegmentationValidator:
         for sample, prediction in zip(group, predictions, strict=True):
             truth = colorize(sample.label, self.classes.colors)
             shown = overlay(sample.image, prediction, self.classes.colors)
-            parts = [shrunk(part) for part in (as_rgb(sample.image), truth, shown)]
+            pictures = (as_rgb(sample.image), truth, shown)
+            parts = [shrunk(picture, SAMPLE_SIDE) for picture in pictures]
             self.trackers.images({f"val/{sample.index}": np.concatenate(parts, axis=1)}, step)
-
-
-def shrunk(picture: np.ndarray) -> np.ndarray:
-    """(H, W, 3) with the long side at most `SAMPLE_SIDE`, for trackers."""
-    height, width = picture.shape[:2]
-    scale = SAMPLE_SIDE / max(height, width)
-    if scale >= 1:
-        return picture
-    size = max(1, round(width * scale)), max(1, round(height * scale))
-    return cv2.resize(picture, size, interpolation=cv2.INTER_AREA)
 
 
 class ClassificationValidator:

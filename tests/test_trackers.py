@@ -15,10 +15,11 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from stripseg.config.errors import ConfigError
 from stripseg.config.load import load_config
 from stripseg.training_run import build_trainer
+from stripseg.util.images import shrunk
 from stripseg.util.training import trackers as module
 from stripseg.util.training.epoch_log import read_epochs, read_records, run_entry, write_epoch
 from stripseg.util.training.trackers import Guarded, Trackers, open_trackers, wanted
-from stripseg.validation import SAMPLE_SIDE, shrunk
+from stripseg.validation import SAMPLE_SIDE
 
 CPU = torch.device("cpu")
 
@@ -169,8 +170,9 @@ def test_a_run_draws_classes_pictures_costs_and_options(small_config: Path, tmp_
 
 
 def test_pictures_are_made_small() -> None:
-    assert shrunk(np.zeros((72, 88, 3), np.uint8)).shape == (72, 88, 3)
-    assert shrunk(np.zeros((1000, 4000, 3), np.uint8)).shape == (120, SAMPLE_SIDE, 3)
+    assert shrunk(np.zeros((72, 88, 3), np.uint8), SAMPLE_SIDE).shape == (72, 88, 3)
+    large = np.zeros((1000, 4000, 3), np.uint8)
+    assert shrunk(large, SAMPLE_SIDE).shape == (120, SAMPLE_SIDE, 3)
 
 
 def test_records_of_earlier_versions_are_read(tmp_path: Path) -> None:

@@ -196,6 +196,17 @@ def as_rgb(image: np.ndarray) -> np.ndarray:
     return image[..., :3] if image.shape[2] >= 3 else np.repeat(image[..., :1], 3, axis=2)
 
 
+def shrunk(picture: np.ndarray, side: int, *, exact: bool = False) -> np.ndarray:
+    """(H, W, ...) with the long side at most `side`; `exact` keeps values instead of averaging."""
+    height, width = picture.shape[:2]
+    scale = side / max(height, width)
+    if scale >= 1:
+        return picture
+    size = max(1, round(width * scale)), max(1, round(height * scale))
+    how = cv2.INTER_NEAREST_EXACT if exact else cv2.INTER_AREA
+    return cv2.resize(picture, size, interpolation=how)
+
+
 def read_label(path: Path) -> np.ndarray:
     """(H, W) integer values as stored: grey values, or the indices of a palette PNG.
 

@@ -61,20 +61,23 @@ def set_numerics(*, deterministic: bool = False) -> None:
 
 
 @contextmanager
-def exact_numerics() -> Iterator[None]:
-    """What `set_numerics` sets, inside the block alone: a caller's own settings are kept."""
-    before = (
-        torch.backends.cuda.matmul.allow_tf32,
-        torch.backends.cudnn.allow_tf32,
-        torch.backends.cudnn.benchmark,
-    )
-    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
-    torch.backends.cudnn.benchmark = True
+def restored_numerics() -> Iterator[None]:
+    """Put back, at the end, what `set_numerics` may set: the settings are the caller's."""
+    cuda, cudnn = torch.backends.cuda.matmul, torch.backends.cudnn
+    before = cuda.allow_tf32, cudnn.allow_tf32, cudnn.benchmark
+    deterministic = torch.are_deterministic_algorithms_enabled()
     try:
         yield
     finally:
-        (
-            torch.backends.cuda.matmul.allow_tf32,
-            torch.backends.cudnn.allow_tf32,
-            torch.backends.cudnn.benchmark,
-        ) = before
+        cuda.allow_tf32, cudnn.allow_tf32, cudnn.benchmark = before
+        if torch.are_deterministic_algorithms_enabled() != deterministic:
+            torch.use_deterministic_algorithms(deterministic)
+
+
+@contextmanager
+def exact_numerics() -> Iterator[None]:
+    """No TF32, and cuDNN tries out its algorithms, inside the block alone."""
+    with restored_numerics():
+        torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
+        torch.backends.cudnn.benchmark = True
+        yield

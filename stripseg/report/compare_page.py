@@ -9,11 +9,11 @@ import numpy as np
 from ..config.errors import DataError
 from ..dataset.lists import is_below
 from ..dataset.results import prediction_names
-from ..util.images import as_rgb, overlay, read_image, read_label
+from ..util.images import as_rgb, overlay, read_image, read_label, shrunk
 from .compare import Comparison, Difference, shown_p
-from .html import jpeg, page, palette_png, table, text
-from .page import VIEWER, change_cell, figure_cell, sortable
-from .pictures import FULL, THUMBNAIL, fit
+from .html import figure_cell, jpeg, page, palette_png, sortable, table, text
+from .page import VIEWER, change_cell
+from .pictures import FULL, THUMBNAIL
 from .records import TestRecords
 
 MOST_CHANGED = 8  # images in each direction
@@ -160,7 +160,7 @@ def read_both(first: Method, second: Method, name: str, file: str) -> tuple[str,
         return None
     if any(part.shape != image.shape[:2] or part.max() >= len(colors) for part in both):
         return None
-    image, *both = fit(image, FULL), *(fit(part, FULL, exact=True) for part in both)
-    small = fit(image, THUMBNAIL), fit(both[1], THUMBNAIL, exact=True)
+    image, *both = shrunk(image, FULL), *(shrunk(part, FULL, exact=True) for part in both)
+    small = shrunk(image, THUMBNAIL), shrunk(both[1], THUMBNAIL, exact=True)
     thumbnail = jpeg(overlay(*small, colors), quality=60)
     return thumbnail, [jpeg(image), *(palette_png(part, colors) for part in both)]

@@ -8,8 +8,9 @@ import numpy as np
 from ..dataset.preparation.check import Examination, Finding, split_pixels
 from ..dataset.preparation.label_geometry import GRID
 from .charts import scatter_chart
-from .html import bar, page, percent, png, table, text
-from .page import MOST_CLASSES, sortable
+from .html import bar, matrix, page, percent, png, shade, sortable, swatch, table, text
+from .page import MOST_CLASSES
+from .pictures import viridis
 
 FILES_SHOWN = 20
 
@@ -69,9 +70,7 @@ def classes_section(
         head += [f"{split}: pixels", "", f"{split}: files"]
     pixels = {split: split_pixels(found, split) for split in splits}
     for index, name in enumerate(names):
-        color = ",".join(map(str, colors[index]))
-        swatch = f'<span class=swatch style="background:rgb({color})"></span>'
-        cells = [(name, swatch + text(name))]
+        cells = [(name, swatch(colors[index]) + text(name))]
         for split in splits:
             share = pixels[split][index] / max(pixels[split].sum(), 1)
             largest = pixels[split][: len(names)].max() / max(pixels[split].sum(), 1)
@@ -99,23 +98,19 @@ def together_section(found: Sequence[Examination], names: Sequence[str]) -> str:
     counts = holds.T.astype(np.int64) @ holds.astype(np.int64)
     chosen = sorted(np.argsort(-np.diag(counts), kind="stable")[:MOST_CLASSES].tolist())
     chosen = [index for index in chosen if counts[index, index]]
-    head = "".join(f"<th scope=col>{text(names[index])}</th>" for index in chosen)
-    lines = []
-    for row in chosen:
-        shares = [counts[row, column] / counts[row, row] for column in chosen]
-        cells = "".join(map(share_cell, shares))
-        lines.append(f"<tr><th scope=row>{text(names[row])}</th>{cells}</tr>")
+    lines = [
+        "".join(share_cell(counts[row, column] / counts[row, row]) for column in chosen)
+        for row in chosen
+    ]
     return (
         "<section><h2>Together</h2><p>Of the images that hold a class (row), how many hold "
-        "another, in percent.</p><div class=wide><table id=matrix><thead><tr><td></td>"
-        f"{head}</tr></thead><tbody>{''.join(lines)}</tbody></table></div></section>"
+        f"another, in percent.</p>{matrix([names[index] for index in chosen], lines)}</section>"
     )
 
 
 def share_cell(share: float) -> str:
-    ink = ";color:#fff" if share > 0.6 else ""
     return (
-        f'<td style="background:rgba(0,114,178,{share:.2f}){ink}">'
+        f'<td style="{shade("0,114,178", share, round(share, 2))}">'
         f"<span class=cell>{100 * share:.0f}</span></td>"
     )
 
@@ -146,7 +141,7 @@ def heat(share: np.ndarray, color: np.ndarray) -> str:
     """A grid as a picture, from black to white."""
     scaled = (255 * share / share.max()).astype(np.uint8)
     large = cv2.resize(scaled, (120, 120), interpolation=cv2.INTER_CUBIC)
-    shown = cv2.cvtColor(cv2.applyColorMap(large, cv2.COLORMAP_VIRIDIS), cv2.COLOR_BGR2RGB)
+    shown = viridis(large / 255)
     shown[-6:] = color
     return png(shown)
 

@@ -1,8 +1,5 @@
 """Pictures and a self-contained page of an explanation (explain.py)."""
 
-import base64
-import html
-import io
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,10 +11,14 @@ from PIL import Image, ImageDraw
 from ..util.files import write_text
 from ..util.images import as_rgb, overlay, write_png
 from .explain import BranchNorms, Explanation, StripAttention, radius_holding, share_in_cross
+from .html import jpeg
+from .html import text as escaped
 from .legend import INK, MARGIN, PAPER, captioned, font, line_height, with_legend
+from .pictures import viridis
 
 PANEL = 420  # pixels: the long side of one map
 LETTERS = 14  # pixels
+QUALITY = 90  # of JPEGs in the page; PNG would be six times as large
 DIM, HEAT = 0.35, 0.65  # shares of the image and of a map's colour
 CONTRAST = 0.6  # that the image keeps, so that bright sky does not wash colours out
 DECADES = 3  # of the receptive field's logarithmic scale
@@ -222,12 +223,6 @@ def heat(e: Explanation, values: np.ndarray, scale: tuple[float, float, str, str
     return np.concatenate([blended.round().astype(np.uint8), bar])
 
 
-def viridis(share: np.ndarray) -> np.ndarray:
-    """(H, W) of 0..1 -> (H, W, 3) RGB."""
-    colored = cv2.applyColorMap((share * 255).round().astype(np.uint8), cv2.COLORMAP_VIRIDIS)
-    return cv2.cvtColor(colored, cv2.COLOR_BGR2RGB)
-
-
 def scale_bar(width: int, low: str, high: str) -> np.ndarray:
     """(h, width, 3): the colours from low to high between their labels."""
     strip = Image.new("RGB", (width, line_height(LETTERS) + MARGIN), PAPER)
@@ -269,26 +264,20 @@ def marked(picture: np.ndarray, e: Explanation) -> np.ndarray:
 
 def page(explanation: Explanation, pictures: Sequence[Picture], title: str) -> str:
     """One HTML file with the pictures inside; it asks nothing of the network."""
-    note = "" if explanation.has_strips else f"<p>{html.escape(NO_STRIPS)}</p>"
+    note = "" if explanation.has_strips else f"<p>{escaped(NO_STRIPS)}</p>"
     sections = "".join(map(section, pictures))
     return (
         '<!doctype html><html lang="en"><meta charset="utf-8">'
         '<meta name="viewport" content="width=device-width,initial-scale=1">'
-        f"<title>{html.escape(title)}</title><style>{STYLE}</style>"
-        f"<h1>{html.escape(title)}</h1>{note}{sections}</html>\n"
+        f"<title>{escaped(title)}</title><style>{STYLE}</style>"
+        f"<h1>{escaped(title)}</h1>{note}{sections}</html>\n"
     )
 
 
 def section(picture: Picture) -> str:
     """Title, text and parts of a picture, which wrap on a narrow page."""
-    title = html.escape(picture.title)
-    text = "".join(f"<p>{html.escape(line)}</p>" for line in picture.text)
+    title = escaped(picture.title)
+    text = "".join(f"<p>{escaped(line)}</p>" for line in picture.text)
     pieces = [*picture.parts, *([] if picture.legend is None else [picture.legend])]
-    images = "".join(f'<img alt="{title}" src="{data_uri(piece)}">' for piece in pieces)
+    images = "".join(f'<img alt="{title}" src="{jpeg(piece, QUALITY)}">' for piece in pieces)
     return f"<h2>{title}</h2>{text}<div>{images}</div>"
-
-
-def data_uri(picture: np.ndarray) -> str:
-    buffer = io.BytesIO()
-    Image.fromarray(picture).save(buffer, "JPEG", quality=90)  # PNG would be six times as large
-    return f"data:image/jpeg;base64,{base64.b64encode(buffer.getvalue()).decode()}"

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from ..util.experiments.report import visible
 from ..util.images import as_rgb, overlay
+from ..util.logger import visible
 
 PAPER, INK = (255, 255, 255), (20, 20, 20)
 MARGIN = 6  # pixels

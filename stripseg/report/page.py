@@ -19,7 +19,19 @@ from ..util.memory import peak_memory
 from ..util.training.epoch_log import read_epochs
 from .charts import line_chart, reliability_chart
 from .compare import Comparison, Difference, compare
-from .html import bar, page, percent, table, text
+from .html import (
+    Cell,
+    bar,
+    figure_cell,
+    matrix,
+    page,
+    percent,
+    shade,
+    sortable,
+    swatch,
+    table,
+    text,
+)
 from .intervals import FEW_HOLDING, FEWEST_UNITS, Bootstrap, Interval, iou_of, tallies
 from .pictures import LAYERS, Shown, TestPictures, unique
 from .records import BOUNDARY_SHARE, DISTANCES, ELONGATIONS, SIZES, ImageRecord, TestRecords, sum_of
@@ -223,11 +235,9 @@ def classes_section(test: Test, colors: np.ndarray) -> str:
     total = max(1, int(labelled.sum()))
     rows = []
     for index, interval in enumerate(test.bootstrap.class_intervals()):
-        color = ",".join(map(str, colors[index]))
-        swatch = f'<span class=swatch style="background:rgb({color})"></span>'
         near, union = boundary[index]
         cells = [
-            (test.names[index], swatch + text(test.names[index])),
+            (test.names[index], swatch(colors[index]) + text(test.names[index])),
             figure_cell(value := iou_of_counts(counts, index)),
             (value, "" if value is None else bar(value)),
             interval_cell(interval, int(units[index])),
@@ -258,13 +268,6 @@ def classes_section(test: Test, colors: np.ndarray) -> str:
     )
 
 
-Cell = tuple[float | str | None, str]  # what a column is sorted by, and the HTML
-
-
-def figure_cell(value: float | None) -> Cell:
-    return (None, "") if value is None else (float(value), f"{value:.3f}")
-
-
 def iou_of_counts(counts: np.ndarray, index: int) -> float | None:
     """The IoU of a class; None where it occurs neither in labels nor in predictions."""
     union = counts[index].sum() + counts[:, index].sum() - counts[index, index]
@@ -287,29 +290,6 @@ def change_cell(change: Difference) -> Cell:
         return (interval.value, f"<span class=faint>{100 * interval.value:+.1f}</span>")
     shown = f"{100 * interval.value:+.1f} ({100 * interval.low:+.1f} to {100 * interval.high:+.1f})"
     return (interval.value, f"<span class={sign}>{shown}</span>")
-
-
-def sortable(head: Sequence[str], rows: Sequence[Sequence[Cell]]) -> str:
-    """A table whose headings are buttons."""
-    heads = "".join(
-        f"<th scope=col{' class=number' if index else ''}>"
-        + (f"<button type=button>{text(name)}</button></th>" if name else "</th>")
-        for index, name in enumerate(head)
-    )
-    lines = "".join(
-        "<tr>"
-        + "".join(
-            f"<td{' class=number' if index else ''} "
-            f'data-value="{text(str("" if key is None else key))}">{shown}</td>'
-            for index, (key, shown) in enumerate(row)
-        )
-        + "</tr>"
-        for row in rows
-    )
-    return (
-        f'<div class=wide><table id="class-table"><thead><tr>{heads}</tr></thead>'
-        f"<tbody>{lines}</tbody></table></div>"
-    )
 
 
 def matrix_classes(test: Test) -> list[int]:
@@ -340,21 +320,19 @@ def confusion_section(test: Test) -> str:
     """The matrix, each row in shares of its label, and the greatest confusions in words."""
     chosen, names = matrix_classes(test), test.names
     rows = test.counts.sum(1)
-    head = "".join(f"<th scope=col>{text(names[index])}</th>" for index in chosen)
-    lines = []
-    for label in chosen:
-        cells = "".join(
+    lines = [
+        "".join(
             matrix_cell(label, prediction, test.counts[label, prediction], rows[label], names)
             for prediction in chosen
         )
-        lines.append(f"<tr><th scope=row>{text(names[label])}</th>{cells}</tr>")
+        for label in chosen
+    ]
     more = len(names) - len(chosen)
     note = f" {more} classes that are confused less are left out." if more else ""
     return (
         "<section id=confusion><h2>Confusions</h2><p>Of the pixels of each class (row), what they "
         f"were predicted as, in percent. A cell opens the images that contribute most.{note}</p>"
-        f"<div class=wide><table id=matrix><thead><tr><td></td>{head}</tr></thead>"
-        f"<tbody>{''.join(lines)}</tbody></table></div><div id=opened aria-live=polite></div>"
+        f"{matrix([names[index] for index in chosen], lines)}<div id=opened aria-live=polite></div>"
         f"<h3>In words</h3><ul>{''.join(confusions_in_words(test))}</ul></section>"
     )
 
@@ -363,10 +341,9 @@ def matrix_cell(label: int, prediction: int, pixels: int, total: int, names: Seq
     share = pixels / total if total else 0.0
     color = "0,114,178" if label == prediction else "213,94,0"
     shown = f"{100 * share:.0f}" if share >= 0.005 else ""
-    ink = ";color:#fff" if share > 0.6 else ""
     told = f"{text(names[label])} predicted as {text(names[prediction])}: {percent(share)}"
     return (
-        f'<td style="background:rgba({color},{min(1, share**0.6):.3f}){ink}"><button type=button '
+        f'<td style="{shade(color, share, round(min(1, share**0.6), 3))}"><button type=button '
         f'class=cell data-cell="{label},{prediction}" data-share="{percent(share)}" title="{told}" '
         f'aria-label="{told}">{shown}</button></td>'
     )

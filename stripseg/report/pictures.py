@@ -9,7 +9,7 @@ import numpy as np
 from ..config.errors import DataError
 from ..dataset.results import PredictionFiles
 from ..dataset.segmentation import EvaluationSet, Sample
-from ..util.images import as_rgb, overlay
+from ..util.images import as_rgb, overlay, shrunk
 from .html import jpeg, palette_png
 from .records import TestRecords
 
@@ -73,17 +73,17 @@ class TestPictures:
 
     def thumbnail(self, shown: Shown) -> str:
         """The image under the colours of its prediction."""
-        image = fit(shown.image, THUMBNAIL)
-        prediction = fit(shown.prediction, THUMBNAIL, exact=True)
+        image = shrunk(shown.image, THUMBNAIL)
+        prediction = shrunk(shown.prediction, THUMBNAIL, exact=True)
         return jpeg(overlay(image, prediction, self.colors), quality=60)
 
     def layers(self, shown: Shown) -> list[str]:
         """One data URI for each of `LAYERS`."""
         label, prediction = (
-            fit(part, FULL, exact=True) for part in (shown.label, shown.prediction)
+            shrunk(part, FULL, exact=True) for part in (shown.label, shown.prediction)
         )
         return [
-            jpeg(fit(shown.image, FULL)),
+            jpeg(shrunk(shown.image, FULL)),
             palette_png(label, self.colors),
             palette_png(prediction, self.colors),
             palette_png(errors_of(label, prediction, self.ignore_label), ERRORS),
@@ -110,14 +110,10 @@ def errors_of(label: np.ndarray, prediction: np.ndarray, ignore_label: int) -> n
     return picture
 
 
-def fit(array: np.ndarray, side: int, *, exact: bool = False) -> np.ndarray:
-    """Shrink an array until its longer side is `side`; `exact` takes values as they are."""
-    factor = min(1, side / max(array.shape[:2]))
-    if factor == 1:
-        return array
-    size = [max(1, round(length * factor)) for length in array.shape[1::-1]]
-    how = cv2.INTER_NEAREST_EXACT if exact else cv2.INTER_AREA
-    return cv2.resize(array, size, interpolation=how)
+def viridis(share: np.ndarray) -> np.ndarray:
+    """(H, W) of 0..1 -> (H, W, 3) RGB."""
+    colored = cv2.applyColorMap((share * 255).round().astype(np.uint8), cv2.COLORMAP_VIRIDIS)
+    return cv2.cvtColor(colored, cv2.COLOR_BGR2RGB)
 
 
 def unique(indices: Iterable[int]) -> list[int]:

@@ -8,7 +8,7 @@ import numpy as np
 
 from ..config.errors import ConfigError, DataError
 from ..trained_network import Prediction, TrainedNetwork
-from ..util.images import as_rgb, colorize
+from .legend import OverlayStyle
 
 LARGEST = 32 * 2**20  # bytes of a file
 OPACITY = 0.55
@@ -31,11 +31,9 @@ def gradio() -> Any:
 
 def shown_classes(prediction: Prediction, chosen: Sequence[str]) -> np.ndarray:
     """(H, W, 3) uint8: the image with the colours of the chosen classes over it."""
-    picture = as_rgb(prediction.image).astype(np.float32)
-    wanted = np.isin(prediction.names, list(chosen))[prediction.mask]
-    colours = colorize(prediction.mask, prediction.colors)
-    blended = picture * (1 - OPACITY) + colours * OPACITY
-    return np.where(wanted[..., None], blended, picture).round().astype(np.uint8)
+    indices = tuple(i for i, name in enumerate(prediction.names) if name in chosen)
+    style = OverlayStyle(opacity=OPACITY, classes=indices)
+    return style.draw(prediction.image, prediction.mask, prediction.names, prediction.colors)
 
 
 def shares(prediction: Prediction) -> list[list[str]]:
