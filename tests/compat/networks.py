@@ -154,8 +154,9 @@ def check_outputs(fixture: Fixture) -> Errors:
 def check_training_step(fixture: Fixture) -> Errors:
     """Losses, the gradient norm of every parameter, running statistics, classes.
 
-    Measured on the visible fixtures in float32: single norms are up to 0.6 % off and the middle one
-    0.07 %, since ReLUs near zero fall to the other side; a mistake moves all of them.
+    The stored norms are float32 of one machine, where ReLUs near zero fall to their own side.
+    Measured on the visible fixtures: our norms in float64 are up to 1 % off and the middle one
+    0.31 % (float32 on two kinds of CPU: 0.07 and 0.29 %); a mistake moves all of them.
     """
     facts, stored = fixture.facts, fixture.arrays
     network = loaded_network(fixture).train()
@@ -177,7 +178,7 @@ def check_training_step(fixture: Fixture) -> Errors:
         return
     errors = [relative(parameters[k].grad.norm().item(), n, 1) for k, n in norms.items()]
     yield "gradient norm, the worst", max(errors) / 2e-2
-    yield "gradient norm, the middle", float(np.median(errors)) / 2e-3
+    yield "gradient norm, the middle", float(np.median(errors)) / 5e-3
     part = sliced(output.logits, facts["pred_slicing"].replace("[:,", "[:, :,", 1))
     yield "classes", classes_differ(part, 1, stored["pred"], 1e-3)
     twice = {key.rpartition(".")[0] for key in facts["bn_updated_more_than_once"]}
