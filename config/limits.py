@@ -20,6 +20,8 @@ PICKLE_TUPLES = 16  # in it; numpy's arrays need six, and each one may double wh
 
 ANNOTATION_BYTES = 2**31  # of an annotation file; LVIS's largest has 1.1 GB
 ANNOTATION_SHAPES = 100_000  # of one picture; the densest sets have some 2,000
+ANNOTATION_FRAMES = 100_000  # of a film; an hour of 25 frames a second has 90,000
+ANNOTATION_TRACKED = 4_000_000  # tracks times frames of a film: shapes that are held in memory
 CROSSINGS = 2**26  # of a polygon's sides with rows of pixels: 64 million points of an outline
 
 COMBINATIONS = 10_000  # of a sweep's grid or a study's matrix: years of training

@@ -211,6 +211,51 @@ def cvat(*, video: bool = False) -> str:
     return "an"
 
 
+def cvat_video(shapes: list[tuple[int, str, list | None]], *, stop: int = 4) -> str:
+    """One track of a car; None in place of points: it is outside from there on."""
+    entries = ""
+    for frame, tag, corners in shapes:
+        text = ";".join(f"{x},{y}" for x, y in corners or CAR)
+        flags = f'frame="{frame}" outside="{int(corners is None)}" keyframe="1" z_order="0"'
+        entries += f'<{tag} {flags} points="{text}"/>'
+    size = f"<original_size><width>{WIDTH}</width><height>{HEIGHT}</height></original_size>"
+    task = f"<task><start_frame>0</start_frame><stop_frame>{stop}</stop_frame>{size}</task>"
+    track = f'<track id="0" label="car">{entries}</track>' if shapes else "<track/>"
+    write("an/film.xml", f"<annotations><meta>{task}</meta>{track}</annotations>")
+    return "an/film.xml"
+
+
+def film(count: int) -> None:
+    for frame in range(count):
+        path = Path(f"film/frame_{frame:06d}.png")
+        path.parent.mkdir(exist_ok=True)
+        Image.fromarray(np.full((HEIGHT, WIDTH, 3), frame, np.uint8)).save(path)
+
+
+def moved(shift: int) -> np.ndarray:
+    label = np.zeros((HEIGHT, WIDTH), np.uint8)
+    label[10:30, 10 + shift : 30 + shift] = 1
+    return label
+
+
+def test_tracks_of_a_film_move_between_keyframes_and_end_outside(home: Path) -> None:
+    film(5)
+    there = [[x + 8, y] for x, y in CAR]
+    labels = run(cvat_video([(0, "polygon", CAR), (2, "polygon", there), (3, "polygon", None)]),
+                 images="film")  # fmt: skip
+    for frame, shift in enumerate((0, 4, 8)):
+        assert np.array_equal(labels[f"frame_{frame:06d}"], moved(shift))
+    assert not any(labels[f"frame_{frame:06d}"].any() for frame in (3, 4))
+    assert names() == ["background", "car"]
+
+
+def test_a_track_holds_to_the_end_of_the_film(home: Path) -> None:
+    film(3)
+    labels = run(cvat_video([(1, "polygon", CAR)], stop=2), images="film")
+    assert not labels["frame_000000"].any()
+    assert np.array_equal(labels["frame_000002"], moved(0))
+
+
 def cvat_masks() -> str:
     colors = np.array([(0, 0, 0), (255, 0, 0), (0, 255, 0)], np.uint8)
     for name in ("p0", "p1"):
@@ -768,7 +813,12 @@ BROKEN: dict[str, tuple[Callable[[], object], str]] = {
                   "an/c.json: is not text in UTF-8"),
     "entities": (lambda: write("an/c.xml", BOMB), "an/c.xml: has a document type or entities"),
     "truncated XML": (lambda: write("an/c.xml", "<annotations><image>"), "an/c.xml: is not XML"),
-    "CVAT for video": (lambda: cvat(video=True), "is 'CVAT for video'; export"),
+    "CVAT's images and tracks": (lambda: cvat(video=True), "holds images and tracks; export"),
+    "a track without frames between": (
+        lambda: cvat_video([(0, "polygon", CAR), (9, "polygon", [*CAR, [9, 20]])]),
+        "track 0: has 4 points in frame 0 and 5 in frame 9, and no frame between",
+    ),
+    "a film without end": (lambda: cvat_video([], stop=10**9), "the task: has frames 0 to 1000000"),
     "one point": (broken_coco([[3, 4]]), r"an/c.json, annotation 0: has 1 point\(s\) and needs 3"),
     "odd numbers": (broken_coco([[3, 4, 5]]), "annotation 0: its points are not pairs"),
     "words": (broken_coco([["a", "b"] * 3]), "annotation 0: its points are not pairs"),

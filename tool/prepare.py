@@ -390,8 +390,8 @@ def write_dataset(
     content = custom.settings(options.name, folder, root, training, numbering)
     custom.write_config(config, content)
     print(class_summary(found, numbering))
-    if custom.own_split(found):
-        print("split: by your own folders train and val; folders called test are left out")
+    for line in custom.split_notes(found):
+        print(line)
     if (bands := custom.bands_of(found)) > 3:
         print(f"channels: all {bands} bands of the TIFF files (DATA.in_channels {bands})")
     print(f"{len(training)} pairs to train on, {len(validation)} to validate: {folder}/")
@@ -418,7 +418,7 @@ def find_source(options: argparse.Namespace) -> Source:
     if not pairs:
         raise DataError(
             f"no image of {options.images} has a label in {options.labels}: file names differ, "
-            f"such as {alone[0].name} and {unused[0].name}"
+            f"such as {alone[0].name} and {unused[0].name}; give a label the name of its image"
         )
     return Source(pairs, root, alone, unused, options.colors or labels.table)
 

@@ -91,10 +91,10 @@ def _tiff_bands(path: Path, content: bytes) -> int:
             kind, bands = page.dtype, int(page.samplesperpixel)
     except Exception as error:  # decoders raise whatever they like on damaged bytes
         raise DataError(f"{path}: cannot be decoded as an image ({error})") from error
-    if kind is not None and kind.kind == "f":
+    if kind is not None and (kind.kind not in "ub" or kind.itemsize > 2):
         raise DataError(
             f"{path}: holds numbers of type {kind}, whose range is not known; scale them to 8 or "
-            "16 bits"
+            "16 bits without sign"
         )
     return bands
 
@@ -119,7 +119,8 @@ def _read_channels(path: Path, content: bytes, channels: int | None) -> np.ndarr
         else:
             image = np.atleast_3d(np.array(open_picture(io.BytesIO(content))))
     except Exception as error:  # decoders raise whatever they like on damaged bytes
-        raise DataError(f"{path}: cannot be decoded as an image ({error})") from error
+        cure = ": pip install imagecodecs" if "imagecodecs" in str(error) else ""
+        raise DataError(f"{path}: cannot be decoded as an image ({error}){cure}") from error
     if image.ndim != 3 or image.shape[2] != channels:
         raise DataError(
             f"{path}: is of shape {image.shape} (height, width, channels), and DATA.in_channels is "
@@ -150,14 +151,20 @@ def stored_channels(path: Path) -> int:
 
 
 def stored_pages(path: Path) -> int:
-    """Pages of a TIFF that are as large as its first and hold a whole image each.
+    """Pages of a TIFF that are as large as its first and hold a whole image each; frames of a film.
 
     Raises:
         DataError: the file is damaged.
     """
     try:
+        with open(path, "rb") as file:
+            mark = file.read(4)
+        if mark not in TIFF_MARKS:
+            with open_picture(path) as picture:
+                return getattr(picture, "n_frames", 1)
         with tifffile.TiffFile(path) as file:
-            return sum(page.shape == file.pages[0].shape for page in file.pages)
+            first = file.pages[0].shape
+            return sum(page.shape == first and not page.is_mask for page in file.pages)
     except Exception as error:  # decoders raise whatever they like on damaged bytes
         raise DataError(f"{path}: cannot be decoded as an image ({error})") from error
 
@@ -219,6 +226,8 @@ def read_label(path: Path) -> np.ndarray:
         grey = _decode(path, content, cv2.IMREAD_UNCHANGED, "a label image")
         if grey.ndim == 2:
             return grey
+    if content[:4] in TIFF_MARKS and is_wide(io.BytesIO(content)):
+        return _whole_numbers(path, _wide_label(path, content))
     try:
         picture = open_picture(io.BytesIO(content))
         label = np.array(picture)
@@ -228,20 +237,51 @@ def read_label(path: Path) -> np.ndarray:
         label = label.astype(np.uint8)
     if content.startswith(b"\x89PNG") and content[24:26] in PACKED_GREY:
         label = label // PACKED_GREY[content[24:26]]  # Pillow stretches 2 and 4 bits to 0..255
-    if content[:4] in TIFF_MARKS and picture.tag_v2.get(262) == 0:  # white is zero: Pillow inverts
-        label = (1 if picture.mode == "1" else 255) - label
-    if label.dtype.kind == "f":
-        if not np.array_equal(label, np.round(label)):
-            raise DataError(
-                f"{path}: holds values that are not whole ({picture.mode}); a label file holds one "
-                "class index per pixel"
-            )
-        label = label.astype(np.int64)
+    inverted = {"1": 1, "L": 255}.get(picture.mode)  # what Pillow takes from where white is zero
+    if inverted and content[:4] in TIFF_MARKS and picture.tag_v2.get(262) == 0:
+        label = inverted - label
     if label.ndim != 2:
         raise DataError(
             f"{path}: is a colour picture (mode {picture.mode}); a label file holds one class "
-            "index per pixel (8-bit grey or palette PNG)"
+            "index per pixel (8-bit grey or palette PNG). `stripseg prepare custom` turns colours "
+            "into indices"
         )
+    return _whole_numbers(path, label)
+
+
+def _whole_numbers(path: Path, label: np.ndarray) -> np.ndarray:
+    """Floats as integers; DataError where they are not whole."""
+    if label.dtype.kind != "f":
+        return label
+    if not np.array_equal(label, np.round(label)):
+        raise DataError(
+            f"{path}: holds values that are not whole ({label.dtype}); a label file holds one "
+            "class index per pixel"
+        )
+    return label.astype(np.int64)
+
+
+def is_wide(source: Path | BinaryIO) -> bool:
+    """Return whether a TIFF holds numbers that Pillow has no mode for: 64 bits, or floats of 16."""
+    try:
+        with tifffile.TiffFile(source) as file:
+            kind = file.pages[0].dtype
+    except Exception:  # no TIFF, or Pillow says what is wrong with it
+        return False
+    return kind is not None and (kind.itemsize == 8 or kind == np.float16)
+
+
+def _wide_label(path: Path, content: bytes) -> np.ndarray:
+    """(H, W) of such a TIFF."""
+    try:
+        with tifffile.TiffFile(io.BytesIO(content)) as file:
+            if file.pages[0].size > PIXELS:
+                raise ValueError(f"claims to hold {file.pages[0].size} values")
+            label = file.pages[0].asarray()
+    except Exception as error:  # decoders raise whatever they like on damaged bytes
+        raise DataError(f"{path}: cannot be decoded as a label image ({error})") from error
+    if label.ndim != 2:
+        raise DataError(f"{path}: has {label.shape[2:]} bands; a label has one index per pixel")
     return label
 
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from ...config.errors import DataError
 from ...util.images import IMAGE_SUFFIXES
-from . import coco, datumaro, json_per_image, label_studio, metadata, xml_files, yolo
+from . import coco, cvat_tracks, datumaro, json_per_image, label_studio, metadata, xml_files, yolo
 from .model import Annotations
 from .names import Names
 from .parse import parse_json, read_text, read_xml, reading, start_of
@@ -29,6 +29,7 @@ JSON_READERS: dict[str, Read] = {
 }
 XML_READERS: dict[str, tuple[str, Read]] = {
     "annotations": ("CVAT for images", xml_files.read_cvat),
+    "annotations with tracks": ("CVAT for video", cvat_tracks.read_tracks),
     "annotation": ("Pascal VOC", xml_files.read_voc),
 }
 XML_ROOT = re.compile(rb"<annotations?[\s>]")
@@ -132,9 +133,10 @@ def read_one(path: Path, found: dict[str, Annotations]) -> str | None:
         if XML_ROOT.search(start) is None:
             return None  # such as GDAL's .aux.xml beside a picture
         root = read_xml(path)
-        if root.tag not in XML_READERS:
+        tag = f"{root.tag} with tracks" if root.find("track") is not None else root.tag
+        if tag not in XML_READERS:
             return None
-        kind, read = XML_READERS[root.tag]
+        kind, read = XML_READERS[tag]
         with reading(path, "the file"):
             read(path, root, found.setdefault(kind, Annotations(kind)))
         return kind

@@ -5,7 +5,6 @@ from xml.etree.ElementTree import Element
 
 import numpy as np
 
-from ...config.errors import DataError
 from ...config.limits import PIXELS
 from .masks import Runs, check_area
 from .model import Annotations, Picture, Region, Shape
@@ -14,19 +13,8 @@ from .rasterize import Ellipse, Polygon, Stroke, box
 
 
 def read_cvat(path: Path, root: Element, found: Annotations) -> None:
-    """CVAT for images 1.1: a larger z_order lies in front, then the later shape.
-
-    Raises:
-        DataError: it is CVAT's format for videos.
-    """
-    if root.find("track") is not None:
-        raise DataError(
-            f"{path}: is 'CVAT for video'; export the task as 'CVAT for images 1.1', which has "
-            "the shapes of every frame"
-        )
-    for index, label in enumerate(root.iterfind("meta//labels/label"), 1):
-        with reading(path, f"label {index}"):
-            found.add_class(label.findtext("name") or "", color(label.findtext("color")))
+    """CVAT for images 1.1: a larger z_order lies in front, then the later shape."""
+    add_cvat_labels(path, root, found)
     for index, image in enumerate(root.iterfind("image")):
         with reading(path, f"image {image.get('name', index)}"):
             name = file_name(required(image, "name"))
@@ -45,6 +33,13 @@ def read_cvat(path: Path, root: Element, found: Annotations) -> None:
                 label = found.add_class(required(shape, "label"))
                 picture.shapes.append(Shape(label, regions, f"{item} of {path}"))
         found.pictures.append(picture)
+
+
+def add_cvat_labels(path: Path, root: Element, found: Annotations) -> None:
+    """The classes of CVAT's head, which both of its formats have."""
+    for index, label in enumerate(root.iterfind("meta//labels/label"), 1):
+        with reading(path, f"label {index}"):
+            found.add_class(label.findtext("name") or "", color(label.findtext("color")))
 
 
 def required(element: Element, name: str) -> str:
@@ -72,12 +67,17 @@ def cvat_regions(shape: Element) -> list[Region]:
         return [Runs(counts, height, width, top, left, by_columns=False)]
     if shape.tag not in ("polygon", "polyline", "points"):
         return []
-    pairs = [pair.split(",") for pair in required(shape, "points").split(";")]
+    pairs = point_pairs(shape)
     if shape.tag == "polygon":
         return [Polygon(points(pairs))]
     if shape.tag == "polyline":
         return [Stroke(points(pairs, least=2))]
     return [Stroke(point[None]) for point in points(pairs, least=1)]
+
+
+def point_pairs(shape: Element) -> list[list[str]]:
+    """The points of a shape as CVAT writes them: x,y;x,y;..."""
+    return [pair.split(",") for pair in required(shape, "points").split(";")]
 
 
 def read_voc(path: Path, root: Element, found: Annotations) -> None:

@@ -17,7 +17,7 @@ from ..labels import LabelEncoding, read_stored
 from ..lists import Pair
 from ..segmentation import EvaluationSet, TrainingSet, read_pair
 from .label_geometry import Geometry, judgements, measure
-from .match import DARK, is_jpeg, refuse_pages
+from .match import darkness, lossy_format, refuse_pages
 
 QUICK = 12  # pairs that a training run looks at before it starts
 NEAR = 3  # differing bits of 64 up to which two pictures look alike
@@ -41,7 +41,7 @@ class Examination:
     error: str | None = None
     size: tuple[int, int] = (0, 0)
     pixels: np.ndarray = field(default_factory=lambda: np.zeros(256, np.int64))
-    peak: int = 255  # largest value of the image
+    dark: int | None = None  # of an image that looks black, what hardly any value is above
     digest: str = ""
     look: int = 0
     geometry: Geometry | None = None
@@ -104,10 +104,10 @@ def examine_pair(
         for path in (pair.image if channels in (1, 3) else None, pair.label):
             if path is not None:  # other numbers of bands are read from all pages
                 refuse_pages(path)
-        if pair.label is not None and is_jpeg(pair.label):
+        if pair.label is not None and (lossy := lossy_format(pair.label)):
             raise DataError(
-                f"{pair.label}: is a JPEG, which changes the values of a label. Take the original "
-                "PNG files, or `stripseg prepare custom ... --snap`."
+                f"{pair.label}: is a {lossy}, which changes the values of a label. Take the "
+                "original PNG files, or `stripseg prepare custom ... --snap`."
             )
         sample = read_pair(pair, encoding, 0, channels=channels)
     except DataError as error:
@@ -118,7 +118,7 @@ def examine_pair(
     result.pixels = np.bincount(label.ravel(), minlength=256)
     result.digest = hashlib.sha256(pair.image.read_bytes()).hexdigest()
     result.look = look(sample.image)
-    result.peak = int(sample.image.max())
+    result.dark = darkness(sample.image, pair.image)
     if thorough:
         result.geometry = measure(sample.image, label, 255)
     return result
@@ -225,13 +225,13 @@ def binary_masks(found: Sequence[Examination], names: Sequence[str]) -> Iterator
 
 
 def dark_images(found: Sequence[Examination]) -> Iterator[Finding]:
-    dark = [item for item in found if not item.error and item.peak <= DARK]
+    dark = [item for item in found if not item.error and item.dark is not None]
     if dark:
         yield Finding(
             "warning",
             "dark",
-            f"{len(dark)} image(s) look black, their largest value is at most {DARK} of 255 (10- "
-            "or 12-bit data in 16-bit files? scale it to 16 bits)",
+            f"{len(dark)} image(s) look black, hardly any value is above {dark[0].dark} of 255 "
+            "(10-, 12- or 14-bit data in 16-bit files? scale it to 16 bits)",
             tuple(item.name for item in dark),
         )
 

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import re
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -12,9 +13,11 @@ from PIL import Image
 
 from ...config.errors import DataError
 from ...util.files import link_or_copy, write_lines, write_text
-from ...util.images import open_picture, write_png
+from ...util.images import write_png
 from .label_values import ClassNumbering, Colour, as_colours
-from .match import DARK, ORIENTATION, Inspection, read_any_label
+from .match import Inspection, read_any_label
+
+RECORD = ".numbering.json"  # beside labels that were rewritten
 
 TURNS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -95,8 +98,9 @@ def split(
     Folders that are called train and val decide; else the image's name does.
     """
     own = own_split(found)
-    if own is not None:
-        return own
+    if own is not None and own["val"]:
+        return own["train"], own["val"]
+    found = found if own is None else own["train"]
     validation = [item for item in found if is_validation(item.name, share, seed)]
     if not validation:
         validation = [found[-1]]
@@ -107,35 +111,55 @@ def split(
     return training or list(found), validation
 
 
-def own_split(
-    found: Sequence[Inspection],
-) -> tuple[list[Inspection], list[Inspection]] | None:
-    """The user's own split, by folders of the images; None where there is none.
+def own_split(found: Sequence[Inspection]) -> dict[str, list[Inspection]] | None:
+    """{train, val, test, other: pairs} by folders of the images; None where they do not say.
 
-    Pairs in a folder called test are in neither part.
+    Training uses "train", which has the other ones, too. Pairs below a folder called test are in no
+    list; where there is no folder called val, the name of an image decides.
     """
-    parts: dict[str, list[Inspection]] = {"train": [], "val": [], "test": []}
+    parts: dict[str, list[Inspection]] = {"train": [], "val": [], "test": [], "other": []}
     for item in found:
-        part = next((PARTS[f] for f in item.name.lower().split("/")[:-1] if f in PARTS), None)
+        part = part_of(item.name)
+        parts[part or "other"].append(item)
         if part is None:
-            return None
-        parts[part].append(item)
-    return (parts["train"], parts["val"]) if parts["train"] and parts["val"] else None
+            parts["train"].append(item)
+    named = len(parts["train"]) > len(parts["other"])
+    return parts if named and (parts["val"] or parts["test"]) else None
 
 
-def write_label(item: Inspection, numbering: ClassNumbering, folder: Path) -> Path:
-    """The label as an 8-bit PNG of class ids, turned like its image; an existing one is kept."""
-    path = (folder / item.name).with_suffix(".png")
-    if path.is_file() and path.stat().st_mtime >= item.label.stat().st_mtime:
-        return path
+def part_of(name: str) -> str | None:
+    """The part that a folder of the path names, as train2017 and val_images do."""
+    words = re.findall("[a-z]+", name.lower().rpartition("/")[0])
+    return next((PARTS[word] for word in words if word in PARTS), None)
+
+
+def split_notes(found: Sequence[Inspection]) -> list[str]:
+    """What to say of the user's own split."""
+    own = own_split(found)
+    if own is None:
+        return []
+    if own["val"]:
+        lines = ["split: by your own folders train and val; folders called test are left out"]
+    else:
+        lines = [
+            "split: your own folder test is left out; images to validate on are chosen by name "
+            "from the others, since no folder is called val"
+        ]
+    if own["other"]:
+        lines.append(
+            f"warning: {len(own['other'])} image(s), such as {own['other'][0].image}, are in no "
+            "folder called train, val or test; they are trained on"
+        )
+    return lines
+
+
+def write_label(item: Inspection, numbering: ClassNumbering, path: Path) -> None:
+    """The label as an 8-bit PNG of class ids, turned like its image."""
     label, kind = read_any_label(item.label, alpha=item.alpha, by_palette=item.by_palette)
     ids = numbering.translate(as_colours(label, kind) if numbering.coloured else label)
     if item.turned:
-        with open_picture(item.image) as photo:
-            turn = TURNS[photo.getexif()[ORIENTATION]]
-        ids = np.array(Image.fromarray(ids).transpose(turn))
+        ids = np.array(Image.fromarray(ids).transpose(TURNS[item.orientation]))
     write_png(path, ids, numbering.colors)
-    return path
 
 
 def write_lists(
@@ -146,35 +170,80 @@ def write_lists(
     root: Path,
 ) -> None:
     """`train.txt`, `val.txt`, `names.txt`, `colors.txt`, and labels that had to be rewritten."""
-    forget_other_numbering(folder / "labels", numbering)
+    every = {item.name: item for items in parts.values() for item in items}
+    rewritten = [item for item in every.values() if not numbering.plain or item.turned]
+    written = write_labels(folder / "labels", rewritten, numbering)
     for name, items in parts.items():
-        lines = []
-        for item in items:
-            label = item.label
-            if not numbering.plain or item.turned:
-                label = write_label(item, numbering, folder / "labels")
-            lines.append(f"{relative(item.image, root)}\t{relative(label, root)}")
+        lines = [
+            f"{relative(item.image, root)}\t{relative(written.get(item.name, item.label), root)}"
+            for item in items
+        ]
         write_lines(folder / f"{name}.txt", lines)
     write_lines(folder / "names.txt", numbering.names)
     write_lines(folder / "colors.txt", [" ".join(map(str, color)) for color in numbering.colors])
 
 
-def forget_other_numbering(folder: Path, numbering: ClassNumbering) -> None:
-    """Remove the labels that an earlier call wrote with other classes, or of files since replaced.
+def write_labels(
+    folder: Path, items: Sequence[Inspection], numbering: ClassNumbering
+) -> dict[str, Path]:
+    """{name of the image: its label}, written where anything that decides it has changed.
 
-    The numbering that they were written with is kept beside them.
+    A record beside the labels tells what each was made of, and with which classes.
     """
-    content = [numbering.stored.tolist(), numbering.ids.tolist(), numbering.names]
-    text = json.dumps(content)
-    record = folder / ".numbering.json"
-    before = record.read_text(encoding="utf-8") if record.is_file() else None
+    stems = Counter(Path(item.name).with_suffix("") for item in items)
+    targets = {
+        item.name: f"{item.name}.png"  # a.jpg and a.png have a label each
+        if stems[Path(item.name).with_suffix("")] > 1
+        else Path(item.name).with_suffix(".png").as_posix()
+        for item in items
+    }
+    record, classes = folder / RECORD, [numbering.stored.tolist(), numbering.ids.tolist()]
+    classes.append(numbering.names)
+    before = read_record(record)
     old = sorted(folder.rglob("*.png")) if folder.is_dir() else []
-    if old and before != text:
+    if before.get("classes") != classes:
         for path in old:
             path.unlink()
-        print(f"classes or values have changed: {len(old)} labels in {folder} are written again")
-    if not numbering.plain:
-        write_text(record, text)
+        if old:
+            print(
+                f"classes or values have changed: {len(old)} labels in {folder} are written again"
+            )
+        before = {"classes": classes, "labels": {}}
+        if items:
+            write_text(
+                record, json.dumps(before)
+            )  # a stopped call leaves no label of other classes
+    made, replaced = {}, 0
+    for item in items:
+        target = targets[item.name]
+        made[target] = origin_of(item)
+        there = (folder / target).is_file()
+        if not there or before["labels"].get(target) != made[target]:
+            write_label(item, numbering, folder / target)
+            replaced += there
+    if replaced:
+        print(f"files or options have changed: {replaced} labels in {folder} were written again")
+    if items:
+        write_text(record, json.dumps({"classes": classes, "labels": made}))
+    return {name: folder / target for name, target in targets.items()}
+
+
+def read_record(path: Path) -> dict:
+    """What the last call wrote; empty where it is not there or of an older version."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    known = isinstance(content, dict) and isinstance(content.get("labels"), dict)
+    return content if known else {}
+
+
+def origin_of(item: Inspection) -> list:
+    """What decides a rewritten label, besides the classes."""
+    state = item.label.stat()
+    turn = item.orientation if item.turned else 1
+    path = str(item.label.resolve())
+    return [path, state.st_size, state.st_mtime_ns, turn, item.alpha, item.by_palette]
 
 
 def relative(path: Path, root: Path) -> str:
@@ -192,11 +261,11 @@ def photo_warnings(found: Sequence[Inspection]) -> list[str]:
             "their EXIF orientation, and their labels are taken to fit the upright photo. If they "
             "fit the stored pixels: --turn-labels"
         )
-    dark = [item for item in found if item.peak <= DARK]
+    dark = [item for item in found if item.dark is not None]
     if dark:
         lines.append(
-            f"{len(dark)} image(s), such as {dark[0].image}, look black: their largest value is "
-            f"{dark[0].peak} of 255. 10- or 12-bit data in 16-bit files? Scale it to 16 bits"
+            f"{len(dark)} image(s), such as {dark[0].image}, look black: hardly any value is above "
+            f"{dark[0].dark} of 255. 10-, 12- or 14-bit data in 16-bit files? Scale it to 16 bits"
         )
     return lines
 

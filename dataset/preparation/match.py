@@ -3,7 +3,7 @@
 import os
 import re
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
@@ -11,11 +11,14 @@ from pathlib import Path
 from typing import Literal
 
 import numpy as np
-from PIL import Image, ImageOps
+import tifffile
+from PIL import Image
 
 from ...config.errors import DataError
 from ...util.images import (
     IMAGE_SUFFIXES,
+    TIFF_MARKS,
+    is_wide,
     open_picture,
     read_image,
     read_label,
@@ -27,11 +30,18 @@ PIECE = 2**18  # pixels
 COLOURS_AT_MOST = 4096  # of one label; a photograph has more
 LABEL_SUFFIXES = (*IMAGE_SUFFIXES, ".gif")
 ORIENTATION = 0x0112  # of EXIF
-DARK = 15  # largest value of an image that looks black: 12-bit data in a 16-bit file
+DARK = 15  # of an image that looks black hardly any value is larger: 12-bit data in a 16-bit file
+DARK_OF_16_BITS = 63  # the same for 14-bit data
+SAMPLED = 2**18  # pixels that tell how bright an image is
 MOST = 0.8  # share of the files that what is called shared is shared by
-LABEL_WORDS = ("mask", "masks", "label", "labels", "gt", "seg", "segmentation", "annotation", "lab")
+LABEL_WORDS = (
+    *("mask", "masks", "label", "labels", "lab", "gt", "groundtruth", "seg", "segmentation"),
+    *("annotation", "annotations", "ann"),
+)
+IMAGE_WORDS = ("image", "images", "img", "imgs", "photo", "photos", "jpegimages")
 
 Kind = Literal["index", "grey_rgb", "colour"]
+Keys = tuple[str, str, str, str]
 
 
 @dataclass
@@ -44,6 +54,7 @@ class Inspection:
         channels: as stored.
         kind: "index": one value per pixel; "grey_rgb": three equal channels; "colour".
         values, counts: what occurs in the label and on how many pixels; colours as 0xRRGGBB.
+        solid: of these the pixels whose four neighbours have the same value.
         turned: the label fits the photo as it is stored, before it is turned upright.
         sums: (2, channels) mean and mean square of the image.
     """
@@ -59,13 +70,14 @@ class Inspection:
     turned: bool = False
     sums: np.ndarray = field(default_factory=lambda: np.zeros((2, 3)))
     problem: str | None = None
-    lossy: bool = False  # the label is a JPEG
+    solid: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int64))
+    lossy: str | None = None  # the label's format, where it changes values
     palette: dict[int, int] = field(default_factory=dict)  # of the label: index -> 0xRRGGBB
     by_palette: bool = False  # values are the palette's colours
     alpha: bool = False  # values are the alpha channel's
     bands: int = 3  # to train with: of a TIFF with more than three, all of them
     orientation: int = 1  # of EXIF
-    peak: int = 255  # largest value of the image as it is read
+    dark: int | None = None  # of an image that looks black, what hardly any value is above
 
 
 def find_images(folder: Path, suffixes: Sequence[str] = IMAGE_SUFFIXES) -> list[Path]:
@@ -107,9 +119,25 @@ def match(images: Path, labels: Path) -> tuple[list[tuple[Path, Path]], list[Pat
     """
     if images.resolve() == labels.resolve():
         return match_within(images)
-    image_keys = keys_of(find_images(images), images)
-    label_keys = keys_of(find_images(labels, LABEL_SUFFIXES), labels, labels=True)
+    image_files = outside(find_images(images), images, labels)
+    label_files = outside(find_images(labels, LABEL_SUFFIXES), labels, images)
+    return pair_up(keys_of(image_files, images), keys_of(label_files, labels, labels=True))
+
+
+def outside(files: Sequence[Path], folder: Path, other: Path) -> list[Path]:
+    """Files that are not in `other`, where that lies in their folder, as masks beside photos do."""
+    if not other.resolve().is_relative_to(folder.resolve()):
+        return list(files)
+    inner = folder / other.resolve().relative_to(folder.resolve())
+    return [path for path in files if not path.is_relative_to(inner)]
+
+
+def pair_up(
+    image_keys: dict[Path, Keys], label_keys: dict[Path, Keys]
+) -> tuple[list[tuple[Path, Path]], list[Path], list[Path]]:
+    """What `match` returns, by the keys of `keys_of`."""
     pairs: dict[Path, Path] = {}
+    folders = {folder_of(keys) for keys in image_keys.values()}
     # the whole path with its suffix (a.jpg, a.jpg.png), without, the file's name, its end
     for level in range(4):
         by_key: dict[str, list[Path]] = {}
@@ -118,7 +146,12 @@ def match(images: Path, labels: Path) -> tuple[list[tuple[Path, Path]], list[Pat
         free = [path for path in image_keys if path not in pairs]
         wanted = [image_keys[path][level] for path in free]
         for path, key in zip(free, wanted, strict=True):
-            candidates = by_key.get(key, [])
+            here = folder_of(image_keys[path])
+            candidates = [
+                label
+                for label in by_key.get(key, [])
+                if level < 2 or may_hold(folder_of(label_keys[label]), here, folders)
+            ]
             if len(candidates) > 1 or (candidates and wanted.count(key) > 1):
                 raise DataError(
                     f"{path}: several images or labels are called {key!r}, such as "
@@ -131,43 +164,79 @@ def match(images: Path, labels: Path) -> tuple[list[tuple[Path, Path]], list[Pat
     return sorted(pairs.items()), alone, [path for path in label_keys if path not in used]
 
 
+def folder_of(keys: Keys) -> str:
+    return keys[1].rpartition("/")[0]
+
+
+def may_hold(label_folder: str, image_folder: str, folders: Collection[str]) -> bool:
+    """Return whether labels of a folder may be of images of another, by their file names alone.
+
+    A folder of labels that is called like one of images belongs to that one (train, val).
+    """
+    if label_folder not in folders:
+        return True
+    first, second = (f"/{folder}/".replace("//", "/") for folder in (label_folder, image_folder))
+    return first.startswith(second) or second.startswith(first)
+
+
 def match_within(folder: Path) -> tuple[list[tuple[Path, Path]], list[Path], list[Path]]:
-    """The same for images and labels in one folder, told apart by a word such as `_mask`.
+    """The same for images and labels in one folder.
+
+    They are told apart by a word of the file's name or of a folder's, such as `_mask`, or as
+    a.jpg and a.png.
 
     Raises:
-        DataError: no such word.
+        DataError: nothing tells them apart.
     """
     found = find_images(folder, LABEL_SUFFIXES)
-    labels, images = {}, {}
-    for path in found:
-        stem = path.relative_to(folder).with_suffix("").as_posix()
-        key, _, word = re.sub("[-_]", "_", stem).rpartition("_")
-        if word.lower() in LABEL_WORDS:
-            labels[key] = path
-        else:
-            images.setdefault(key, path)
-            images[re.sub("[-_]", "_", stem)] = path
-    pairs = [(images[key], label) for key, label in labels.items() if key in images]
+    labels = [path for path in found if is_called_label(path.relative_to(folder))]
+    images = [path for path in found if path not in set(labels)]
+    if not labels:
+        photos = [path for path in found if path.suffix.lower() in (".jpg", ".jpeg")]
+        stems = Counter(path.with_suffix("") for path in photos)
+        others = Counter(path.with_suffix("") for path in found if path not in set(photos))
+        if stems == others and max(stems.values(), default=2) == 1:
+            images, labels = photos, [path for path in found if path not in set(photos)]
+    pairs: list[tuple[Path, Path]] = []
+    if len(images) == len(labels) == 1:
+        return [(images[0], labels[0])], [], []
+    if images and labels:
+        keys = (
+            keys_of(images, folder, within=True),
+            keys_of(labels, folder, labels=True, within=True),
+        )
+        pairs, alone, unused = pair_up(*keys)
     if not pairs:
         raise DataError(
             f"{folder}: images and labels are in one folder, and no names such as a.jpg and "
             "a_mask.png tell them apart; give two folders"
         )
-    used = {path for pair in pairs for path in pair}
-    alone = [p for p in found if p not in used and p not in labels.values()]
-    return sorted(pairs), alone, [p for p in labels.values() if p not in used]
+    return pairs, alone, unused
+
+
+def is_called_label(path: Path) -> bool:
+    """Return whether a word of the name, the first or the last, or a folder says so."""
+    words = re.split("[-_. ]", path.stem.lower())
+    named = (words[0], words[-1], *(part.lower() for part in path.parts[:-1]))
+    return any(word in LABEL_WORDS for word in named)
 
 
 def keys_of(
-    paths: Sequence[Path], folder: Path, *, labels: bool = False
-) -> dict[Path, tuple[str, str, str, str]]:
+    paths: Sequence[Path], folder: Path, *, labels: bool = False, within: bool = False
+) -> dict[Path, Keys]:
     """path -> four keys, from the most to the least exact; see `match`.
 
     The relative path with its suffix (of a label without its own: a.jpg.png belongs to a.jpg); the
     path and the file name without suffix and the ending that all share; the name without the
-    beginning that all share, too.
+    beginning that all share, too. `within` one folder images/a.jpg belongs to masks/a.png.
     """
     whole = [path.relative_to(folder) for path in paths]
+    if within:
+        words = {*LABEL_WORDS, *IMAGE_WORDS}
+        whole = [
+            Path(*(part for part in path.parts[:-1] if part.lower() not in words), path.name)
+            for path in whole
+        ]
     exact = [(path.with_suffix("") if labels else path).as_posix() for path in whole]
     stems = []
     for path in whole:
@@ -175,6 +244,8 @@ def keys_of(
         doubled = labels and stem.suffix.lower() in IMAGE_SUFFIXES
         stems.append((stem.with_suffix("") if doubled else stem).as_posix())
     ending = common_ending(stems)
+    if len(stems) == 1 and labels and (word := re.search("[_-]([a-zA-Z]+)$", stems[0])):
+        ending = word[0] if word[1].lower() in LABEL_WORDS else ""
     short = [stem.removesuffix(ending) for stem in stems]
     names = [stem.rpartition("/")[2] for stem in short]
     begin = common_beginning(names) if len(names) > 1 else 0
@@ -232,22 +303,23 @@ def inspect(job: tuple[str, Path, Path], *, alpha: bool = False, snap: bool = Fa
         if result.bands in (1, 3):
             refuse_pages(result.image)
         image = read_image(result.image, result.bands)
-        result.peak = int(image.max())
+        result.dark = darkness(image, result.image)
         result.orientation = orientation_of(result.image)
         result.size = image.shape[:2]
         result.sums = moments(image)
         label, result.kind = read_any_label(result.label, alpha=result.alpha)
-        result.lossy = is_jpeg(result.label)
-        if result.kind == "index":
+        result.lossy = lossy_format(result.label)
+        if result.kind == "index" and not alpha:
             result.palette = palette_of(result.label, np.unique(label))
         result.values, result.counts = np.unique(label, return_counts=True)
+        result.solid = solid_pixels(label, result.values)
         if result.kind == "colour" and len(result.values) > COLOURS_AT_MOST and not snap:
             raise DataError(
                 f"{result.label}: has {len(result.values)} colours; a label has one per class (was "
                 "it saved as JPEG, or smoothed?)"
             )
         if label.shape != result.size:
-            result.turned = label.shape == result.size[::-1] and is_turned(result.image)
+            result.turned = label.shape == result.size[::-1] and result.orientation >= 5
             if not result.turned:
                 raise DataError(
                     f"{result.image} is {result.size[1]}x{result.size[0]} and its label "
@@ -256,6 +328,27 @@ def inspect(job: tuple[str, Path, Path], *, alpha: bool = False, snap: bool = Fa
     except DataError as error:
         result.problem = str(error)
     return result
+
+
+def solid_pixels(label: np.ndarray, values: np.ndarray) -> np.ndarray:
+    """Of each value the pixels whose four neighbours have it, too: what is drawn has such ones.
+
+    Noise and smoothed edges have none, or few.
+    """
+    inner = label[1:-1, 1:-1]
+    same = (label[:-2, 1:-1] == inner) & (label[2:, 1:-1] == inner)
+    same &= (label[1:-1, :-2] == inner) & (label[1:-1, 2:] == inner)
+    found, counts = np.unique(inner[same], return_counts=True)
+    solid = np.zeros(len(values), np.int64)
+    solid[np.searchsorted(values, found)] = counts
+    return solid
+
+
+def darkness(image: np.ndarray, path: Path) -> int | None:
+    """What hardly any value is above, of an image that looks black; None of others."""
+    step = max(1, int((image.shape[0] * image.shape[1] / SAMPLED) ** 0.5))
+    bright = int(np.percentile(image[::step, ::step], 99.9))
+    return bright if bright <= (DARK_OF_16_BITS if has_16_bits(path) else DARK) else None
 
 
 def moments(image: np.ndarray) -> np.ndarray:
@@ -279,13 +372,16 @@ def read_any_label(
     Raises:
         DataError: the file cannot be read, or everything it shows is in its alpha channel.
     """
+    if not alpha and is_wide(path):
+        return read_label(path), "index"
     try:
         with open_picture(path) as picture:
             indexed = picture.mode in ("L", "P", "1", "I", "I;16", "I;16B", "F")
-            with_alpha = picture.mode in ("RGBA", "LA", "PA")
+            clear = picture.mode == "P" and "transparency" in picture.info
+            with_alpha = picture.mode in ("RGBA", "LA", "PA") or (alpha and clear)
             colour = not indexed or (by_palette and picture.mode == "P")
             rgb = np.array(picture.convert("RGB"), np.int32) if colour else None
-            opacity = np.array(picture.getchannel("A")) if with_alpha else None
+            opacity = np.array(picture.convert("RGBA").getchannel("A")) if with_alpha else None
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
         raise DataError(f"{path}: cannot be decoded as a label image ({error})") from error
     if alpha:
@@ -294,16 +390,33 @@ def read_any_label(
         return opacity, "index"
     if rgb is None:
         return read_label(path), "index"
-    constant = (rgb == rgb[:1, :1]).all()
-    if constant and opacity is not None and opacity.min() != opacity.max():
-        raise DataError(
-            f"{path}: its alpha channel varies and its colour does not: is the label in alpha? "
-            "Then say so with --alpha"
-        )
     red, green, blue = np.moveaxis(rgb, 2, 0)
+    packed = red << 16 | green << 8 | blue
+    if opacity is not None and opacity.min() != opacity.max():
+        refuse_alpha(path, packed, opacity)
     if not by_palette and np.array_equal(red, green) and np.array_equal(green, blue):
         return red, "grey_rgb"
-    return red << 16 | green << 8 | blue, "colour"
+    return packed, "colour"
+
+
+def refuse_alpha(path: Path, packed: np.ndarray, opacity: np.ndarray) -> None:
+    """Raises DataError where a varying alpha channel tells more than the colours do."""
+    colours = np.unique(packed)
+    if len(colours) == 1:
+        why = "its alpha channel varies and its colour does not"
+    elif len(colours) > 255:
+        why = f"its alpha channel varies, and it has {len(colours)} colours"
+    else:
+        both = np.intersect1d(packed[opacity == 0], packed[opacity == 255])
+        if len(both) == 0:
+            return
+        color = int(both[0])
+        rgb = color >> 16, color >> 8 & 255, color & 255
+        why = "the colour {} {} {} is transparent in some places and opaque in others".format(*rgb)
+    raise DataError(
+        f"{path}: {why}: is the label in alpha? Then say so with --alpha, else save it without "
+        "an alpha channel"
+    )
 
 
 def palette_of(path: Path, values: np.ndarray) -> dict[int, int]:
@@ -317,15 +430,38 @@ def palette_of(path: Path, values: np.ndarray) -> dict[int, int]:
     return {int(value): int(packed[value]) for value in values if value < len(packed)}
 
 
-def is_jpeg(path: Path) -> bool:
-    """Return whether the file's content is a JPEG, whatever its name."""
+def lossy_format(path: Path) -> str | None:
+    """The format of a file that changes values, by its content; None of one that keeps them.
+
+    Raises:
+        DataError: it cannot be read.
+    """
+    try:
+        with open(path, "rb") as file:
+            start = file.read(16)
+            if start.startswith(b"\xff\xd8"):
+                return "JPEG"
+            if start[:4] == b"RIFF" and start[8:12] == b"WEBP":
+                extended = start[12:] == b"VP8X" and b"VP8 " in file.read()
+                return "lossy WebP" if extended or start[12:] == b"VP8 " else None
+    except OSError as error:
+        raise DataError(f"{path}: label file cannot be read ({error.strerror})") from error
+    return None
+
+
+def has_16_bits(path: Path) -> bool:
+    """Return whether a PNG or TIFF stores 16 bits per value."""
     with open(path, "rb") as file:
-        return file.read(2) == b"\xff\xd8"
+        start = file.read(25)
+    if start[:4] in TIFF_MARKS:
+        with tifffile.TiffFile(path) as file:
+            return file.pages[0].dtype == np.uint16
+    return start.startswith(b"\x89PNG") and start[24] == 16
 
 
 def refuse_pages(path: Path) -> None:
-    """Raises DataError for a TIFF of several pages of one size, of which only one would be read."""
-    if path.suffix.lower() not in (".tif", ".tiff"):
+    """Raises DataError for a file of several pages of one size, of which only one would be read."""
+    if path.suffix.lower() not in (".tif", ".tiff", ".gif", ".webp", ".png"):
         return
     count = stored_pages(path)
     if count > 1:
@@ -337,15 +473,11 @@ def refuse_pages(path: Path) -> None:
 
 def orientation_of(path: Path) -> int:
     """The photo's EXIF orientation, 1 for upright."""
+    if path.suffix.lower() in (".tif", ".tiff") and stored_channels(path) > 3:
+        return 1  # bands are read as they are stored
     try:
         with open_picture(path) as picture:
             value = picture.getexif().get(ORIENTATION, 1)
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):
         return 1  # of bands that Pillow does not open
     return value if value in range(1, 9) else 1
-
-
-def is_turned(path: Path) -> bool:
-    """Return whether the photo's EXIF entry asks for a quarter turn."""
-    with open_picture(path) as picture:
-        return picture.size != ImageOps.exif_transpose(picture).size
