@@ -3,7 +3,10 @@
 The masks, photos and lists are made here; docs/datasets.md has the table.
 """
 
+import contextlib
+import importlib.util
 import io
+import os
 from pathlib import Path
 
 import numpy as np
@@ -18,8 +21,9 @@ from stripseg.config.load import load_config
 from stripseg.dataset import build
 from stripseg.dataset.lists import read_list
 from stripseg.dataset.preparation import custom
+from stripseg.dataset.preparation.match import match
 from stripseg.model.weights import unwrap
-from stripseg.tool import demo, prepare
+from stripseg.tool import check, demo, prepare
 from stripseg.training_run import build_trainer
 from stripseg.util.distributed import process_group
 from stripseg.util.distributed.slurm import slurm_step
@@ -303,7 +307,7 @@ def test_dark_images_and_pages(home: Path, capsys) -> None:
         values = np.random.default_rng(2).integers(0, 4096, (SIZE, SIZE), np.uint16)
         Image.fromarray(values).save(f"im/p{index}.png")
     run()
-    assert "look black: their largest value is 15" in capsys.readouterr().out
+    assert "look black: hardly any value is above 15" in capsys.readouterr().out
     Path("im/p0.png").unlink()
     tifffile.imwrite("im/p0.tif", np.zeros((3, SIZE, SIZE, 3), np.uint8), photometric="rgb")
     with pytest.raises(DataError, match="1 broken pair"):
@@ -467,3 +471,294 @@ def test_float_images_and_two_bands(home: Path) -> None:
     masks(grey(0, 1, 2))
     assert run()["DATA"]["in_channels"] == 2
     assert np.array_equal(read_image(Path("im/p0.tif"), 2), bands)
+
+
+COLOURS = np.array([(0, 0, 0), (200, 0, 0), (0, 0, 200)], np.uint8)
+BY_COLOUR = np.array([0, 2, 1], np.uint8)[CLASSES]  # the classes in the order of the colours
+
+
+@pytest.mark.parametrize("kind", ["int64", "uint64", "float64", "float16"])
+def test_whole_numbers_that_pillow_has_no_mode_for(home: Path, kind: str) -> None:
+    for index in range(4):
+        tifffile.imwrite(f"ma/p{index}.tif", CLASSES.astype(kind))
+    run()
+    assert np.array_equal(stored(), CLASSES)
+
+
+def test_white_is_zero_in_16_bits(home: Path) -> None:
+    tifffile.imwrite("inverted.tif", CLASSES.astype(np.uint16), photometric="miniswhite")
+    assert np.array_equal(read_label(Path("inverted.tif")), CLASSES)
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ((0, 1, 65535), "the value 65535 beside the ids 0 to 1; is it a class, or ignored"),
+        ((0, 20, 255), "look like classes drawn in grey levels.*--values 0=NAME,20=NAME,255=NAME"),
+        ((-1, 0, 1), "a class id is 0 or more. If it means ignored: --ignore -1"),
+        ((0, 0, 0), "are of one class, 0, or ignored"),
+        ((1, 255, 255), "are of one class, 1, .*--values 1=NAME,255=NAME"),
+    ],
+)
+def test_values_that_may_mean_two_things_ask(home: Path, values: tuple, message: str) -> None:
+    for index in range(4):
+        tifffile.imwrite(f"ma/p{index}.tif", np.array(values, np.int32)[CLASSES])
+    with pytest.raises(DataError, match=message):
+        run()
+
+
+def test_ids_beside_masks_of_another_code_are_named(home: Path, capsys) -> None:
+    for index in range(4):
+        grey(*((0, 1, 2) if index else (0, 255, 255)))(CLASSES).save(f"ma/p{index}.png")
+    run()
+    assert "1 label(s), such as ma/p0.png, hold 0 and 255 alone" in capsys.readouterr().out
+
+
+def test_ids_of_jpeg_cannot_be_snapped_to_one_class(home: Path) -> None:
+    masks(grey(0, 1, 2), "jpg", quality=95)
+    with pytest.raises(DataError, match="--values VALUE=NAME,... --snap"):
+        run()
+    with pytest.raises(DataError, match="only 0 stands out"):
+        run("--snap")
+
+
+def test_lossy_webp_asks_and_snaps(home: Path) -> None:
+    masks(lambda ids: Image.fromarray(COLOURS[ids]), "webp", quality=60)
+    with pytest.raises(DataError, match=r"colours around 3, .*ma/p0.webp is a lossy WebP"):
+        run()
+    run("--snap")
+    assert (stored() == BY_COLOUR).mean() > 0.97
+
+
+@pytest.mark.parametrize("coloured", [False, True])
+def test_smoothed_edges_of_straight_lines_ask(home: Path, coloured: bool) -> None:
+    """Their few values have as many pixels as a small class: that they fill no area tells."""
+    import cv2
+
+    drawn = COLOURS[CLASSES] if coloured else np.array([0, 255, 255], np.uint8)[CLASSES]
+    masks(lambda _: Image.fromarray(cv2.GaussianBlur(drawn, (3, 3), 0)))
+    with pytest.raises(DataError, match=r"seem to be smoothed.*--snap"):
+        run()
+    run("--snap")
+    assert (stored() == (BY_COLOUR if coloured else CLASSES > 0)).mean() > 0.98
+
+
+def test_snap_loses_no_class_that_is_not_named(home: Path) -> None:
+    masks(grey(0, 128, 255))
+    with pytest.raises(DataError, match="--values names 0, 255, and ma/p0.png has 128"):
+        run("--values", "0=a,255=b", "--snap")
+    masks(lambda ids: Image.fromarray(COLOURS[ids]))
+    Path("t.txt").write_text("0 0 0 none\n200 0 0 road\n")
+    with pytest.raises(DataError, match=r"colour \(0, 0, 200\), which is far from all"):
+        run("--colors", "t.txt", "--snap")
+
+
+def with_palette(ids: np.ndarray) -> Image.Image:
+    label = Image.fromarray(ids, "P")
+    label.putpalette(COLOURS.flatten().tolist())
+    return label
+
+
+def test_palettes_and_tables_go_by_colour(home: Path) -> None:
+    masks(with_palette)
+    Image.fromarray(COLOURS[CLASSES]).save("ma/p0.png")  # one that is no palette
+    Path("t.txt").write_text("200 0 0 road\n0 0 200 water\n0 0 0 ignore\n")
+    assert run("--colors", "t.txt")["DATA"]["classes"] == 2
+    for name in ("p0", "p1"):
+        assert np.array_equal(stored(name), np.array([255, 0, 1])[CLASSES])
+
+
+@pytest.mark.parametrize("words", [["--values", "0=a,1=b"], ["--ignore", "0"], ["--ids-from", "1"]])
+def test_options_of_indices_do_not_fit_colours(home: Path, words: list[str]) -> None:
+    masks(lambda ids: Image.fromarray(COLOURS[ids]))
+    with pytest.raises(DataError, match="are colours, and --values, --ids-from and --ignore"):
+        run(*words)
+
+
+def test_transparent_pixels_of_a_colour_that_is_a_class(home: Path) -> None:
+    pixels = np.zeros((SIZE, SIZE, 4), np.uint8)
+    pixels[CLASSES == 1] = 0, 0, 0, 255
+    pixels[CLASSES == 2] = 255, 0, 0, 255
+    masks(lambda _: Image.fromarray(pixels))
+    with pytest.raises(DataError, match="broken pair"):
+        run()
+    assert run("--alpha")["DATA"]["classes"] == 2
+
+
+def test_films_are_no_labels(home: Path, capsys) -> None:
+    masks(grey(0, 1, 2), "gif", save_all=True, append_images=[grey(1, 1, 0)(CLASSES)])
+    with pytest.raises(DataError, match="4 broken pair"):
+        run()
+    assert "ma/p0.gif: has 2 pages" in capsys.readouterr().out
+
+
+def test_two_pictures_of_one_stem_have_a_label_each(home: Path) -> None:
+    for index in range(4):
+        Image.open(f"im/p{index}.png").save(f"im/p{index}.jpg")
+        Image.fromarray(COLOURS[CLASSES]).save(f"ma/p{index}.png.png")
+        Image.fromarray(COLOURS[CLASSES[::-1]]).save(f"ma/p{index}.jpg.png")
+    run()
+    found = dict(line.split("\t") for part in ("train", "val")
+                 for line in Path(f"dataset/mine/{part}.txt").read_text().splitlines())  # fmt: skip
+    assert len(found) == 8
+    for image, label in found.items():
+        expected = BY_COLOUR[::-1] if image.endswith("jpg") else BY_COLOUR
+        assert np.array_equal(read_label(home / label), expected)
+
+
+def test_a_second_run_notices_files_and_options(home: Path, capsys) -> None:
+    masks(lambda ids: Image.fromarray(COLOURS[ids]))
+    run()
+    run()
+    assert "written again" not in capsys.readouterr().out
+    for index in range(4):  # replaced by older ones
+        Image.fromarray(COLOURS[CLASSES[::-1]]).save(f"ma/p{index}.png")
+        os.utime(f"ma/p{index}.png", (1e9, 1e9))
+    run()
+    assert "4 labels in dataset/mine/labels were written again" in capsys.readouterr().out
+    assert np.array_equal(stored(), BY_COLOUR[::-1])
+    exif = Image.Exif()
+    exif[0x0112] = 3
+    for index in range(4):
+        Image.open(f"im/p{index}.png").save(f"im/p{index}.png", exif=exif)
+    run("--turn-labels")
+    assert np.array_equal(stored(), BY_COLOUR[:, ::-1])
+
+
+@pytest.mark.parametrize(
+    ("parts", "val"),
+    [
+        (("train2017", "val2017"), {"val2017"}),
+        (("train_images", "valid_images", "extra"), {"valid_images"}),
+        (("train", "test"), {"train"}),
+    ],
+)
+def test_folders_named_like_parts_are_never_mixed(home: Path, parts: tuple, val: set) -> None:
+    for part in parts:
+        for index in range(4):
+            for folder, pixels in (("im", COLOURS[CLASSES]), ("ma", CLASSES)):
+                Path(folder, part).mkdir(exist_ok=True)
+                Image.fromarray(pixels).save(f"{folder}/{part}/{part}{index}.png")
+    run("--leave-out-broken")
+    listed = {name: Path(f"dataset/mine/{name}.txt").read_text() for name in ("train", "val")}
+    assert {line.split("/")[1] for line in listed["val"].splitlines()} == val
+    assert {line.split("/")[1] for line in listed["train"].splitlines()} == {
+        part for part in parts if part.startswith(("train", "extra"))
+    }
+
+
+def test_a_label_of_another_folder_is_not_taken(home: Path) -> None:
+    """im/a/0 has no label: ma/b/0 belongs to a folder of its own."""
+    for image in ("a/0", "a/1", "b/1", "b/2"):
+        Path("im", image).parent.mkdir(exist_ok=True)
+        Image.fromarray(COLOURS[CLASSES]).save(f"im/{image}.png")
+    for label in ("a/1", "b/0", "b/1", "b/2"):
+        Path("ma", label).parent.mkdir(exist_ok=True)
+        Image.fromarray(CLASSES).save(f"ma/{label}.png")
+    pairs, alone, unused = match(Path("im"), Path("ma"))
+    assert [str(image) for image, _ in pairs] == ["im/a/1.png", "im/b/1.png", "im/b/2.png"]
+    assert Path("im/a/0.png") in alone
+    assert unused == [Path("ma/b/0.png")]
+
+
+@pytest.mark.parametrize(
+    ("image", "label"),
+    [
+        ("{}.jpg", "{}.png"),
+        ("img_{}.png", "mask_{}.png"),
+        ("train/images/{}.jpg", "train/masks/{}.png"),
+        ("{}.jpg", "masks/{}.png"),
+    ],
+)
+def test_images_and_labels_below_one_folder(home: Path, image: str, label: str) -> None:
+    for index in range(3):
+        for name in (image, label):
+            path = Path("d", name.format(index))
+            path.parent.mkdir(parents=True, exist_ok=True)
+            Image.new("L", (4, 4)).save(path)
+    pairs, alone, unused = match(Path("d"), Path("d"))
+    assert pairs == [
+        (Path("d", image.format(index)), Path("d", label.format(index))) for index in range(3)
+    ]
+    assert not alone
+    assert not unused
+
+
+def test_one_pair_with_an_ending(home: Path) -> None:
+    Path("one").mkdir()
+    Image.open("im/p0.png").save("one/a.jpg")
+    Image.fromarray(CLASSES).save("ma/a_mask.png")
+    assert match(Path("one"), Path("ma"))[0] == [(Path("one/a.jpg"), Path("ma/a_mask.png"))]
+
+
+@pytest.mark.parametrize("kind", ["tif", "png", "webp"])
+def test_turned_pictures_of_other_formats(home: Path, kind: str) -> None:
+    """A label of the stored size, which is not square, is turned with its picture."""
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    drawn = np.zeros((20, 32), np.uint8)
+    drawn[:8, :12] = 1
+    for index in range(4):
+        Path(f"im/p{index}.png").unlink()
+        picture = Image.fromarray((drawn * 255)[..., None].repeat(3, axis=2))
+        picture.save(
+            f"im/p{index}.{kind}", exif=exif, **({"lossless": True} if kind == "webp" else {})
+        )
+        Image.fromarray(drawn).save(f"ma/p{index}.png")
+    run()
+    assert np.array_equal(stored() > 0, read_image(Path(f"im/p0.{kind}"))[..., 0] > 127)
+
+
+def test_twelve_bits_with_a_hot_pixel(home: Path, capsys) -> None:
+    masks(grey(0, 1, 2))
+    values = np.random.default_rng(2).integers(0, 4096, (SIZE, SIZE), np.uint16)
+    values[0, 0] = 65535
+    for index in range(4):
+        Image.fromarray(values).save(f"im/p{index}.png")
+    run()
+    assert "hardly any value is above 15 of 255" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("kind", ["int16", "int32", "uint32", "int8"])
+def test_images_of_unknown_range_are_named(tmp_path: Path, kind: str) -> None:
+    path = tmp_path / "a.tif"
+    tifffile.imwrite(path, np.zeros((9, 9, 3), kind), photometric="rgb")
+    with pytest.raises(DataError, match=f"a.tif: holds numbers of type {kind}"):
+        read_image(path)
+
+
+def test_a_compression_that_needs_a_package_names_it(tmp_path: Path) -> None:
+    path = tmp_path / "a.tif"
+    Image.fromarray(np.zeros((9, 9, 4), np.uint8), "RGBA").save(path, compression="tiff_lzw")
+    with (
+        contextlib.nullcontext()
+        if importlib.util.find_spec("imagecodecs")
+        else pytest.raises(DataError, match="a.tif: .*pip install imagecodecs")
+    ):
+        read_image(path, 4)
+
+
+def test_the_look_before_training_knows_masks_of_many_classes(home: Path) -> None:
+    path = hand_written(home, (CLASSES > 0).astype(np.uint8) * 255)
+    with pytest.raises(DataError, match="0 and 255 alone, and 255 is ignored"):
+        build_trainer(load_config(path, ["DATA.classes", "21"]), torch.device("cpu"))
+
+
+def test_check_names_turned_photos_bands_and_palettes(home: Path, capsys) -> None:
+    path = hand_written(home, CLASSES)
+    for index in range(4):
+        with_palette(CLASSES).save(f"ma/p{index}.png")
+    label = Image.fromarray(CLASSES, "P")
+    label.putpalette(COLOURS[::-1].flatten().tolist())
+    label.save("ma/p0.png")
+    exif = Image.Exif()
+    exif[0x0112] = 3
+    Image.open("im/p1.png").save("im/p1.png", exif=exif)
+    tifffile.imwrite("im/p2.png", np.full((SIZE, SIZE, 4), 99, np.uint8), photometric="rgb")
+    Path("im/p2.png").rename("im/p2.tif")
+    Path("train.txt").write_text(Path("train.txt").read_text().replace("im/p2.png", "im/p2.tif"))
+    check.main(["--config", str(path), "DATA.classes", "3"])
+    told = capsys.readouterr().out
+    assert "1 photo(s) are turned upright" in told
+    assert "1 image(s) have more bands than DATA.in_channels, and the last 1 are not read" in told
+    assert "the palettes of the labels differ: class class 0" in told

@@ -12,12 +12,21 @@ import cv2
 import numpy as np
 
 from ...config.errors import DataError
+from ...util.images import stored_channels
 from ..description import default_colors
 from ..labels import LabelEncoding, read_stored
 from ..lists import Pair
 from ..segmentation import EvaluationSet, TrainingSet, read_pair
 from .label_geometry import Geometry, judgements, measure
-from .match import darkness, lossy_format, refuse_pages
+from .label_values import differing_palettes
+from .match import (
+    darkness,
+    is_tiff,
+    lossy_format,
+    orientation_of,
+    palette_of,
+    refuse_pages,
+)
 
 QUICK = 12  # pairs that a training run looks at before it starts
 NEAR = 3  # differing bits of 64 up to which two pictures look alike
@@ -32,7 +41,9 @@ class Examination:
         pixels: (256,) of each train id; 255 is ignored.
         digest: of the image file; equal files have equal ones.
         look: 64 bits that differ little for pictures that look alike.
-        geometry: of the label, where a thorough look was asked for.
+        geometry, palette, orientation, dropped: of the label its geometry and the colours of its
+            palette, of the image EXIF's orientation and bands that are not read; where a thorough
+            look was asked for.
         pair: the files.
     """
 
@@ -45,7 +56,15 @@ class Examination:
     digest: str = ""
     look: int = 0
     geometry: Geometry | None = None
+    palette: dict[int, int] = field(default_factory=dict)
+    orientation: int = 1
+    dropped: int = 0
     pair: Pair | None = None
+
+    @property
+    def label(self) -> str:
+        """What messages call the label."""
+        return str(self.pair.label) if self.pair and self.pair.label else self.name
 
 
 @dataclass(frozen=True)
@@ -79,14 +98,15 @@ def refuse_bad_data(dataset: TrainingSet | EvaluationSet, *, command: str) -> No
         DataError: one of them cannot be used; the message names the command that looks deeper.
     """
     chosen = np.unique(np.linspace(0, len(dataset) - 1, QUICK).round().astype(int))
-    pixels = np.zeros(256, np.int64)
+    pixels, drawn = np.zeros(256, np.int64), True
     for index in chosen:
         pair = dataset.pairs[index]
         seen = examine_pair(pair, split="", encoding=dataset.encoding, channels=dataset.channels)
         if seen.error:
             raise DataError(f"{seen.error} To see all that is wrong with the data: {command}")
         pixels += seen.pixels
-    if (reason := mask_of_two_values(pixels, dataset.encoding)) is not None:
+        drawn &= bool(seen.pixels[0] and seen.pixels[255])
+    if (reason := mask_of_two_values(pixels, dataset.encoding, drawn=drawn)) is not None:
         raise DataError(f"{dataset.pairs[chosen[0]].label} and others: {reason}")
 
 
@@ -121,6 +141,11 @@ def examine_pair(
     result.dark = darkness(sample.image, pair.image)
     if thorough:
         result.geometry = measure(sample.image, label, 255)
+        if pair.label is not None and pair.label.suffix.lower() == ".png":
+            result.palette = palette_of(pair.label, np.flatnonzero(result.pixels[:255]))
+        result.orientation = orientation_of(pair.image)
+        if is_tiff(pair.image):
+            result.dropped = max(0, stored_channels(pair.image) - channels)
     return result
 
 
@@ -171,6 +196,7 @@ def diagnose(
             if not item.error and item.pixels[:255].sum() == 0
         ),
         *binary_masks(found, names),
+        *photos(found, names),
         *dark_images(found),
         *absent_classes(found, names),
         *small_images(found, crop),
@@ -200,10 +226,15 @@ def names_of_one_thing(names: Sequence[str]) -> Iterator[Finding]:
             )
 
 
-def mask_of_two_values(pixels: np.ndarray, encoding: LabelEncoding) -> str | None:
-    """What is wrong with masks of 0 and 255 where 255 is ignored; None where nothing is."""
+def mask_of_two_values(pixels: np.ndarray, encoding: LabelEncoding, *, drawn: bool) -> str | None:
+    """What is wrong with masks of 0 and 255 where 255 is ignored; None where nothing is.
+
+    `drawn`: each label has both values, which tells with more than two classes, too.
+    """
     only_background = pixels[0] and pixels[255] and not pixels[1:255].any()
-    if encoding.kind != "train_id" or encoding.classes != 2 or not only_background:
+    if encoding.kind != "train_id" or not only_background:
+        return None
+    if encoding.classes != 2 and not drawn:
         return None
     return (
         f"labels hold 0 and {encoding.ignore_label} alone, and {encoding.ignore_label} is ignored: "
@@ -221,6 +252,38 @@ def binary_masks(found: Sequence[Examination], names: Sequence[str]) -> Iterator
             "binary",
             "labels hold 0 and the ignored value alone, so that only class 0 would be learnt. "
             "Masks of 0 and 255 become 0 and 1 by `stripseg prepare custom`",
+        )
+
+
+def photos(found: Sequence[Examination], names: Sequence[str]) -> Iterator[Finding]:
+    """Photos that are turned or lose bands, and palettes that give an index several colours."""
+    good = [item for item in found if not item.error]
+    turned = [item for item in good if item.orientation > 1]
+    if turned:
+        yield Finding(
+            "warning",
+            "turned",
+            f"{len(turned)} photo(s) are turned upright by their EXIF orientation: do the labels "
+            "fit the upright photo? (`stripseg prepare custom ... --turn-labels` turns them)",
+            tuple(item.name for item in turned),
+        )
+    dropped = [item for item in good if item.dropped]
+    if dropped:
+        yield Finding(
+            "warning",
+            "bands",
+            f"{len(dropped)} image(s) have more bands than DATA.in_channels, and the last "
+            f"{dropped[0].dropped} are not read",
+            tuple(item.name for item in dropped),
+        )
+    if (differing := differing_palettes(good)) is not None:
+        first, second, value = differing
+        yield Finding(
+            "warning",
+            "palettes",
+            f"the palettes of the labels differ: class {names[value]} has one colour in {first} "
+            f"and another in {second}; is it one class? `stripseg prepare custom` goes by colour",
+            (first, second),
         )
 
 

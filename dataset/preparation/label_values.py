@@ -7,6 +7,7 @@ an option answers.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from typing import Protocol
 
 import numpy as np
 
@@ -28,6 +29,15 @@ IGNORE_NAMES = ("ignore", "ignored")  # of a colour table's line
 NEAR = 16  # grey levels or steps of a channel that noise moves a value by
 FAR = 64  # grey levels or steps of a colour channel between two values that are both meant
 MOST_LEVELS = 16  # values of a label that is drawn in grey levels
+
+
+class HasPalette(Protocol):
+    """A label's palette, index -> 0xRRGGBB, and what messages call it."""
+
+    palette: dict[int, int]
+
+    @property
+    def label(self) -> object: ...
 
 
 @dataclass(frozen=True)
@@ -537,7 +547,7 @@ def example(found: Sequence[Inspection], value: int) -> str:
     return str(next((item.label for item in found if value in item.values), found[0].label))
 
 
-def differing_palettes(found: Sequence[Inspection]) -> tuple[str, str, int] | None:
+def differing_palettes(found: Sequence[HasPalette]) -> tuple[str, str, int] | None:
     """Two files that give one index different colours, and the index."""
     seen: dict[int, tuple[int, str]] = {}
     for item in found:

@@ -297,8 +297,7 @@ def inspect(job: tuple[str, Path, Path], *, alpha: bool = False, snap: bool = Fa
     try:
         refuse_pages(result.label)
         result.channels = stored_channels(result.image)
-        tiff = result.image.suffix.lower() in (".tif", ".tiff")
-        bands = result.channels not in (1, 3) if tiff else result.channels > 4
+        bands = result.channels not in (1, 3) if is_tiff(result.image) else result.channels > 4
         result.bands = result.channels if bands else 3
         if result.bands in (1, 3):
             refuse_pages(result.image)
@@ -421,6 +420,8 @@ def refuse_alpha(path: Path, packed: np.ndarray, opacity: np.ndarray) -> None:
 
 def palette_of(path: Path, values: np.ndarray) -> dict[int, int]:
     """The palette's colours, 0xRRGGBB, of these indices; empty for a file without one."""
+    if is_wide(path):
+        return {}
     with open_picture(path) as picture:
         entries = picture.getpalette("RGB") if picture.mode == "P" else None
     if entries is None:
@@ -459,9 +460,13 @@ def has_16_bits(path: Path) -> bool:
     return start.startswith(b"\x89PNG") and start[24] == 16
 
 
+def is_tiff(path: Path) -> bool:
+    return path.suffix.lower() in (".tif", ".tiff")
+
+
 def refuse_pages(path: Path) -> None:
     """Raises DataError for a file of several pages of one size, of which only one would be read."""
-    if path.suffix.lower() not in (".tif", ".tiff", ".gif", ".webp", ".png"):
+    if not is_tiff(path) and path.suffix.lower() not in (".gif", ".webp", ".png"):
         return
     count = stored_pages(path)
     if count > 1:
@@ -473,7 +478,7 @@ def refuse_pages(path: Path) -> None:
 
 def orientation_of(path: Path) -> int:
     """The photo's EXIF orientation, 1 for upright."""
-    if path.suffix.lower() in (".tif", ".tiff") and stored_channels(path) > 3:
+    if is_tiff(path) and stored_channels(path) > 3:
         return 1  # bands are read as they are stored
     try:
         with open_picture(path) as picture:
