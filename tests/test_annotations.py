@@ -461,6 +461,36 @@ def test_hugging_face_in_parquet(home: Path) -> None:
     assert np.array_equal(run("im/metadata.parquet")["p1"], truth(hole=False))
 
 
+def packed_pictures(name: str, count: int, **columns: list) -> None:
+    pyarrow, parquet = (pytest.importorskip(name) for name in ("pyarrow", "pyarrow.parquet"))
+    held = {
+        "image": [png(np.full((HEIGHT, WIDTH, 3), 9 * i, np.uint8)) for i in range(count)],
+        "label": [png(truth(hole=i % 2 == 1)) for i in range(count)],
+    }
+    rows = {key: [{"bytes": value, "path": None} for value in column]
+            for key, column in held.items()}  # fmt: skip
+    Path("hub/data").mkdir(parents=True, exist_ok=True)
+    parquet.write_table(pyarrow.table({**rows, **columns}), f"hub/data/{name}.parquet")
+
+
+def test_parquet_that_holds_its_pictures(home: Path) -> None:
+    packed_pictures("train-00000-of-00001", 3)
+    packed_pictures("validation-00000-of-00001", 2, id=[0, 1])
+    labels = run("hub", images="hub")
+    assert len(labels) == 5
+    for name, label in labels.items():
+        assert np.array_equal(label, truth(hole=name.endswith("1")))
+    assert "validation" not in Path("dataset/mine/train.txt").read_text()
+    packed_pictures("train-00000-of-00001", 2)  # a row less: its picture goes
+    assert len(run("hub", images="hub")) == 4
+
+
+def test_parquet_without_a_label_names_its_columns(home: Path) -> None:
+    packed_pictures("train", 1, label=["a"])
+    with pytest.raises(DataError, match="train.parquet: of its columns image, label those with"):
+        run("hub", images="hub")
+
+
 def test_official_cityscapes_names_become_the_19_classes(home: Path) -> None:
     Path("im/sub/p1.jpg").unlink()
     objects = [

@@ -9,7 +9,13 @@ from stripseg import command_line
 from stripseg.build import load_engine
 from stripseg.config.errors import DataError
 from stripseg.dataset.build import build_classes
-from stripseg.tool.predict import SOME_FAILED, add_outline_options, images_of, outlines_of
+from stripseg.tool.predict import (
+    SOME_FAILED,
+    add_outline_options,
+    images_of,
+    outlines_of,
+    write_place,
+)
 from stripseg.util.distributed import process_group
 from stripseg.util.images import colorize, overlay, read_image, write_png
 from stripseg.util.logger import progress, run_logger
@@ -42,6 +48,7 @@ def main(argv: Sequence[str]) -> int | None:
             continue
         prediction = engine.predict(image).byte().cpu().numpy()
         write_png(output / f"{name}_gray.png", prediction)
+        write_place(path, output / name, prediction)
         write_png(output / f"{name}_color.png", colorize(prediction, colors))
         write_png(output / f"{name}_overlay.png", overlay(image, prediction, colors))
         if outlines is not None:

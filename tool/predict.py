@@ -27,6 +27,7 @@ from stripseg.dataset.annotations.write import AnnotationFile, Format
 from stripseg.report.legend import OverlayStyle
 from stripseg.report.video import is_video, overlay_video
 from stripseg.trained_network import Prediction, load, sources_of
+from stripseg.util.geotiff import place_of, write_geotiff
 from stripseg.util.images import write_png
 from stripseg.util.logger import progress, run_logger
 
@@ -64,6 +65,8 @@ def main(argv: Sequence[str]) -> int | None:
             failed += 1
             continue
         written = write(prediction, options.output / target, options.kinds, style)
+        if "gray" in options.kinds:
+            write_place(path, options.output / target, prediction.mask)
         if outlines is not None:
             outlines.add(target, path, prediction.mask)
         log.info(f"{path} -> {written}")
@@ -181,8 +184,14 @@ def images_of(words: Sequence[str], output: Path) -> Iterator[tuple[Path, str]]:
 
 def is_result(path: Path, output: Path) -> bool:
     """Return whether a file is what an earlier call wrote: its name says so, and its place."""
-    ours = any(path.name.endswith(f"_{kind}.png") for kind in KINDS)
+    ours = path.name.endswith((*(f"_{kind}.png" for kind in KINDS), "_gray.tif"))
     return ours and path.resolve().is_relative_to(output.resolve())
+
+
+def write_place(image: Path, stem: Path, classes: np.ndarray) -> None:
+    """Of a GeoTIFF the classes as a TIFF at the same place on earth, too."""
+    if place := place_of(image):
+        write_geotiff(stem.with_name(f"{stem.name}_gray.tif"), classes.astype(np.uint8), place)
 
 
 def style_of(options: argparse.Namespace, names: Sequence[str]) -> OverlayStyle:

@@ -24,6 +24,7 @@ import numpy as np
 
 from stripseg import command_line
 from stripseg.config.errors import DataError
+from stripseg.config.limits import SIDE
 from stripseg.config.schema import Config
 from stripseg.config.validate import check_files
 from stripseg.dataset.annotations.convert import Drawing
@@ -54,7 +55,7 @@ from stripseg.dataset.labels import choose_encoding
 from stripseg.dataset.layout import official_pairs, official_root
 from stripseg.dataset.lists import Pair
 from stripseg.dataset.packed.writer import pack
-from stripseg.dataset.preparation import custom
+from stripseg.dataset.preparation import custom, parquet, rasters
 from stripseg.dataset.preparation import match as inspection
 from stripseg.dataset.preparation.convert import convert
 from stripseg.dataset.preparation.label_values import (
@@ -68,6 +69,7 @@ from stripseg.util.logger import progress, visible
 
 INCOMPLETE = 1
 WIDEST_LINE = 1000  # pixels
+SMALLEST_WINDOW = 32  # pixels of a side
 WORKERS = min(8, os.cpu_count() or 1)
 # options of masks, which annotations do not have, and the other way round
 MASK_OPTIONS = ("colors", "values", "ids_from", "ignore", "snap", "alpha")
@@ -131,6 +133,8 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
             )
         if not 0 <= options.validation < 1:
             own.error(f"--validation {options.validation}: expected a share from 0 to below 1")
+        if options.windows is not None and not SMALLEST_WINDOW <= options.windows <= SIDE:
+            own.error(f"--windows {options.windows}: expected {SMALLEST_WINDOW} to {SIDE} pixels")
         if not 0 < options.line_width <= WIDEST_LINE:
             own.error(f"--line-width {options.line_width:g}: expected 0 to {WIDEST_LINE} pixels")
     if options.dataset == "shapes10" and min(options.train, options.val) < 5:
@@ -169,6 +173,12 @@ def add_custom(own: argparse.ArgumentParser) -> None:
     own.add_argument("--seed", type=int, default=0, help="of the split")
     own.add_argument(
         "--leave-out-broken", action="store_true", help="continue without broken pairs"
+    )
+    own.add_argument(
+        "--windows",
+        type=int,
+        metavar="SIDE",
+        help="cut large rasters (GeoTIFF pairs) into windows of at most SIDE pixels",
     )
     add_workers(own)
 
@@ -336,6 +346,13 @@ class Source:
 
 def prepare_custom(options: argparse.Namespace) -> None:
     """Match, inspect, report, write."""
+    tables = parquet.tables_with_pictures(options.labels)
+    if tables:
+        folder = Path("dataset") / options.name / "unpacked"
+        options.images, options.labels = parquet.unpack(tables, folder)
+        print(f"pictures of {len(tables)} parquet file(s) are unpacked: {folder}/")
+    if options.windows:
+        cut_rasters(options)
     source = find_source(options)
     looked = inspection.inspect_pairs(
         source.pairs,
@@ -360,6 +377,23 @@ def prepare_custom(options: argparse.Namespace) -> None:
     for line in numbering.notes:
         print(f"labels: {line}")
     write_dataset(found, numbering, source.root, options)
+
+
+def cut_rasters(options: argparse.Namespace) -> None:
+    """Cut pairs of rasters into windows, which take the place of the folders.
+
+    Raises:
+        DataError: a raster has no partner, or they do not fit.
+    """
+    pairs, alone, unused = inspection.match(options.images, options.labels)
+    report_broken([], alone, unused, options)
+    folder = Path("dataset") / options.name / "windows"
+    cut = rasters.cut_pairs(pairs, options.images, folder, options.windows)
+    count = sum(1 for _ in cut)
+    if count == 0:
+        raise DataError(f"{options.images}: no raster with a label holds data")
+    print(f"{len(pairs)} raster(s) are cut into {count} windows: {folder}/")
+    options.images, options.labels = folder / "images", folder / "labels"
 
 
 def number_masks(

@@ -1,0 +1,102 @@
+"""GeoTIFF: windows of large rasters, and predictions that keep their place on earth."""
+
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tifffile
+
+from stripseg.config.errors import DataError
+from stripseg.dataset.preparation.rasters import windows_of
+from stripseg.tool import predict, prepare
+from stripseg.util.geotiff import place_of
+from stripseg.util.images import read_image, read_label
+
+HEIGHT, WIDTH = 130, 250
+CLASSES = np.zeros((HEIGHT, WIDTH), np.uint8)
+CLASSES[20:70, 30:200] = 1
+CLASSES[80:, 100:] = 2
+KEYS = (1, 1, 0, 3, 1024, 0, 1, 1, 1025, 0, 1, 1, 3072, 0, 1, 32632)  # UTM zone 32N
+PLACE = [
+    (33550, 12, 3, (0.5, 0.5, 0.0), True),
+    (33922, 12, 6, (0.0, 0.0, 0.0, 500_000.0, 5_400_000.0, 0.0), True),
+    (34735, 3, len(KEYS), KEYS, True),
+]
+
+
+@pytest.fixture
+def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A raster and its classes."""
+    monkeypatch.chdir(tmp_path)
+    pixels = np.random.default_rng(0).integers(1, 256, (HEIGHT, WIDTH, 3), np.uint8)
+    write("im/a.tif", pixels)
+    write("ma/a.tif", CLASSES)
+    return tmp_path
+
+
+def write(path: str, pixels: np.ndarray, place: list = PLACE) -> None:
+    Path(path).parent.mkdir(exist_ok=True)
+    kind = "rgb" if pixels.ndim == 3 else "minisblack"
+    tifffile.imwrite(path, pixels, photometric=kind, extratags=place, metadata=None)
+
+
+def run(*words: str) -> None:
+    where = ["--images", "im", "--labels", "ma", "--name", "mine", "--workers", "1"]
+    prepare.main(["custom", *where, *words])
+
+
+@pytest.mark.parametrize(("height", "width", "side"), [(130, 250, 100), (64, 64, 64), (1, 65, 64)])
+def test_windows_cover_all_and_do_not_overlap(height: int, width: int, side: int) -> None:
+    covered = np.zeros((height, width), int)
+    for left, top, across, down in windows_of(height, width, side):
+        assert max(across, down) <= side
+        covered[top : top + down, left : left + across] += 1
+    assert (covered == 1).all()
+
+
+def test_rasters_are_cut_with_their_place(home: Path) -> None:
+    rasterio = pytest.importorskip("rasterio")
+    run("--windows", "100")
+    lines = [
+        line
+        for part in ("train", "val")
+        for line in Path(f"dataset/mine/{part}.txt").read_text().splitlines()
+    ]
+    assert len(lines) == 6
+    whole = read_image(Path("im/a.tif"))
+    folder = Path("dataset/mine/windows")
+    for line in lines:
+        image, label = (folder / name for name in line.split("\t"))
+        top, left = map(int, image.stem.split("_")[-2:])
+        found = read_label(label)
+        place = slice(top, top + found.shape[0]), slice(left, left + found.shape[1])
+        assert np.array_equal(found, CLASSES[place])
+        assert np.array_equal(read_image(image), whole[place])
+        with rasterio.open(image) as window:
+            assert window.crs.to_epsg() == 32632
+            assert window.transform * (0, 0) == (500_000 + left / 2, 5_400_000 - top / 2)
+
+
+def test_rasters_of_two_places_are_refused(home: Path) -> None:
+    pytest.importorskip("rasterio")
+    moved = [PLACE[0], (*PLACE[1][:3], (0.0, 0.0, 0.0, 0.0, 0.0, 0.0), True), PLACE[2]]
+    write("ma/a.tif", CLASSES, moved)
+    with pytest.raises(DataError, match=r"im/a.tif and ma/a.tif lie at different places.*gdalwarp"):
+        run("--windows", "100")
+
+
+def test_a_missing_package_is_named(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "rasterio", None)
+    with pytest.raises(DataError, match=r"needs rasterio: pip install 'stripseg\[geo\]'"):
+        run("--windows", "100")
+
+
+def test_predictions_lie_where_their_image_lies(home: Path) -> None:
+    predict.write_place(Path("im/a.tif"), home / "out/a", CLASSES)
+    assert np.array_equal(read_label(Path("out/a_gray.tif")), CLASSES)
+    assert place_of(Path("out/a_gray.tif")) == place_of(Path("im/a.tif"))
+    assert [tag[:4] for tag in place_of(Path("im/a.tif"))] == [tag[:4] for tag in PLACE]
+    write("im/b.tif", CLASSES, [])  # a TIFF without a place has none to keep
+    predict.write_place(Path("im/b.tif"), home / "out/b", CLASSES)
+    assert not Path("out/b_gray.tif").exists()
