@@ -1,6 +1,7 @@
 """Images in and out: strict reading, atomic writing, normalisation, colours and overlays."""
 
 import io
+import zlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import BinaryIO
@@ -22,6 +23,8 @@ IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp")
 # what Pillow may open: the suffixes above, and GIF and PPM of older label sets. It knows forty more
 # formats, and one of them, EPS, starts Ghostscript
 FORMATS = ("JPEG", "PNG", "BMP", "TIFF", "WEBP", "GIF", "PPM")
+DEFLATE = (8, 32946)  # TIFF's compressions that carry a checksum
+PIECE = 2**16  # compressed bytes that are checked together: what they inflate to is not kept
 TIFF_MARKS = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")  # classic and big, of either byte order
 GREY_8_BIT = (
     b"\x08\x00"  # depth and colour type in a PNG's header; OpenCV loses a palette's indices
@@ -89,6 +92,7 @@ def _tiff_bands(path: Path, content: bytes) -> int:
         with tifffile.TiffFile(io.BytesIO(content)) as file:
             page = file.pages[0]
             kind, bands = page.dtype, int(page.samplesperpixel)
+            _refuse_damaged_parts(page, content)
     except Exception as error:  # decoders raise whatever they like on damaged bytes
         raise DataError(f"{path}: cannot be decoded as an image ({error})") from error
     if kind is not None and (kind.kind not in "ub" or kind.itemsize > 2):
@@ -97,6 +101,31 @@ def _tiff_bands(path: Path, content: bytes) -> int:
             "16 bits without sign"
         )
     return bands
+
+
+def _tiff_label_parts(path: Path, content: bytes) -> None:
+    """Raises DataError for a label whose parts are damaged; Pillow judges everything else."""
+    try:
+        with tifffile.TiffFile(io.BytesIO(content)) as file:
+            _refuse_damaged_parts(file.pages[0], content)
+    except Exception as error:  # decoders raise whatever they like on damaged bytes
+        raise DataError(f"{path}: cannot be decoded as a label image ({error})") from error
+
+
+def _refuse_damaged_parts(page: tifffile.TiffPage, content: bytes) -> None:
+    """Raises ValueError where strips or tiles lie beyond the file's end, or fail their checksum.
+
+    OpenCV and libtiff fill what they cannot read, and say so on a line of the terminal alone.
+    """
+    for start, size in zip(page.dataoffsets, page.databytecounts, strict=True):
+        if start + size > len(content):
+            raise ValueError("ends early; copy it again")
+        if size and page.compression in DEFLATE:
+            inflate = zlib.decompressobj()
+            for place in range(start, start + size, PIECE):
+                inflate.decompress(content[place : min(place + PIECE, start + size)])
+            if not inflate.eof:
+                raise ValueError("ends within its compressed data; copy it again")
 
 
 def _read_channels(path: Path, content: bytes, channels: int | None) -> np.ndarray:
@@ -226,6 +255,8 @@ def read_label(path: Path) -> np.ndarray:
         grey = _decode(path, content, cv2.IMREAD_UNCHANGED, "a label image")
         if grey.ndim == 2:
             return grey
+    if content[:4] in TIFF_MARKS:
+        _tiff_label_parts(path, content)
     if content[:4] in TIFF_MARKS and is_wide(io.BytesIO(content)):
         return _whole_numbers(path, _wide_label(path, content))
     try:
@@ -303,12 +334,17 @@ def _read_bytes(path: Path, what: str) -> bytes:
 
 
 def _is_cut(content: bytes) -> bool:
-    """Return whether a JPEG or PNG lacks its end mark, searched from the end of the file."""
+    """Return whether a JPEG or PNG lacks its end mark, or a WebP is shorter than it says.
+
+    The mark is searched from the end of the file.
+    """
     if content[:2] == b"\xff\xd8":
         # In JPEG data FF D9 ends an image and FF DA starts a scan; neither occurs inside a scan.
         end = content.rfind(b"\xff\xd9")
         cut = end < 0 or content.find(b"\xff\xda", end) >= 0
         return cut and not _jpeg_ends(content)  # bytes may follow: a motion photo has a film there
+    if content[:4] == b"RIFF" and content[8:12] == b"WEBP":
+        return int.from_bytes(content[4:8], "little") + 8 > len(content)
     return content[:4] == b"\x89PNG" and content.rfind(b"IEND") < 0
 
 
