@@ -368,6 +368,8 @@ def prepare_custom(options: argparse.Namespace) -> None:
             item.problem = f"{item.image}: has {item.channels} channels, most have {channels}"
     found = [item for item in items if item.problem is None]
     problems = [*source.problems, *(item.problem for item in items if item.problem)]
+    if problems and not found:
+        raise DataError(f"{len(problems)} broken pair(s), all that there are: {problems[0]}")
     report_broken(problems, source.alone, source.unused, options)
     if not found:
         raise DataError(f"{options.labels}: no image of {options.images} is left to use")

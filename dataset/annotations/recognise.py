@@ -9,7 +9,7 @@ from typing import Any
 
 from ...config.errors import DataError
 from ...util.images import IMAGE_SUFFIXES
-from . import coco, cvat_tracks, datumaro, json_per_image, label_studio, metadata, xml_files, yolo
+from . import coco, datumaro, json_per_image, label_studio, metadata, xml_files, yolo
 from .model import Annotations
 from .names import Names
 from .parse import parse_json, read_text, read_xml, reading, start_of
@@ -29,7 +29,7 @@ JSON_READERS: dict[str, Read] = {
 }
 XML_READERS: dict[str, tuple[str, Read]] = {
     "annotations": ("CVAT for images", xml_files.read_cvat),
-    "annotations with tracks": ("CVAT for video", cvat_tracks.read_tracks),
+    "annotations with tracks": ("CVAT for video", xml_files.read_tracks),
     "annotation": ("Pascal VOC", xml_files.read_voc),
 }
 XML_ROOT = re.compile(rb"<annotations?[\s>]")
