@@ -164,6 +164,11 @@ class NetworkOptions(Section):
         ge=1,
         min_length=1,
     )
+    decoder: Literal["none", "deeplabv3plus"] = option(
+        "none",
+        "what stands behind the head: `deeplabv3plus` joins its features with those of the first "
+        "stage and classifies at stride 4, for thin and small things",
+    )
     spm_on: bool = option(True, "strip pooling modules in SPNet's backbone", arch="spnet")
     spm_blocks: list[Literal["none", "last", "all"] | list[int]] = option(
         ["last", "last", "last", "all"],
@@ -286,7 +291,8 @@ class TrainSection(NetworkOptions):
     )
     zoom_factor: Literal[1, 2, 4, 8] = option(
         8,
-        "size of the training logits: 8 is the full size, 1 an eighth of it",
+        "size of the training logits: 8 is the full size, 1 the network's own: an eighth of it, "
+        "a quarter with a `decoder`",
     )
     ignore_label: int = option(
         255,

@@ -70,7 +70,7 @@ def create_model(
     """
     config = network_config(model, classes, backbone, in_channels, options)
     segmenter = build_segmenter(config)
-    network = LogitsSegmenter(segmenter.backbone, segmenter.head)
+    network = LogitsSegmenter(segmenter.backbone, segmenter.head, decoder=segmenter.decoder)
     if pretrained is True:
         load_timm_weights(network, backbone, in_channels)
     elif pretrained:
