@@ -30,6 +30,7 @@ from .types import (
 )
 
 COMMAND_LINE = "command line"
+AUTO, TIMM = "auto", "timm"  # words of TRAIN.pretrained
 CLASSIFIER = "classifier"  # the TRAIN.arch that names the class of a whole image
 LOSSES = ("cross_entropy", "dice", "lovasz", "focal", "boundary", "ohem")
 IGNORED_IMAGE = -1  # label of an image that counts nowhere; of a pixel: TRAIN.ignore_label
@@ -101,8 +102,8 @@ class DataSection(Section):
         "`train_id` 0 to classes - 1; `auto` finds out from the files",
     )
     mean: list[float] = derived(
-        "mean of each channel; if empty ImageNet's 123.675, 116.28, 103.53 for RGB, else their "
-        "mean",
+        "mean of each channel; if empty that of the weights with `TRAIN.pretrained` auto or timm, "
+        "else ImageNet's 123.675, 116.28, 103.53 for RGB; their mean for other images",
         ge=0,
         le=255,
         min_length=1,
@@ -460,10 +461,14 @@ class TrainSection(NetworkOptions):
         None,
         "weights to start from, of a whole network or a backbone: the file shows which",
     )
-    pretrained: FilePath | None = option(None, "weights of the backbone to start from")
+    pretrained: Literal["auto", "timm"] | FilePath | None = option(
+        None,
+        "weights of the backbone to start from: a file; `auto` those that are on this machine, in "
+        "`pretrained/`, from an installed package or timm's cache; `timm` lets timm download them",
+    )
     pretrained_optional: bool = option(
         False,
-        "without the file of `weight` or `pretrained`, say so and start from scratch",
+        "without what `weight` or `pretrained` name, say so and start from scratch",
     )
     resume: Literal["auto", "none"] | FilePath = option(
         "auto",

@@ -11,7 +11,14 @@ from dataclasses import dataclass, field
 from torch import Tensor, nn
 
 from ..config.errors import CheckpointError
-from .families import FAMILIES, TIMM, Family, recognise
+from .families import (
+    EFFICIENTNET_PYTORCH,
+    FAMILIES,
+    TIMM,
+    Family,
+    recognise,
+    timm_efficientnet,
+)
 
 # what programs put around a state_dict, and in front of all its keys
 WRAPPERS = ("state_dict", "model", "model_state", "net", "network", "ema", "weights")
@@ -120,6 +127,8 @@ def translate(
     `for_timm` takes what is not stripseg's own for the names of the timm network it is for.
     """
     state = unwrap(content, origin=origin)
+    if for_timm and EFFICIENTNET_PYTORCH.fits(state):
+        state = timm_efficientnet(state)
     family = recognise(state)
     if for_timm and (family is None or not family.name.startswith("stripseg")):
         family = TIMM
