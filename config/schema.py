@@ -187,6 +187,14 @@ class NetworkOptions(Section):
         arch="spnet",
     )
     dropout: float = option(0.1, "dropped share before the classifiers", ge=0, le=1, compared=False)
+    drop_path: float = option(
+        0.0,
+        "share of the residual branches that are left out in training, growing with depth up to "
+        "it (stochastic depth), in the backbones of timm that have it",
+        ge=0,
+        le=0.9,
+        compared=False,
+    )
     sync_bn: bool = option(True, "batch norm over all processes together", compared=False)
     norm: Literal["batch", "group"] = option(
         "batch",

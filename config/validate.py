@@ -139,6 +139,12 @@ def _backbone(train: TrainSection) -> Iterator[Problem]:
             f"TRAIN.pretrained timm has no weights of TRAIN.backbone {train.backbone}; name a "
             "file, or take a backbone timm/NAME",
         )
+    if train.drop_path and not train.backbone.startswith("timm/"):
+        yield (
+            _of("TRAIN", "drop_path", "backbone"),
+            f"TRAIN.drop_path {train.drop_path:g} is for backbones of timm, not for "
+            f"{train.backbone}; leave it out",
+        )
     blocks = 2 if depth == 18 else 3  # in the last stage of every ResNet we have
     if depth and isinstance(train.multi_grid, list) and len(train.multi_grid) != blocks:
         yield (

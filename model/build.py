@@ -257,6 +257,7 @@ def timm_backbone(config: Config) -> nn.Module:
         train.backbone.removeprefix("timm/"),
         in_channels=config.DATA.in_channels,
         output_stride=train.output_stride,
+        drop_path=train.drop_path,
         sizes=((train.train_h, train.train_w), (test.test_h, test.test_w)),
     )
 
