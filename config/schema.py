@@ -30,6 +30,7 @@ from .types import (
 )
 
 COMMAND_LINE = "command line"
+AUTO, TIMM = "auto", "timm"  # words of TRAIN.pretrained
 CLASSIFIER = "classifier"  # the TRAIN.arch that names the class of a whole image
 LOSSES = ("cross_entropy", "dice", "lovasz", "focal", "boundary", "ohem")
 IGNORED_IMAGE = -1  # label of an image that counts nowhere; of a pixel: TRAIN.ignore_label
@@ -101,8 +102,8 @@ class DataSection(Section):
         "`train_id` 0 to classes - 1; `auto` finds out from the files",
     )
     mean: list[float] = derived(
-        "mean of each channel; if empty ImageNet's 123.675, 116.28, 103.53 for RGB, else their "
-        "mean",
+        "mean of each channel; if empty that of the weights with `TRAIN.pretrained` auto or timm, "
+        "else ImageNet's 123.675, 116.28, 103.53 for RGB; their mean for other images",
         ge=0,
         le=255,
         min_length=1,
@@ -164,6 +165,11 @@ class NetworkOptions(Section):
         ge=1,
         min_length=1,
     )
+    decoder: Literal["none", "deeplabv3plus"] = option(
+        "none",
+        "what stands behind the head: `deeplabv3plus` joins its features with those of the first "
+        "stage and classifies at stride 4, for thin and small things",
+    )
     spm_on: bool = option(True, "strip pooling modules in SPNet's backbone", arch="spnet")
     spm_blocks: list[Literal["none", "last", "all"] | list[int]] = option(
         ["last", "last", "last", "all"],
@@ -181,6 +187,14 @@ class NetworkOptions(Section):
         arch="spnet",
     )
     dropout: float = option(0.1, "dropped share before the classifiers", ge=0, le=1, compared=False)
+    drop_path: float = option(
+        0.0,
+        "share of the residual branches that are left out in training, growing with depth up to "
+        "it (stochastic depth), in the backbones of timm that have it",
+        ge=0,
+        le=0.9,
+        compared=False,
+    )
     sync_bn: bool = option(True, "batch norm over all processes together", compared=False)
     norm: Literal["batch", "group"] = option(
         "batch",
@@ -286,7 +300,8 @@ class TrainSection(NetworkOptions):
     )
     zoom_factor: Literal[1, 2, 4, 8] = option(
         8,
-        "size of the training logits: 8 is the full size, 1 an eighth of it",
+        "size of the training logits: 8 is the full size, 1 the network's own: an eighth of it, "
+        "a quarter with a `decoder`",
     )
     ignore_label: int = option(
         255,
@@ -454,10 +469,14 @@ class TrainSection(NetworkOptions):
         None,
         "weights to start from, of a whole network or a backbone: the file shows which",
     )
-    pretrained: FilePath | None = option(None, "weights of the backbone to start from")
+    pretrained: Literal["auto", "timm"] | FilePath | None = option(
+        None,
+        "weights of the backbone to start from: a file; `auto` those that are on this machine, in "
+        "`pretrained/`, from an installed package or timm's cache; `timm` lets timm download them",
+    )
     pretrained_optional: bool = option(
         False,
-        "without the file of `weight` or `pretrained`, say so and start from scratch",
+        "without what `weight` or `pretrained` name, say so and start from scratch",
     )
     resume: Literal["auto", "none"] | FilePath = option(
         "auto",

@@ -8,10 +8,11 @@ from typing import Any, Literal
 
 from .errors import ConfigError
 from .limits import SIDE
-from .schema import Config, DataSection, Key, TestSection, TrainSection
+from .schema import AUTO, TIMM, Config, DataSection, Key, TestSection, TrainSection
 from .types import DEPTHS
 
 IMAGENET_MEAN, IMAGENET_STD = [123.675, 116.28, 103.53], [58.395, 57.12, 57.375]
+LITE = r"tf_efficientnet_lite[0-4](\..+)?"  # trained with (x - 127) / 128
 Problem = tuple[tuple[Key, ...], str]  # the options it is about, and the sentence
 Missing = tuple[tuple[str, ...], str]  # the same with names such as DATA.data_root
 
@@ -25,11 +26,12 @@ def backbone_depth(name: Any) -> int | None:
 def fill_in(config: Config, dataset: str) -> Config:
     """Replace every derived option that was left empty; `dataset` is what the file's name says."""
     data = config.DATA
+    mean, std = _normalisation(config.TRAIN)
     data = data.model_copy(
         update={
             "dataset": data.dataset or dataset,
-            "mean": data.mean or of_channels(IMAGENET_MEAN, data.in_channels),
-            "std": data.std or of_channels(IMAGENET_STD, data.in_channels),
+            "mean": data.mean or of_channels(mean, data.in_channels),
+            "std": data.std or of_channels(std, data.in_channels),
         }
     )
     results = Path("exp", data.dataset, config.experiment)
@@ -56,6 +58,28 @@ def fill_in(config: Config, dataset: str) -> Config:
         }
     )
     return config.model_copy(update={"DATA": data, "TRAIN": train, "TEST": test})
+
+
+def _normalisation(train: TrainSection) -> tuple[list[float], list[float]]:
+    """Mean and standard deviation of RGB images, as the weights to start from want them.
+
+    They depend on options alone, not on which weights are on a machine, so that testing needs none.
+    """
+    name = str(train.backbone or "")
+    if train.pretrained not in (AUTO, TIMM) or not name.startswith("timm/"):
+        return IMAGENET_MEAN, IMAGENET_STD
+    name = name.removeprefix("timm/")
+    if re.fullmatch(LITE, name):
+        return [127.0] * 3, [128.0] * 3
+    try:
+        import timm
+    except ImportError:  # building the network says so
+        return IMAGENET_MEAN, IMAGENET_STD
+    known = timm.get_pretrained_cfg(name) if timm.is_model(name) else None
+    if known is None:
+        return IMAGENET_MEAN, IMAGENET_STD
+    mean, std = ([round(255 * v, 3) for v in values] for values in (known.mean, known.std))
+    return mean, std
 
 
 def of_channels(rgb: list[float], channels: int) -> list[float]:
@@ -108,6 +132,18 @@ def _backbone(train: TrainSection) -> Iterator[Problem]:
             _of("TRAIN", "backbone", "layers"),
             f"TRAIN.backbone {train.backbone} contradicts TRAIN.layers {train.layers}; "
             "leave one of them out",
+        )
+    if train.pretrained == TIMM and not train.backbone.startswith("timm/"):
+        yield (
+            _of("TRAIN", "pretrained", "backbone"),
+            f"TRAIN.pretrained timm has no weights of TRAIN.backbone {train.backbone}; name a "
+            "file, or take a backbone timm/NAME",
+        )
+    if train.drop_path and not train.backbone.startswith("timm/"):
+        yield (
+            _of("TRAIN", "drop_path", "backbone"),
+            f"TRAIN.drop_path {train.drop_path:g} is for backbones of timm, not for "
+            f"{train.backbone}; leave it out",
         )
     blocks = 2 if depth == 18 else 3  # in the last stage of every ResNet we have
     if depth and isinstance(train.multi_grid, list) and len(train.multi_grid) != blocks:
@@ -191,6 +227,7 @@ def _classification(config: Config) -> Iterator[Problem]:
         ("TRAIN", "loss", "cross_entropy", "the other losses choose and compare pixels"),
         ("TRAIN", "rare_class_crop", 0, "it looks for pixels of a class"),
         ("TRAIN", "copy_paste", 0, "it pastes pixels of a class"),
+        ("TRAIN", "decoder", "none", "it makes maps finer"),
         ("TRAIN", "color_jitter", [0, 0, 0], "its augmentation is the one of its papers"),
         ("DATA", "packed", None, "packing is for images with label maps"),
         ("TEST", "has_prediction", False, "a classifier saves no images of labels"),

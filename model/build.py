@@ -14,6 +14,7 @@ from .backbone.pyconv import PyConvResNet
 from .backbone.resnet import DEPTHS, ResNet
 from .backbone.timm_backbone import TimmBackbone
 from .classifier import ImageClassifier
+from .decoder import Decoder, take_off_classifier
 from .fcn import FCNHead
 from .layers import NormLayer, group_norm
 from .psanet import PSANetHead
@@ -95,7 +96,8 @@ def build_segmenter(config: Config) -> Segmenter:
     """The segmentation network that `TRAIN` describes, with fresh weights.
 
     Raises:
-        ConfigError: a backbone that does not exist, impossible blocks, or a classifier.
+        ConfigError: a backbone that does not exist, impossible blocks, a decoder without an early
+            stage, or a classifier.
     """
     check_arch(config)
     check_segments(config)
@@ -107,14 +109,32 @@ def build_segmenter(config: Config) -> Segmenter:
         if train.arch == "psa" and isinstance(backbone, TimmBackbone):
             train = train.model_copy(update={"output_stride": backbone.strides[-1]})
         head = head_class(backbone.channels, classes, **head_options(train), **options)
+        decoder = None
+        if train.decoder != "none":
+            check_early_stage(backbone, train.backbone)
+            channels = take_off_classifier(head)
+            decoder = Decoder(channels, backbone.channels[0], classes, **options)
     except ValueError as error:
         raise ConfigError(f"{config.source}: TRAIN: {error}") from error
     auxiliary = None
     if train.aux_weight > 0:
         auxiliary = FCNHead(backbone.channels, classes, stage=2, **options)
-    network = Segmenter(backbone, head, auxiliary, zoom_factor=train.zoom_factor)
+    network = Segmenter(backbone, head, auxiliary, decoder=decoder, zoom_factor=train.zoom_factor)
     freeze_unused(network, image_shape(config))
     return network
+
+
+def check_early_stage(backbone: nn.Module, name: str) -> None:
+    """Check that the first feature map is finer than the last one.
+
+    Raises:
+        ValueError: it is not, as in a plain vision transformer.
+    """
+    if isinstance(backbone, TimmBackbone) and backbone.strides[0] == backbone.strides[-1]:
+        raise ValueError(
+            f"backbone {name} has all its maps at stride {backbone.strides[0]}, and a decoder "
+            "needs a finer one; leave TRAIN.decoder out, or take another backbone"
+        )
 
 
 def image_shape(config: Config) -> tuple[int, int, int]:
@@ -237,6 +257,7 @@ def timm_backbone(config: Config) -> nn.Module:
         train.backbone.removeprefix("timm/"),
         in_channels=config.DATA.in_channels,
         output_stride=train.output_stride,
+        drop_path=train.drop_path,
         sizes=((train.train_h, train.train_w), (test.test_h, test.test_w)),
     )
 

@@ -229,6 +229,65 @@ TIMM = Family("timm backbone", (), (("", "backbone.network.model."),), whole=Fal
 """Every network of timm has names of its own; its files are told by the network they are for."""
 
 
+EFFICIENTNET_PYTORCH = Family(
+    "EfficientNet-PyTorch", (r"_conv_stem\.weight", r"_blocks\.0\._depthwise_conv\.weight")
+)
+EFFICIENTNET_OUTSIDE: Pairs = (
+    ("_conv_stem.", "conv_stem."),
+    ("_bn0.", "bn1."),
+    ("_conv_head.", "conv_head."),
+    ("_bn1.", "bn2."),
+    ("_fc.", "classifier."),
+)
+EFFICIENTNET_BLOCK: Pairs = (
+    ("_expand_conv.", "conv_pw."),
+    ("_bn0.", "bn1."),
+    ("_depthwise_conv.", "conv_dw."),
+    ("_bn1.", "bn2."),
+    ("_se_reduce.", "se.conv_reduce."),
+    ("_se_expand.", "se.conv_expand."),
+    ("_project_conv.", "conv_pwl."),
+    ("_bn2.", "bn3."),
+)
+EFFICIENTNET_FIRST_BLOCK: Pairs = (  # nothing is expanded in it
+    ("_depthwise_conv.", "conv_dw."),
+    ("_bn1.", "bn1."),
+    ("_se_reduce.", "se.conv_reduce."),
+    ("_se_expand.", "se.conv_expand."),
+    ("_project_conv.", "conv_pw."),
+    ("_bn2.", "bn2."),
+)
+
+
+def timm_efficientnet(state: Mapping) -> dict:
+    """An EfficientNet's tensors under the names of timm's `tf_efficientnet_...`.
+
+    EfficientNet-PyTorch (github.com/lukemelas) numbers blocks throughout, timm within stages; the
+    blocks of a stage are those in a row that put out as many channels.
+    """
+    places: dict[str, str] = {}  # "_blocks.3." -> "blocks.2.0."
+    channels: list[int] = []
+    stage = index = -1
+    for number in range(len(state)):
+        project = state.get(f"_blocks.{number}._project_conv.weight")
+        if project is None:
+            break
+        new_stage = not channels or channels[-1] != project.shape[0]
+        channels.append(project.shape[0])
+        stage, index = (stage + 1, 0) if new_stage else (stage, index + 1)
+        places[f"_blocks.{number}."] = f"blocks.{stage}.{index}."
+    renamed = {}
+    for key, value in state.items():
+        block = next((b for b in places if key.startswith(b)), None)
+        if block is None:
+            renamed[substitute(key, EFFICIENTNET_OUTSIDE, ())] = value
+            continue
+        expands = f"{block}_expand_conv.weight" in state
+        inside = EFFICIENTNET_BLOCK if expands else EFFICIENTNET_FIRST_BLOCK
+        renamed[places[block] + substitute(key.removeprefix(block), inside, ())] = value
+    return renamed
+
+
 def recognise(keys: Iterable[str]) -> Family | None:
     """The family of a file's keys (without `module.`), or None."""
     keys = tuple(keys)

@@ -1,4 +1,4 @@
-"""Backbone + head + auxiliary head = the network that is trained, tested and exported."""
+"""Backbone + head + decoder + auxiliary head: what is trained, tested and exported."""
 
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -25,9 +25,10 @@ class Segmenter(nn.Module):
         backbone: image -> features, one of each stage, with `channels` naming their widths.
         head: features -> (N, K, h, w).
         auxiliary_head: the same from an earlier stage; evaluated in training mode only.
+        decoder: (head's features, first stage) -> (N, K, h, w); the head then gives features.
         zoom_factor: 8 gives logits of the input's size. 2 and 4 give the smaller
             (size - 1) // 8 * zoom_factor + 1 of semseg's networks, to save memory in training; 1
-            leaves the logits as the head gives them.
+            leaves the logits as head or decoder give them.
     """
 
     def __init__(
@@ -36,6 +37,7 @@ class Segmenter(nn.Module):
         head: nn.Module,
         auxiliary_head: nn.Module | None = None,
         *,
+        decoder: nn.Module | None = None,
         zoom_factor: int = 8,
     ) -> None:
         super().__init__()
@@ -44,22 +46,28 @@ class Segmenter(nn.Module):
         self.backbone = backbone
         self.head = head
         self.auxiliary_head = auxiliary_head
+        self.decoder = decoder
         self.zoom_factor = zoom_factor
 
     def forward(self, image: Tensor) -> SegmenterOutput:
         features = self.backbone(image)
-        logits = self.zoom(self.head(features), image.shape[-2:])
+        logits = self.zoom(self.decode(features), image.shape[-2:])
         auxiliary = None
         if self.training and self.auxiliary_head is not None:
-            auxiliary = self.zoom(self.auxiliary_head(features), image.shape[-2:])
+            auxiliary = resize(self.auxiliary_head(features), logits.shape[-2:])
         return SegmenterOutput(logits, auxiliary)
 
+    def decode(self, features: Sequence[Tensor]) -> Tensor:
+        """The backbone's features -> logits (N, K, h, w) of the head's or decoder's size."""
+        output = self.head(features)
+        return output if self.decoder is None else self.decoder(output, features[0])
+
     def coarse_logits(self, image: Tensor) -> Tensor:
-        """Logits at the network's output stride, (N, K, h, w), without the final upsampling.
+        """Logits at the head's or decoder's stride, (N, K, h, w), without the final upsampling.
 
         With `zoom_factor` 2 or 4 these are the logits that training sees.
         """
-        logits = self.head(self.backbone(image))
+        logits = self.decode(self.backbone(image))
         return logits if self.zoom_factor == 8 else self.zoom(logits, image.shape[-2:])
 
     def zoom(self, logits: Tensor, size: Sequence[int]) -> Tensor:
@@ -72,4 +80,5 @@ class Segmenter(nn.Module):
 
     def new_layers(self) -> list[nn.Module]:
         """The parts that no pretrained backbone brings: they learn at the head's rate."""
-        return [m for m in (self.head, self.auxiliary_head) if m is not None]
+        parts = (self.head, self.decoder, self.auxiliary_head)
+        return [part for part in parts if part is not None]

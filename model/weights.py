@@ -11,12 +11,20 @@ from dataclasses import dataclass, field
 from torch import Tensor, nn
 
 from ..config.errors import CheckpointError
-from .families import FAMILIES, TIMM, Family, recognise
+from .families import (
+    EFFICIENTNET_PYTORCH,
+    FAMILIES,
+    TIMM,
+    Family,
+    recognise,
+    timm_efficientnet,
+)
 
 # what programs put around a state_dict, and in front of all its keys
 WRAPPERS = ("state_dict", "model", "model_state", "net", "network", "ema", "weights")
 PREFIXES = ("module.", "_orig_mod.", "model.", "net.", "network.")
 BACKBONE, HEAD, AUXILIARY, CLASSIFIER = "backbone.", "head.", "auxiliary_head.", "classifier."
+DECODER, HEAD_CLASSIFIER = "decoder.", "head.classifier."
 
 
 @dataclass
@@ -54,9 +62,9 @@ def load_weights(network: nn.Module, content: Mapping, *, origin: str, exact: bo
         origin: the file's name, for messages.
         exact: True for testing: every tensor of the network must be there. False for
             initialising: a backbone file fills the backbone; a strip pooling or attention module
-            of which the file has nothing, and a classifier of another class count, stay new; the
-            first convolution adapts to the image's channels (`adapt_channels`). Either way an
-            auxiliary head, which testing does not use, may be absent on one side.
+            or a decoder of which the file has nothing, and a classifier of another class count,
+            stay new; the first convolution adapts to the image's channels (`adapt_channels`).
+            Either way an auxiliary head, which testing does not use, may be absent on one side.
     Raises:
         CheckpointError: the file is of no known family or a tensor that should match does not.
     """
@@ -75,6 +83,8 @@ def load_weights(network: nn.Module, content: Mapping, *, origin: str, exact: bo
         new += [key for key in wrong_shape if is_classifier(key)]
     extra = [key for key in state if key not in target]
     spare = [key for key in extra if is_spare(key, target) or is_behind_timm(key, target)]
+    if not exact and lacks_decoder(state, target):  # the decoder's takes its place
+        spare += [key for key in extra if key.startswith(HEAD_CLASSIFIER)]
     problems = [[k for k in keys if k not in new] for keys in (missing, wrong_shape)]
     problems.append([key for key in extra if key not in spare])
     if any(problems):
@@ -117,6 +127,8 @@ def translate(
     `for_timm` takes what is not stripseg's own for the names of the timm network it is for.
     """
     state = unwrap(content, origin=origin)
+    if for_timm and EFFICIENTNET_PYTORCH.fits(state):
+        state = timm_efficientnet(state)
     family = recognise(state)
     if for_timm and (family is None or not family.name.startswith("stripseg")):
         family = TIMM
@@ -170,6 +182,8 @@ def may_stay_new(key: str, family: Family, state: Mapping[str, Tensor], *, exact
         return is_spare(key, state)
     if exact:
         return False
+    if key.startswith(DECODER):
+        return DECODER not in prefixes_of(state)
     if not family.whole and not key.startswith(BACKBONE):
         return is_spare(key, state) or key.startswith(HEAD)
     for module in (".strip_pooling.", ".attention."):
@@ -188,6 +202,11 @@ def is_spare(key: str, other_side: Mapping[str, Tensor]) -> bool:
     """True for an auxiliary head's or image classifier's tensor that has no counterpart at all."""
     part = next((p for p in (AUXILIARY, CLASSIFIER) if key.startswith(p)), None)
     return part is not None and part not in prefixes_of(other_side)
+
+
+def lacks_decoder(state: Mapping[str, Tensor], target: Mapping[str, Tensor]) -> bool:
+    """Return whether the network has a decoder and the file has none."""
+    return DECODER in prefixes_of(target) and DECODER not in prefixes_of(state)
 
 
 def has_timm_backbone(target: Mapping[str, Tensor]) -> bool:
@@ -232,7 +251,7 @@ def differences(
     cause = (
         "another class count: check DATA.classes"
         if only_classifier and not missing and not extra
-        else "another architecture: check TRAIN.arch, backbone, stem, attention and spm_on"
+        else "another architecture: check TRAIN.arch, backbone, stem, attention, decoder and spm_on"
     )
     return f"{origin} ({family.name}) does not fit the network, {cause}. " + ". ".join(parts)
 

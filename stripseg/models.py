@@ -3,13 +3,14 @@
 from fnmatch import fnmatch
 from typing import Any
 
-from torch import Tensor, nn
+from torch import Tensor
 
-from .config.errors import CheckpointError, ConfigError
+from .config.errors import ConfigError
 from .config.load import config_from, option_meant, suggestion
-from .config.schema import Config, NetworkOptions
+from .config.schema import AUTO, TIMM, Config, NetworkOptions
 from .model.backbone.resnet import DEPTHS
 from .model.build import HEADS, build_segmenter
+from .model.pretrained import load_named_weights
 from .model.segmenter import Segmenter
 from .model.weights import load_weights
 from .util.checkpoint import read_checkpoint
@@ -56,12 +57,13 @@ def create_model(
         classes: K.
         backbone: `list_backbones` names them.
         pretrained: a file of weights for the backbone or for all of it, recognised by its content;
-            True takes timm's for `timm/NAME`, which may download them.
+            True or "timm" takes timm's for `timm/NAME`, which may download them; "auto" what is on
+            this machine (docs/checkpoints.md), with the mean and std that it says.
         options: further options of the network, such as `output_stride=16` or
             `mixed_pooling_modules=1`: those of TRAIN in docs/config.md.
     Raises:
         ConfigError: a name or value that does not exist, with the nearest one that does.
-        CheckpointError: the file of weights is missing, damaged or fits no part of the network.
+        CheckpointError: the weights are missing, damaged or fit no part of the network.
 
     >>> import torch, stripseg
     >>> model = stripseg.create_model("spnet", backbone="resnet18", classes=11).eval()
@@ -70,9 +72,15 @@ def create_model(
     """
     config = network_config(model, classes, backbone, in_channels, options)
     segmenter = build_segmenter(config)
-    network = LogitsSegmenter(segmenter.backbone, segmenter.head)
-    if pretrained is True:
-        load_timm_weights(network, backbone, in_channels)
+    network = LogitsSegmenter(segmenter.backbone, segmenter.head, decoder=segmenter.decoder)
+    word = TIMM if pretrained is True else pretrained
+    if word == TIMM and not backbone.startswith("timm/"):
+        raise ConfigError(
+            f"pretrained={pretrained!r}: there are no weights to fetch for {backbone}; name a "
+            "file, or take a backbone timm/NAME"
+        )
+    if word in (AUTO, TIMM):
+        load_named_weights(network, backbone, str(word), in_channels=in_channels)
     elif pretrained:
         content = read_checkpoint(pretrained)
         load_weights(network, content, origin=str(pretrained), exact=False)
@@ -93,29 +101,6 @@ def network_config(
         "TRAIN": network,
     }
     return config_from(content, words, source="create_model")
-
-
-def load_timm_weights(network: nn.Module, backbone: str, in_channels: int) -> None:
-    """Fill the backbone with timm's pretrained weights.
-
-    Raises:
-        ConfigError: the backbone is not of timm.
-        CheckpointError: they cannot be had.
-    """
-    if not backbone.startswith("timm/"):
-        raise ConfigError(
-            f"pretrained=True: there are no weights to fetch for {backbone}; name a file, or take "
-            "a backbone timm/NAME"
-        )
-    import timm
-
-    name = backbone.removeprefix("timm/")
-    try:
-        donor = timm.create_model(name, pretrained=True, in_chans=in_channels)
-    except Exception as error:  # networks, hubs and caches fail in many ways
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise CheckpointError(f"timm's weights of {name} cannot be had: {reason}") from error
-    load_weights(network, donor.state_dict(), origin=f"timm's {name}", exact=False)
 
 
 def list_models(pattern: str = "*") -> list[str]:

@@ -15,7 +15,7 @@ from .batch_size import settle_batch_size
 from .build import loss_of, optimizer_of
 from .config.compatibility import check_same_network
 from .config.errors import CheckpointError, ConfigError
-from .config.schema import Config
+from .config.schema import AUTO, TIMM, Config
 from .config.types import shown
 from .dataset.build import build_training_loader, build_training_set
 from .dataset.classification.build import build_training_images, class_images
@@ -24,6 +24,7 @@ from .dataset.loader import TrainingLoader, class_pixels
 from .dataset.preparation.check import refuse_bad_data
 from .dataset.segmentation import EvaluationSet, TrainingSet
 from .model.build import build_network
+from .model.pretrained import load_named_weights
 from .model.weights import load_weights
 from .model_card import card_of_run, validation_protocol
 from .util.checkpoint import CheckpointFolder, read_checkpoint
@@ -285,6 +286,9 @@ def initialise_weights(config: Config, segmenter: nn.Module, log: logging.Logger
         path = getattr(train, key)
         if path is None:
             continue
+        if key == "pretrained" and path in (AUTO, TIMM):
+            loaded |= load_by_word(config, segmenter, log)
+            continue
         if not Path(path).expanduser().is_file():
             if not train.pretrained_optional:
                 raise CheckpointError(
@@ -298,6 +302,26 @@ def initialise_weights(config: Config, segmenter: nn.Module, log: logging.Logger
         loaded = True
     if not loaded:
         log.info("no pretrained weights: training from scratch")
+
+
+def load_by_word(config: Config, segmenter: nn.Module, log: logging.Logger) -> bool:
+    """Load the weights of `TRAIN.pretrained` auto or timm; log what was taken, return whether.
+
+    Raises:
+        CheckpointError: there are none, and they are not optional.
+    """
+    train, data = config.TRAIN, config.DATA
+    try:
+        taken = load_named_weights(
+            segmenter, train.backbone, str(train.pretrained), in_channels=data.in_channels
+        )
+    except CheckpointError as error:
+        if not train.pretrained_optional:
+            raise
+        log.info(f"{error} (TRAIN.pretrained_optional is true)")
+        return False
+    log.info(f"TRAIN.pretrained {train.pretrained}: {taken}; mean {data.mean}, std {data.std}")
+    return True
 
 
 def weights_of_classes(

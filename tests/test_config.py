@@ -246,6 +246,7 @@ def test_every_shipped_yaml_loads(path: Path) -> None:
     # the demo, which downloads nothing, and what classifies
     from_scratch = path.stem == "shapes_spnet18" or config.classifies
     pretrained = None if from_scratch else f"pretrained/{config.TRAIN.backbone}.pth"
+    pretrained = "auto" if config.TRAIN.backbone.startswith("timm/") else pretrained
     assert config.TRAIN.pretrained == pretrained
     assert config.TRAIN.train_gpu is None
 

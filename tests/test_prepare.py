@@ -303,3 +303,24 @@ def test_impossible_words_are_refused(home: Path, words: list[str], capsys) -> N
         custom(*words)
     assert words[0] in capsys.readouterr().err
     assert not Path("config").exists()
+
+
+@pytest.mark.parametrize(("rare", "few"), [(True, True), (False, True), (True, False)])
+def test_recipe_options_follow_the_data(
+    home: Path, monkeypatch: pytest.MonkeyPatch, rare: bool, few: bool
+) -> None:
+    """With the reason behind the line; what the data do not ask for is not there."""
+    monkeypatch.setattr(prepare.custom, "FEW", 200 if few else 2)
+    for number in range(4):
+        image, label = pair(number, classes=2)
+        if rare:
+            label[0, number] = 2
+        save(home / f"images/{number}.png", image)
+        save(home / f"labels/{number}.png", label)
+    prepare.main(["custom", "--images", "images", "--labels", "labels", "--name", "mine"])
+    path = home / "config/mine/mine_spnet18.yaml"
+    train, text = load_config(path).TRAIN, path.read_text()
+    assert train.rare_class_crop == (0.5 if rare else 0)
+    assert ("  # class 2 has 0.1" in text) == rare
+    assert train.color_jitter == ([0.4] * 3 if few else [0] * 3)
+    assert ("training images: fewer than 200, so colours are varied" in text) == few

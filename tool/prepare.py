@@ -424,7 +424,8 @@ def write_dataset(
     custom.write_lists(folder, parts, numbering, root=root)
     config = Path("config") / options.name / f"{options.name}_spnet18.yaml"
     content = custom.settings(options.name, folder, root, training, numbering)
-    custom.write_config(config, content)
+    chosen = custom.recipe(training, numbering)
+    custom.write_config(config, content, {key: reason for key, (_, reason) in chosen.items()})
     print(class_summary(found, numbering))
     for line in custom.split_notes(found):
         print(line)

@@ -139,12 +139,20 @@ def summarise(segmenter: nn.Module, size: tuple[int, int], *, in_channels: int =
     if isinstance(network, ImageClassifier):
         means, field = features[-1].mean(dim=(2, 3)), Field(None)
         return [*parts, measure("classifier", network.classifier, means, size, field)[0]]
-    for name, field in (("head", fields[-1]), ("auxiliary_head", fields[-2])):
-        module = getattr(network, name)
-        if module is not None:
-            field = field if field.side == UNKNOWN else field.after(module)
-            parts.append(measure(name.replace("_", " "), module, features, size, field)[0])
+    field = field_after(network.head, fields[-1])
+    part, out = measure("head", network.head, features, size, field)
+    parts.append(part)
+    if network.decoder is not None:
+        field = Field(None if field.side is None else UNKNOWN)
+        parts.append(measure("decoder", network.decoder, (out, features[0]), size, field)[0])
+    if network.auxiliary_head is not None:
+        field = field_after(network.auxiliary_head, fields[-2])
+        parts.append(measure("auxiliary head", network.auxiliary_head, features, size, field)[0])
     return parts
+
+
+def field_after(module: nn.Module, field: "Field") -> "Field":
+    return field if field.side == UNKNOWN else field.after(module)
 
 
 def stages(
@@ -164,11 +172,14 @@ def stages(
 def measure(
     name: str,
     module: nn.Module,
-    x: Tensor | Sequence[Tensor],
+    x: Tensor | list[Tensor] | tuple[Tensor, ...],
     size: tuple[int, int],
     field: "Field",
 ) -> tuple[Part, Tensor | list[Tensor]]:
-    """(the part's costs, its output); a list of outputs has the shape of its last."""
+    """(the part's costs, its output); a list of outputs has the shape of its last.
+
+    A tuple `x` is the part's arguments.
+    """
     sizes: list[int] = []
 
     def note(_module: nn.Module, _inputs: object, out: object) -> None:
@@ -181,7 +192,7 @@ def measure(
         if not list(layer.children()) and not isinstance(layer, (nn.Identity, nn.Dropout2d))
     ]
     with FlopCounterMode(display=False) as counter, torch.no_grad():
-        out = module(x)
+        out = module(*x) if isinstance(x, tuple) else module(x)
     for handle in handles:
         handle.remove()
     last = out if isinstance(out, Tensor) else out[-1]

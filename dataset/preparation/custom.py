@@ -19,6 +19,9 @@ from .match import Inspection, read_any_label
 
 RECORD = ".numbering.json"  # beside labels that were rewritten
 
+RARE = 0.005  # share of the labelled pixels below which crops are laid around a class
+FEW = 200  # training images below which colours are varied
+SEQUENCE = "tag:yaml.org,2002:seq"
 TURNS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -327,15 +330,54 @@ def settings(
         "pretrained": "pretrained/resnet18.pth",
         "pretrained_optional": True,
     }
+    train |= {key: value for key, (value, _) in recipe(training, numbering).items()}
     names = {"names_path": str(folder / "names.txt"), "colors_path": str(folder / "colors.txt")}
     test = {"test_list": str(folder / "val.txt"), "base_size": 0, **names}
     return {"DATA": data, "TRAIN": train, "TEST": test}
 
 
-def write_config(path: Path, content: dict) -> None:
-    """The YAML; one that a user may have edited is kept beside it as `.bak`."""
+def recipe(
+    training: Sequence[Inspection], numbering: ClassNumbering
+) -> dict[str, tuple[object, str]]:
+    """{option of TRAIN: (value, the reason)} that the data ask for: docs/recipes.md."""
+    chosen: dict[str, tuple[object, str]] = {}
+    pixels = numbering.pixels(training)
+    present = np.flatnonzero(pixels)
+    share = pixels / max(1, pixels.sum())
+    rarest = int(present[pixels[present].argmin()])
+    if share[rarest] < RARE:
+        reason = f"class {rarest} has {share[rarest]:.3%} of the labelled pixels"
+        chosen["rare_class_crop"] = (0.5, reason)
+    if len(training) < FEW and bands_of(training) == 3:
+        images = f"{len(training)} training image{'s' * (len(training) > 1)}"
+        reason = f"{images}: fewer than {FEW}, so colours are varied"
+        chosen["color_jitter"] = (Inline([0.4, 0.4, 0.4]), reason)
+    return chosen
+
+
+class Inline(list):
+    """A list that YAML shows on one line."""
+
+
+class Dumper(yaml.SafeDumper):
+    """Plain values; an `Inline` on one line."""
+
+
+Dumper.add_representer(
+    Inline, lambda dumper, value: dumper.represent_sequence(SEQUENCE, value, flow_style=True)
+)
+
+
+def write_config(path: Path, content: dict, reasons: dict[str, str] | None = None) -> None:
+    """The YAML; one that a user may have edited is kept beside it as `.bak`.
+
+    Args:
+        reasons: {option of TRAIN: why it is so}, comments behind their lines.
+    """
     text = "# Made by tool/prepare.py custom; every option: docs/config.md\n"
-    text += yaml.safe_dump(content, sort_keys=False, allow_unicode=True)
+    text += yaml.dump(content, Dumper=Dumper, sort_keys=False, allow_unicode=True)
+    for key, reason in (reasons or {}).items():
+        text = re.sub(rf"(?m)^(  {key}: .*)$", lambda m, why=reason: f"{m[1]}  # {why}", text)
     if path.is_file() and path.read_text(encoding="utf-8") != text:
         link_or_copy(path, path.with_name(path.name + ".bak"))
     write_text(path, text)

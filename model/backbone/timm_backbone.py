@@ -27,10 +27,12 @@ class TimmBackbone(nn.Module):
         name: of a timm model, such as convnext_tiny.
         in_channels: of the image.
         output_stride: 8, 16 or 32, where the model can be had at less than its own.
+        drop_path: share of residual branches left out in training, growing with depth up to it
+            (Huang et al., "Deep Networks with Stochastic Depth", ECCV 2016).
         sizes: (height, width) of images that the network must take; tried out without data.
     Raises:
         ValueError: timm is not installed, has no such model, or the model cannot be had at this
-            output stride, as a backbone, or for this size.
+            output stride, as a backbone, for this size, or with `drop_path`.
     """
 
     def __init__(
@@ -39,10 +41,11 @@ class TimmBackbone(nn.Module):
         *,
         in_channels: int = 3,
         output_stride: int = 32,
+        drop_path: float = 0.0,
         sizes: Sequence[tuple[int, int]] = ((224, 224),),
     ) -> None:
         super().__init__()
-        self.network = create_features(name, in_channels, output_stride)
+        self.network = create_features(name, in_channels, output_stride, drop_path)
         widths, strides = (
             getattr(self.network.feature_info, k)() for k in ("channels", "reduction")
         )
@@ -98,7 +101,9 @@ class TimmBackbone(nn.Module):
         ]
 
 
-def create_features(name: str, in_channels: int, output_stride: int) -> nn.Module:
+def create_features(
+    name: str, in_channels: int, output_stride: int, drop_path: float = 0.0
+) -> nn.Module:
     """timm's model `name` as a module that returns its feature maps."""
     try:
         import timm
@@ -114,6 +119,8 @@ def create_features(name: str, in_channels: int, output_stride: int) -> nn.Modul
     }
     if output_stride != 32:
         options["output_stride"] = output_stride
+    if drop_path:
+        options["drop_path_rate"] = drop_path
     if not timm.is_model(name):
         likely = timm.list_models(f"*{name}*")[:3]
         hint = f"; did you mean {', '.join(likely)}?" if likely else ""
@@ -125,6 +132,8 @@ def create_features(name: str, in_channels: int, output_stride: int) -> nn.Modul
             return network
         except (TypeError, AssertionError, RuntimeError, NotImplementedError) as error:
             errors.append(error)
+    if "unexpected keyword argument" in (text := str(errors[-1])) and "drop_path_rate" in text:
+        raise ValueError(f"backbone timm/{name} has no drop path; set TRAIN.drop_path 0")
     if output_stride != 32:
         raise ValueError(
             f"backbone timm/{name} cannot be had at output stride {output_stride}; set "
