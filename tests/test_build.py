@@ -18,11 +18,12 @@ from stripseg.util.training.optimizer import build_optimizer
 ROOT = Path(__file__).resolve().parent.parent
 BACKBONES = ["resnet34", "resnet50d", "pyconvresnet18", "pyconvhgresnet50"]
 SEGMENTERS = [p for p in SHIPPED if not load_config(p).classifies]
+NARROW = ["TRAIN.width", "0.125"]
 
 
 @pytest.mark.parametrize("path", SEGMENTERS, ids=lambda path: path.stem)
 def test_every_shipped_config_trains(path: Path) -> None:
-    config = load_config(path)
+    config = load_config(path, NARROW)
     torch.manual_seed(0)
     segmenter = build_segmenter(config)
     classes = config.DATA.classes
@@ -50,7 +51,7 @@ def test_every_shipped_config_tests_a_picture(path: Path) -> None:
     """With the config's own scales and flips, in windows of a smaller crop."""
     sides = [f"{section}_{side}" for section in ("TRAIN.train", "TEST.test") for side in "hw"]
     crop = [word for side in sides for word in (side, "49")]
-    config = load_config(path, [*crop, "TEST.base_size", "60"])
+    config = load_config(path, [*crop, *NARROW, "TEST.base_size", "60"])
     network = build_segmenter(config).eval()
     engine = build_engine(
         config, network, device=torch.device("cpu"), dtype=torch.float32, batch_size=4
@@ -62,14 +63,12 @@ def test_every_shipped_config_tests_a_picture(path: Path) -> None:
 
 
 @pytest.mark.parametrize("output_stride", ["8", "16", "32"])
-@pytest.mark.parametrize(
-    "backbone", ["resnet34", "resnet50d", "pyconvresnet18", "pyconvhgresnet50"]
-)
+@pytest.mark.parametrize("backbone", BACKBONES)
 @pytest.mark.parametrize("arch", HEADS)
 def test_every_head_sits_on_every_backbone(arch: str, backbone: str, output_stride: str) -> None:
     words = ["TRAIN.arch", arch, "TRAIN.backbone", backbone, "TRAIN.output_stride", output_stride]
-    crop = ["TRAIN.train_h", "41", "TRAIN.train_w", "33"]
-    network = build_segmenter(load_config(ROOT / "config/shapes/shapes_spnet18.yaml", words + crop))
+    words += ["TRAIN.train_h", "41", "TRAIN.train_w", "33", *NARROW]
+    network = build_segmenter(load_config(ROOT / "config/shapes/shapes_spnet18.yaml", words))
     output = network(torch.randn(2, 3, 41, 33))
     assert output.logits.shape == output.auxiliary.shape == (2, 9, 41, 33)
 

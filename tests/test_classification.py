@@ -2,14 +2,14 @@
 
 import json
 import re
-import subprocess
-import sys
 from pathlib import Path
+from subprocess import CompletedProcess
 
 import numpy as np
 import pytest
 import torch
 import yaml
+from processes import run_command
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch.nn import functional as F
 from yamls import SHIPPED
@@ -62,6 +62,7 @@ def config_file(small_archive: Path, tmp_path: Path) -> Path:
             "workers": 0,
             "print_freq": 1,
             "precision": "fp32",
+            "width": 0.25,
             "train_h": 16,
             "train_w": 16,
             "save_path": str(tmp_path / "run" / "model"),
@@ -97,9 +98,9 @@ def test_resumed_run_is_bit_identical(config_file: Path, tmp_path: Path, optimiz
     assert whole["best_mean_iou"] == resumed["best_mean_iou"]
 
 
-def run_tool(tool: str, config: Path, *overrides: str) -> subprocess.CompletedProcess:
-    command = [sys.executable, "-m", f"stripseg.tool.{tool}", "--config", str(config), *overrides]
-    return subprocess.run(command, capture_output=True, text=True, timeout=300)
+def run_tool(tool: str, config: Path, *overrides: str, processes: int = 1) -> CompletedProcess:
+    words = ["--config", str(config), *overrides]
+    return run_command(f"stripseg.tool.{tool}", *words, processes=processes)
 
 
 @pytest.mark.slow
@@ -109,15 +110,15 @@ def test_two_processes_equal_one(config_file: Path, tmp_path: Path) -> None:
     results, figures = {}, {}
     for processes in (1, 2):
         folder = tmp_path / f"processes{processes}"
-        place = ["TRAIN.save_path", str(folder), "Distributed.processes", str(processes)]
+        place = ["TRAIN.save_path", str(folder)]
         options = ["TRAIN.batch_size", "23", "TRAIN.epochs", "2"]
-        done = run_tool("train", config_file, *options, *place)
+        done = run_tool("train", config_file, *options, *place, processes=processes)
         assert done.returncode == 0, done.stderr
         results[processes] = torch.load(folder / "last.pth", weights_only=True)
         events = EventAccumulator(str(folder)).Reload()
         assert [event.step for event in events.Scalars("train_step/loss")] == [1, 2]
         model = ["TEST.model_path", str(tmp_path / "processes1" / "last.pth")]
-        done = run_tool("test", config_file, *model, *place)
+        done = run_tool("test", config_file, *model, *place, processes=processes)
         assert done.returncode == 0, done.stderr
         figures[processes] = json.loads((tmp_path / "run/result/metrics.json").read_text())
     for key, before in start.items():
