@@ -1,6 +1,6 @@
 # make demo   install, then train, test and show SPNet on the built-in shapes dataset
 # make test   install, then run the tests
-# make pages  the code of all pages and notebooks, which takes long
+# make test-long  what takes minutes each: the code of long pages, notebooks, every export
 # make test-gpu   the tests for a GPU, on a machine that has one
 # make gpu-check   install, then check and measure a GPU for some minutes: benchmark/gpu_check.py
 # make setup  install everything for working on stripseg: tests, types, docs, releases, pre-commit
@@ -13,7 +13,7 @@ VENV := .venv
 RUN := $(VENV)/bin/python
 SOURCES := setup.py requirements.txt pyproject.toml
 
-.PHONY: demo test pages test-gpu gpu-check benchmark lint types docs release install setup clean
+.PHONY: demo test test-long test-gpu gpu-check benchmark lint types docs release install setup clean
 
 demo: $(VENV)/.installed
 	$(RUN) -m stripseg.tool.prepare shapes dataset/shapes/data
@@ -23,8 +23,8 @@ demo: $(VENV)/.installed
 test: $(VENV)/.installed-test
 	$(RUN) -m pytest $(OPTIONS)
 
-pages: $(VENV)/.installed-test
-	$(RUN) -m pytest -m pages $(OPTIONS)
+test-long: $(VENV)/.installed-test
+	$(RUN) -m pytest -m long $(OPTIONS)
 
 test-gpu: $(VENV)/.installed-test
 	$(RUN) -m pytest -m gpu -n 0 $(OPTIONS)

@@ -88,7 +88,8 @@ def build_classifier(config: Config) -> ImageClassifier:
     except ValueError as error:
         raise ConfigError(f"{config.source}: TRAIN: {error}") from error
     network = ImageClassifier(backbone, config.DATA.classes, dropout=config.TRAIN.dropout)
-    freeze_unused(network, image_shape(config))
+    if isinstance(backbone, TimmBackbone):
+        freeze_unused(network, image_shape(config))
     return network
 
 
@@ -120,7 +121,8 @@ def build_segmenter(config: Config) -> Segmenter:
     if train.aux_weight > 0:
         auxiliary = FCNHead(backbone.channels, classes, stage=2, **options)
     network = Segmenter(backbone, head, auxiliary, decoder=decoder, zoom_factor=train.zoom_factor)
-    freeze_unused(network, image_shape(config))
+    if isinstance(backbone, TimmBackbone):
+        freeze_unused(network, image_shape(config))
     return network
 
 

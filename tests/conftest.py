@@ -12,7 +12,7 @@ import stripseg  # noqa: F401 - before OpenCV, as in the commands: it sets the l
 
 ROOT = Path(__file__).resolve().parent.parent
 GPU_ONLY = "gpu"  # the tests that `make test-gpu` runs: pytest -m gpu
-PAGES = "pages"  # those of `make pages`
+LONG = "long"  # those of `make test-long`
 
 # the commands under test run as processes of their own, from any folder
 os.environ["PYTHONPATH"] = os.pathsep.join(
@@ -30,7 +30,7 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    for name, reason in ((GPU_ONLY, "for GPUs: make test-gpu"), (PAGES, "long: make pages")):
+    for name, reason in ((GPU_ONLY, "for GPUs: make test-gpu"), (LONG, "long: make test-long")):
         if config.getoption("markexpr") != name:
             for item in items:
                 if item.get_closest_marker(name):

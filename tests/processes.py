@@ -1,10 +1,23 @@
-"""Run a function in several gloo processes and get what each of them returned."""
+"""Functions in several gloo processes, and commands in processes of their own.
 
+All are forked from one process that has imported PyTorch and this package and done nothing else:
+importing them anew takes each process some seconds. What `python`, `sh` or torchrun start is tried
+by tests/test_commands.py, tests/test_processes_lost.py and tests/test_docs.py.
+"""
+
+import io
 import multiprocessing
+import os
 import queue
+import runpy
+import signal
+import subprocess
+import sys
 import tempfile
+import threading
 import traceback
 from collections.abc import Callable
+from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +25,8 @@ import torch
 import torch.distributed as dist
 
 SECONDS = 120
+CONTEXT = multiprocessing.get_context("forkserver")
+CONTEXT.set_forkserver_preload(["tests.preloaded"])  # found by the PYTHONPATH of conftest.py
 
 
 def run_processes(count: int, function: Callable[..., Any], *arguments: Any) -> list[Any]:
@@ -20,12 +35,11 @@ def run_processes(count: int, function: Callable[..., Any], *arguments: Any) -> 
     Raises:
         RuntimeError: one of them failed, or they did not finish in time.
     """
-    context = multiprocessing.get_context("spawn")
-    results = context.Queue()
+    results = CONTEXT.Queue()
     with tempfile.TemporaryDirectory() as folder:
         place = Path(folder, "rendezvous").as_uri()
         workers = [
-            context.Process(target=work, args=(rank, count, place, results, function, arguments))
+            CONTEXT.Process(target=work, args=(rank, count, place, results, function, arguments))
             for rank in range(count)
         ]
         for worker in workers:
@@ -65,3 +79,106 @@ def plain(value: Any) -> Any:
     if isinstance(value, dict):
         return {key: plain(v) for key, v in value.items()}
     return value
+
+
+class Command:
+    """`python -u -m MODULE WORDS` in a session of its own, with the names of `subprocess.Popen`.
+
+    Args:
+        errors: a file for stderr; it joins stdout without one.
+    """
+
+    def __init__(
+        self, module: str, *words: str, environment: dict | None = None, errors: str = ""
+    ) -> None:
+        reader, writer = CONTEXT.Pipe(duplex=False)
+        environment = dict(os.environ) if environment is None else environment
+        arguments = (module, words, os.getcwd(), environment, writer, errors)
+        self.process = CONTEXT.Process(target=become_command, args=arguments)
+        self.process.start()
+        writer.close()
+        self.stdout = os.fdopen(os.dup(reader.fileno()), encoding="utf-8", errors="replace")
+        reader.close()
+        self.pid = self.process.pid
+
+    @property
+    def returncode(self) -> int | None:
+        return self.process.exitcode
+
+    def poll(self) -> int | None:
+        return self.process.exitcode
+
+    def wait(self, timeout: float | None = None) -> int:
+        self.process.join(timeout)
+        if self.returncode is None:
+            raise subprocess.TimeoutExpired(self.process.name, timeout)
+        return self.returncode
+
+    def communicate(self, timeout: float) -> str:
+        """What is left of the output, after the process; it is killed where it takes longer."""
+        timer = threading.Timer(timeout, os.killpg, (self.pid, signal.SIGKILL))
+        timer.start()
+        text = self.stdout.read()
+        self.wait(timeout)
+        timer.cancel()
+        return text
+
+    def send_signal(self, number: int) -> None:
+        os.kill(self.pid, number)
+
+    def kill(self) -> None:
+        self.send_signal(signal.SIGKILL)
+
+
+def run_command(
+    module: str, *words: str, processes: int = 1, timeout: float = 300
+) -> subprocess.CompletedProcess:
+    """`subprocess.run` of `python -m MODULE WORDS`, with its output as text.
+
+    Args:
+        processes: as many as torchrun would start on one machine; stdout is that of the first one,
+            stderr that of all, the exit code the largest.
+    """
+    shared = {}
+    if processes > 1:
+        store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+        shared = {
+            "MASTER_ADDR": "127.0.0.1",
+            "MASTER_PORT": str(store.port),
+            "TORCHELASTIC_USE_AGENT_STORE": "True",
+            "WORLD_SIZE": str(processes),
+            "LOCAL_WORLD_SIZE": str(processes),
+        }
+    with tempfile.TemporaryDirectory() as folder:
+        errors = [Path(folder, str(rank)) for rank in range(processes)]
+        commands = []
+        for rank, path in enumerate(errors):
+            path.touch()
+            place = {**shared, "RANK": str(rank), "LOCAL_RANK": str(rank)} if shared else {}
+            environment = {**os.environ, **place}
+            commands.append(Command(module, *words, environment=environment, errors=str(path)))
+        texts = [command.communicate(timeout) for command in commands]
+        code = max((command.returncode for command in commands), key=abs)
+        said = "".join(path.read_text(errors="replace") for path in errors)
+        return subprocess.CompletedProcess([module, *words], code, texts[0], said)
+
+
+def become_command(
+    module: str,
+    words: tuple[str, ...],
+    folder: str,
+    environment: dict[str, str],
+    output: Connection,
+    errors: str,
+) -> None:
+    os.setsid()
+    os.environ.clear()
+    os.environ.update(environment)
+    os.chdir(folder)
+    os.dup2(output.fileno(), 1)
+    os.dup2(os.open(errors, os.O_WRONLY) if errors else 1, 2)
+    output.close()
+    for number, name in ((1, "stdout"), (2, "stderr")):
+        setattr(sys, name, io.TextIOWrapper(os.fdopen(number, "wb", 0), write_through=True))
+    sys.argv = [module, *words]
+    runpy.run_module(module, run_name="__main__", alter_sys=True)

@@ -24,11 +24,12 @@ SEGMENTERS = [
     for path, config in CONFIGS.items()
     if not (config.classifies or config.TRAIN.backbone.startswith("timm/"))
 ]
+NARROW = ["TRAIN.width", "0.125"]
 
 
 @pytest.mark.parametrize("path", SEGMENTERS, ids=lambda path: path.stem)
 def test_every_shipped_config_trains(path: Path) -> None:
-    config = load_config(path)
+    config = load_config(path, NARROW)
     torch.manual_seed(0)
     segmenter = build_segmenter(config)
     classes = config.DATA.classes
@@ -45,6 +46,7 @@ def test_every_shipped_config_trains(path: Path) -> None:
     assert output.logits.shape == output.auxiliary.shape == (2, classes, 41, 49)
     loss, _, _ = SegmentationLoss()(*output, torch.randint(classes, (2, 41, 49)))
     loss.backward()
+    assert all(p.grad is not None for p in segmenter.parameters())  # of ours, none is without use
     before = segmenter.backbone.stem[0].weight.clone()
     optimizer.step()
     assert loss.isfinite()
@@ -56,7 +58,7 @@ def test_every_shipped_config_tests_a_picture(path: Path) -> None:
     """With the config's own scales and flips, in windows of a smaller crop."""
     sides = [f"{section}_{side}" for section in ("TRAIN.train", "TEST.test") for side in "hw"]
     crop = [word for side in sides for word in (side, "49")]
-    config = load_config(path, [*crop, "TEST.base_size", "60"])
+    config = load_config(path, [*crop, *NARROW, "TEST.base_size", "60"])
     network = build_segmenter(config).eval()
     engine = build_engine(
         config, network, device=torch.device("cpu"), dtype=torch.float32, batch_size=4
@@ -68,14 +70,12 @@ def test_every_shipped_config_tests_a_picture(path: Path) -> None:
 
 
 @pytest.mark.parametrize("output_stride", ["8", "16", "32"])
-@pytest.mark.parametrize(
-    "backbone", ["resnet34", "resnet50d", "pyconvresnet18", "pyconvhgresnet50"]
-)
+@pytest.mark.parametrize("backbone", BACKBONES)
 @pytest.mark.parametrize("arch", HEADS)
 def test_every_head_sits_on_every_backbone(arch: str, backbone: str, output_stride: str) -> None:
     words = ["TRAIN.arch", arch, "TRAIN.backbone", backbone, "TRAIN.output_stride", output_stride]
-    crop = ["TRAIN.train_h", "41", "TRAIN.train_w", "33"]
-    network = build_segmenter(load_config(ROOT / "config/shapes/shapes_spnet18.yaml", words + crop))
+    words += ["TRAIN.train_h", "41", "TRAIN.train_w", "33", *NARROW]
+    network = build_segmenter(load_config(ROOT / "config/shapes/shapes_spnet18.yaml", words))
     output = network(torch.randn(2, 3, 41, 33))
     assert output.logits.shape == output.auxiliary.shape == (2, 9, 41, 33)
 

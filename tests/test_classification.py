@@ -2,14 +2,14 @@
 
 import json
 import re
-import subprocess
-import sys
 from pathlib import Path
+from subprocess import CompletedProcess
 
 import numpy as np
 import pytest
 import torch
 import yaml
+from processes import run_command
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch.nn import functional as F
 from yamls import SHIPPED
@@ -62,6 +62,7 @@ def config_file(small_archive: Path, tmp_path: Path) -> Path:
             "workers": 0,
             "print_freq": 1,
             "precision": "fp32",
+            "width": 0.125,
             "train_h": 16,
             "train_w": 16,
             "save_path": str(tmp_path / "run" / "model"),
@@ -97,9 +98,9 @@ def test_resumed_run_is_bit_identical(config_file: Path, tmp_path: Path, optimiz
     assert whole["best_mean_iou"] == resumed["best_mean_iou"]
 
 
-def run_tool(tool: str, config: Path, *overrides: str) -> subprocess.CompletedProcess:
-    command = [sys.executable, "-m", f"stripseg.tool.{tool}", "--config", str(config), *overrides]
-    return subprocess.run(command, capture_output=True, text=True, timeout=300)
+def run_tool(tool: str, config: Path, *overrides: str, processes: int = 1) -> CompletedProcess:
+    words = ["--config", str(config), *overrides]
+    return run_command(f"stripseg.tool.{tool}", *words, processes=processes)
 
 
 @pytest.mark.slow
@@ -109,15 +110,15 @@ def test_two_processes_equal_one(config_file: Path, tmp_path: Path) -> None:
     results, figures = {}, {}
     for processes in (1, 2):
         folder = tmp_path / f"processes{processes}"
-        place = ["TRAIN.save_path", str(folder), "Distributed.processes", str(processes)]
+        place = ["TRAIN.save_path", str(folder)]
         options = ["TRAIN.batch_size", "23", "TRAIN.epochs", "2"]
-        done = run_tool("train", config_file, *options, *place)
+        done = run_tool("train", config_file, *options, *place, processes=processes)
         assert done.returncode == 0, done.stderr
         results[processes] = torch.load(folder / "last.pth", weights_only=True)
         events = EventAccumulator(str(folder)).Reload()
         assert [event.step for event in events.Scalars("train_step/loss")] == [1, 2]
         model = ["TEST.model_path", str(tmp_path / "processes1" / "last.pth")]
-        done = run_tool("test", config_file, *model, *place)
+        done = run_tool("test", config_file, *model, *place, processes=processes)
         assert done.returncode == 0, done.stderr
         figures[processes] = json.loads((tmp_path / "run/result/metrics.json").read_text())
     for key, before in start.items():
@@ -146,7 +147,16 @@ def test_the_commands_report_everything(config_file: Path, tmp_path: Path) -> No
 def test_it_learns(config_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Sixteen pictures by heart."""
     overrides = ["TRAIN.epochs", "12", "TRAIN.milestones", "[10]", "TRAIN.optimizer", "adam"]
-    overrides += ["TRAIN.base_lr", "0.001", "TRAIN.crop_padding", "0", "TRAIN.train_h", "32"]
+    overrides += [
+        "TRAIN.base_lr",
+        "0.001",
+        "TRAIN.width",
+        "0.25",
+        "TRAIN.crop_padding",
+        "0",
+        "TRAIN.train_h",
+        "32",
+    ]
     overrides += ["TRAIN.train_w", "32", "TRAIN.evaluate", "False", "TRAIN.flip_probability", "0"]
     trainer = build_trainer(load_config(config_file, overrides), CPU)
     said = []
@@ -243,7 +253,7 @@ def test_schedules() -> None:
 
 @pytest.mark.parametrize("path", CLASSIFIERS, ids=lambda path: path.stem)
 def test_every_shipped_config_takes_a_step(path: Path) -> None:
-    config = load_config(path)
+    config = load_config(path, ["TRAIN.width", "0.125"])
     torch.manual_seed(0)
     network = build_network(config)
     logits, auxiliary = network(torch.randn(2, 3, 32, 32))
@@ -253,6 +263,7 @@ def test_every_shipped_config_takes_a_step(path: Path) -> None:
     loss.backward()
     assert loss.isfinite()
     assert network.backbone.stem[0].weight.grad.abs().sum() > 0
+    assert all(p.grad is not None for p in network.parameters())  # none is without use
 
 
 def test_the_recipe_is_the_studys() -> None:
@@ -269,7 +280,7 @@ def test_its_weights_start_a_segmenter(config_file: Path, small_config: Path) ->
     classifier = ["TRAIN.stem", "deep", "TRAIN.attention", "none"]
     content = trained(config_file, *classifier, until=1)
     last = load_config(config_file).TRAIN.save_path + "/last.pth"
-    overrides = ["TRAIN.pretrained", last, "TRAIN.resume", "none", "TRAIN.width", "1"]
+    overrides = ["TRAIN.pretrained", last, "TRAIN.resume", "none"]
     segmenter = build_trainer(load_config(small_config, overrides), CPU).segmenter
     for key, value in segmenter.backbone.state_dict().items():
         if ".strip_pooling." not in key:

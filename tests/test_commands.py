@@ -11,6 +11,7 @@ import pytest
 import torch
 import yaml
 from PIL import Image
+from processes import run_command
 
 from stripseg import testing
 from stripseg.config.errors import CheckpointError, DataError, DeviceError, StripsegError
@@ -122,10 +123,9 @@ def test_two_processes_test_to_the_same_figures(trained_config: Path, tmp_path: 
     figures = {}
     for processes in ("1", "2"):
         folder = tmp_path / processes
-        command = [sys.executable, "-m", "stripseg.tool.test", "--config", str(trained_config)]
-        command += ["Distributed.processes", processes, "TEST.save_folder", str(folder)]
-        command += ["TEST.images_together", "2"]
-        done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+        words = ["--config", str(trained_config), "TEST.images_together", "2"]
+        words += ["Distributed.processes", processes, "TEST.save_folder", str(folder)]
+        done = run_command("stripseg.tool.test", *words)
         assert done.returncode == 0, done.stderr
         figures[processes] = json.loads((folder / "metrics.json").read_text())
         assert len(list((folder / "gray").iterdir())) == 3
@@ -193,10 +193,8 @@ def test_prepare_writes_shapes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
 
 
 def test_messages_are_one_line_and_exit_with_2(small_config: Path) -> None:
-    command = [sys.executable, "-m", "stripseg.tool.train", "--config", str(small_config)]
-    done = subprocess.run(
-        [*command, "TRAIN.base_lrr", "1"], capture_output=True, text=True, timeout=120
-    )
+    words = ["--config", str(small_config), "TRAIN.base_lrr", "1"]
+    done = run_command("stripseg.tool.train", *words)
     assert done.returncode == 2
     assert done.stderr.strip().count("\n") == 0
     assert "TRAIN.base_lrr" in done.stderr

@@ -201,7 +201,7 @@ def test_the_summary_counts_it() -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("arch", ["fcn", "spnet"])
+@pytest.mark.parametrize("arch", ["fcn", pytest.param("spnet", marks=pytest.mark.long)])
 def test_it_is_exported_with_free_height_and_width(
     small_shapes: Path, tmp_path: Path, arch: str
 ) -> None:

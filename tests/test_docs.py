@@ -170,10 +170,10 @@ def python_of(page: str) -> str:
 
 
 def marks_of(page: str) -> tuple:
-    """The pages that everyone reads run with every test; other long ones with `make pages`."""
+    """The pages that everyone reads run with every test; other long ones with `make test-long`."""
     if runs_quickly(page):
         return ()
-    return (pytest.mark.slow,) if page in ALWAYS else (pytest.mark.pages,)
+    return (pytest.mark.slow,) if page in ALWAYS else (pytest.mark.long,)
 
 
 @pytest.mark.parametrize(

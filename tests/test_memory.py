@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from processes import run_command
 
 from stripseg.config.errors import OutOfMemoryError
 from stripseg.config.load import load_config
@@ -133,11 +134,8 @@ command_line.run_command(train.main)
 def test_no_process_is_left_when_one_runs_out_of_memory(small_config: Path, tmp_path: Path) -> None:
     script = tmp_path / "full.py"
     script.write_text(FULL_ON_RANK_1)
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
-    command += ["--nproc-per-node", "2", str(script), "--config", str(small_config)]
-    done = subprocess.run(
-        [*command, "TRAIN.save_steps", "1"], capture_output=True, text=True, timeout=200
-    )
+    words = ["--standalone", "--nproc-per-node", "2", str(script), "--config", str(small_config)]
+    done = run_command("torch.distributed.run", *words, "TRAIN.save_steps", "1", timeout=200)
     assert done.returncode != 0
     assert "error: out of memory while training (CUDA out of memory.)" in done.stderr
     assert "exitcode  : 71" in done.stderr

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from processes import Command
 
 from stripseg.config.errors import TrainingError
 from stripseg.util.checkpoint import read_checkpoint
@@ -26,14 +27,8 @@ LONG = ["TRAIN.epochs", "2000", *QUIET]
 class Run:
     """A command of its own whose output is gathered while it runs."""
 
-    def __init__(self, command: list[str]) -> None:
-        self.process = subprocess.Popen(
-            command,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            start_new_session=True,
-        )
+    def __init__(self, process: Command | subprocess.Popen) -> None:
+        self.process = process
         self.text = ""
         self.reader = threading.Thread(target=self._read, daemon=True)
         self.reader.start()
@@ -59,8 +54,8 @@ class Run:
         return code
 
 
-def training(config: Path, *words: str) -> list[str]:
-    return [sys.executable, "-u", "-m", "stripseg.tool.train", "--config", str(config), *words]
+def training(config: Path, *words: str) -> Command:
+    return Command("stripseg.tool.train", "--config", str(config), *words)
 
 
 def worker(run: Run, rank: int) -> int:
@@ -131,12 +126,12 @@ def test_the_end_of_the_launcher_saves_and_stops(small_config: Path, tmp_path: P
 @pytest.mark.slow
 @needs_proc
 def test_torchrun_restarts_a_run_that_lost_a_process(small_config: Path, tmp_path: Path) -> None:
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node"]
+    torchrun = ["torch.distributed.run", "--standalone", "--nproc-per-node"]
     ends = {}
     for name in ("whole", "struck"):
         words = ["TRAIN.save_path", str(tmp_path / name), "TRAIN.save_steps", "1", *QUIET]
         command = [*torchrun, "2", "--max-restarts", "2", "-m", "stripseg.tool.train"]
-        run = Run([*command, "--config", str(small_config), "TRAIN.epochs", "8", *words])
+        run = Run(Command(*command, "--config", str(small_config), "TRAIN.epochs", "8", *words))
         if name == "struck":
             run.wait_for(" step 2/")
             os.kill(worker(run, 1), signal.SIGKILL)
@@ -201,7 +196,9 @@ command_line.run_command(main)
 @pytest.mark.slow
 def test_the_launcher_unpickles_nothing(small_config: Path) -> None:
     words = ["--config", str(small_config), "TRAIN.epochs", "1", "Distributed.processes", "2"]
-    run = Run([sys.executable, "-c", HOOKED, *words, *QUIET])
+    command = [sys.executable, "-c", HOOKED, *words, *QUIET]
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
+    run = Run(subprocess.Popen(command, **pipes, start_new_session=True))
     assert run.end() == 0, run.text
     assert "UNPICKLED" not in run.text
 

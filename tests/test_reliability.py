@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
+from processes import Command
 
 from stripseg.config.errors import CheckpointError, TrainingError
 from stripseg.config.load import load_config
@@ -25,28 +26,17 @@ CPU = torch.device("cpu")
 LONG = ["TRAIN.epochs", "200", "TRAIN.evaluate", "False", "TRAIN.tensorboard", "False"]
 
 
-def started(config: Path, *words: str) -> subprocess.Popen:
+def started(config: Path, *words: str) -> Command:
     """A training process of its own, past its first step."""
-    command = [sys.executable, "-u", "-m", "stripseg.tool.train", "--config", str(config), *words]
-    process = subprocess.Popen(
-        command,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        start_new_session=True,
-    )
+    process = Command("stripseg.tool.train", "--config", str(config), *words)
     for line in process.stdout:
         if " step 2/" in line:
             return process
     raise AssertionError(f"the run ended: {process.wait()}")
 
 
-def ended(process: subprocess.Popen) -> tuple[int, str]:
-    try:
-        text, _ = process.communicate(timeout=60)
-    except subprocess.TimeoutExpired:
-        os.killpg(process.pid, signal.SIGKILL)
-        raise
+def ended(process: Command) -> tuple[int, str]:
+    text = process.communicate(timeout=60)
     return process.returncode, text
 
 

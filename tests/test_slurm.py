@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from processes import Command
 
 from stripseg import command_line
 from stripseg.config.errors import DeviceError
@@ -79,11 +80,10 @@ def test_tasks_of_a_node() -> None:
 @pytest.mark.parametrize("tasks", [2, 4])
 def test_two_machines_train_as_one_run(small_config: Path, tmp_path: Path, tasks: int) -> None:
     """With a task a machine (each starts torchrun), and with a task a process."""
-    command = [sys.executable, "-m", "stripseg.tool.train", "--config", str(small_config)]
-    command += ["TRAIN.epochs", "1", "TRAIN.evaluate", "False", "TRAIN.tensorboard", "False"]
-    command += ["TRAIN.batch_size", "4"]
+    words = ["--config", str(small_config), "TRAIN.epochs", "1", "TRAIN.evaluate", "False"]
+    words += ["TRAIN.tensorboard", "False", "TRAIN.batch_size", "4"]
     if tasks == 2:
-        command += ["Distributed.processes", "2"]
+        words += ["Distributed.processes", "2"]
     processes = []
     for task in range(tasks):
         per_node = tasks // 2
@@ -97,16 +97,9 @@ def test_two_machines_train_as_one_run(small_config: Path, tmp_path: Path, tasks
             "SLURM_LOCALID": str(task % per_node),
             "SLURM_JOB_ID": str(os.getpid()),
         }
-        processes.append(
-            subprocess.Popen(
-                command,
-                env=os.environ | slurm,
-                stdout=subprocess.PIPE,
-                stderr=subprocess.STDOUT,
-                text=True,
-            )
-        )
-    texts = [process.communicate(timeout=100)[0] for process in processes]
+        environment = os.environ | slurm
+        processes.append(Command("stripseg.tool.train", *words, environment=environment))
+    texts = [process.communicate(timeout=100) for process in processes]
     assert [process.returncode for process in processes] == [0] * tasks, "\n".join(texts)
     assert "4 process(es)" in texts[0]
     assert read_checkpoint(tmp_path / "run/model/last.pth")["step"] == 1

@@ -1,13 +1,13 @@
 """A run is a function of its config: stopping, workers and processes change no number."""
 
 import re
-import subprocess
-import sys
 from pathlib import Path
+from subprocess import CompletedProcess
 
 import pytest
 import torch
 import yaml
+from processes import run_command
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from stripseg.config.errors import CheckpointError, TrainingError
@@ -57,9 +57,9 @@ def test_seed_decides_the_run(small_config: Path, tmp_path: Path) -> None:
     assert not torch.equal(first["state_dict"][key], other["state_dict"][key])
 
 
-def run_train(config: Path, *overrides: str) -> subprocess.CompletedProcess:
-    command = [sys.executable, "-m", "stripseg.tool.train", "--config", str(config), *overrides]
-    return subprocess.run(command, capture_output=True, text=True, timeout=300)
+def run_train(config: Path, *overrides: str, processes: int = 1) -> CompletedProcess:
+    words = ["--config", str(config), *overrides]
+    return run_command("stripseg.tool.train", *words, processes=processes)
 
 
 @pytest.mark.slow
@@ -73,8 +73,8 @@ def test_two_processes_equal_one(small_config: Path, tmp_path: Path) -> None:
     results, losses = {}, {}
     for processes in (1, 2):  # with two, one has three images of the batch and one has two
         folder = tmp_path / f"processes{processes}"
-        place = ["TRAIN.save_path", str(folder), "Distributed.processes", str(processes)]
-        done = run_train(small_config, *overrides, *place)
+        place = ["TRAIN.save_path", str(folder)]
+        done = run_train(small_config, *overrides, *place, processes=processes)
         assert done.returncode == 0, done.stderr
         assert f"{processes} process(es)" in done.stdout
         results[processes] = torch.load(folder / "last.pth", weights_only=True)
@@ -282,10 +282,10 @@ def test_two_processes_equal_one_with_the_recipes(small_config: Path, tmp_path: 
     words = [*RECIPE, "TRAIN.dropout", "0", "TRAIN.batch_size", "5"]
     words += ["TRAIN.epochs", "1", "TRAIN.warmup_epochs", "0"]  # one step: rounding does not grow
     results = []
-    for processes in ("1", "2"):
+    for processes in (1, 2):
         folder = tmp_path / f"processes{processes}"
-        options = ["TRAIN.save_path", str(folder), "Distributed.processes", processes]
-        done = run_train(small_config, *words, *options, "TRAIN.evaluate", "False")
+        options = ["TRAIN.save_path", str(folder), "TRAIN.evaluate", "False"]
+        done = run_train(small_config, *words, *options, processes=processes)
         assert done.returncode == 0, done.stderr
         results.append(torch.load(folder / "last.pth", weights_only=True)["state_dict"])
     start = build_trainer(load_config(small_config, words), CPU).segmenter.state_dict()

@@ -19,7 +19,7 @@ from ..memory import is_out_of_memory
 def check_batch_norm(config: Config, segmenter: nn.Module) -> None:
     """Find out before training whether a batch leaves batch norm a single value per channel.
 
-    A pass without data (meta tensors) over the batch that batch norm will see.
+    Only one image can: a pass without data (meta tensors) over the batch that batch norm will see.
     """
     train = config.TRAIN
     share = images_at_least(
@@ -28,6 +28,8 @@ def check_batch_norm(config: Config, segmenter: nn.Module) -> None:
         train.accumulation_steps,
         synchronized=train.sync_bn,
     )
+    if share > 1:
+        return
     hollow = deepcopy(segmenter).to("meta").train()
     image = torch.empty(share, config.DATA.in_channels, train.train_h, train.train_w, device="meta")
     try:
