@@ -31,12 +31,14 @@ def spnet(
     stem: str = "deep",
     dropout: float = 0.1,
     zoom_factor: int = 8,
+    width: float = 1.0,
     **norm,
 ) -> Segmenter:
     """SPNet as released: multi-grid 4, 8, 16 and two mixed pooling modules."""
     backbone = ResNet(
         depth,
         stem=stem,
+        width=width,
         multi_grid=(4, 8, 16),
         strip_pooling=PAPER_BLOCKS if spm_on else NO_BLOCKS,
         **norm,

@@ -22,15 +22,15 @@ from stripseg.tool.convert import main
 from stripseg.util.checkpoint import read_checkpoint
 
 NETWORKS = {
-    "spnet": lambda: spnet(50),
+    "spnet": lambda: spnet(50, width=0.125),
     "semseg-pspnet": lambda: whole(PSPNetHead),
     "semseg-psanet": lambda: whole(PSANetHead, mask_size=(3, 3)),
-    "pyconvsegnet": lambda: whole(PyConvSegNetHead, PyConvResNet(18)),
+    "pyconvsegnet": lambda: whole(PyConvSegNetHead, PyConvResNet(18, width=0.125)),
 }
 
 
 def whole(head, backbone=None, **options) -> Segmenter:
-    backbone = backbone or ResNet(18)
+    backbone = backbone or ResNet(18, width=0.125)
     return Segmenter(backbone, head(backbone.channels, 5, **options))
 
 
@@ -61,10 +61,10 @@ def test_there_and_back_is_exact(author: str, suffix: str, tmp_path: Path) -> No
 
 
 BACKBONES = {
-    "torchvision-backbone": lambda: ResNet(18, stem="classic"),
-    "semseg-backbone": lambda: ResNet(18),
-    "encoding-backbone": lambda: ResNet(18, stem_width=32, average_down=True),
-    "pyconv-backbone": lambda: PyConvResNet(50),
+    "torchvision-backbone": lambda: ResNet(18, stem="classic", width=0.125),
+    "semseg-backbone": lambda: ResNet(18, width=0.125),
+    "encoding-backbone": lambda: ResNet(18, stem_width=32, average_down=True, width=0.125),
+    "pyconv-backbone": lambda: PyConvResNet(50, width=0.125),
 }
 
 
@@ -109,7 +109,7 @@ def test_timms_files_go_there_and_back(tmp_path: Path) -> None:
 
 def test_authors_programs_find_their_prefix(tmp_path: Path) -> None:
     """A data-parallel wrapper loads keys that begin with `module.`, others silently not at all."""
-    saved(spnet(50), tmp_path / "ours.pth")
+    saved(spnet(50, width=0.125), tmp_path / "ours.pth")
     main([str(tmp_path / "ours.pth"), str(tmp_path / "theirs.pth"), "--to", "spnet"])
     content = torch.load(tmp_path / "theirs.pth", weights_only=True)
     assert "module.pretrained.conv1.0.weight" in content["state_dict"]

@@ -28,7 +28,7 @@ def training_steps(
     loss_of = SegmentationLoss(terms, ohem_min_kept=1000)
     config = load_config(config_path, ["TRAIN.channels_last", "False"])
     torch.manual_seed(0)
-    segmenter = spnet(18, 5, dropout=0.0).double().train()
+    segmenter = spnet(18, 5, dropout=0.0, width=0.125).double().train()
     network = place_network(config, segmenter, CPU)
     optimizer = build_optimizer(
         segmenter,

@@ -179,6 +179,15 @@ def stored_channels(path: Path) -> int:
         raise DataError(f"{path}: cannot be decoded as an image ({error})") from error
 
 
+def _frames(path: Path) -> int:
+    """Frames of a film; 1 of what cannot be opened, whose reader tells best what is wrong."""
+    try:
+        with open_picture(path) as picture:
+            return getattr(picture, "n_frames", 1)
+    except Exception:  # decoders raise whatever they like on damaged bytes
+        return 1
+
+
 def stored_pages(path: Path) -> int:
     """Pages of a TIFF that are as large as its first and hold a whole image each; frames of a film.
 
@@ -189,8 +198,7 @@ def stored_pages(path: Path) -> int:
         with open(path, "rb") as file:
             mark = file.read(4)
         if mark not in TIFF_MARKS:
-            with open_picture(path) as picture:
-                return getattr(picture, "n_frames", 1)
+            return _frames(path)
         with tifffile.TiffFile(path) as file:
             first = file.pages[0].shape
             return sum(page.shape == first and not page.is_mask for page in file.pages)

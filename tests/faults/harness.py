@@ -29,7 +29,14 @@ def write_config(folder: Path, *, train: int, height: int, width: int, **options
             "val_list": "val.txt",
             "classes": 9,
         },
-        "TRAIN": {"arch": "fcn", "layers": 18, "batch_size": 2, "precision": "fp32", **options},
+        "TRAIN": {
+            "arch": "fcn",
+            "layers": 18,
+            "width": 0.125,
+            "batch_size": 2,
+            "precision": "fp32",
+            **options,
+        },
         "TEST": {"base_size": 0},
     }
     path = folder / "shapes_faults.yaml"
