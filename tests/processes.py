@@ -60,6 +60,7 @@ def run_processes(count: int, function: Callable[..., Any], *arguments: Any) -> 
 
 def work(rank: int, count: int, place: str, results, function, arguments) -> None:
     torch.set_num_threads(1)
+    multiprocessing.set_start_method(None, force=True)  # the platform's own for what it starts
     try:
         dist.init_process_group("gloo", init_method=place, rank=rank, world_size=count)
         answer = (False, function(*arguments))
@@ -171,6 +172,7 @@ def become_command(
     output: Connection,
     errors: str,
 ) -> None:
+    multiprocessing.set_start_method(None, force=True)  # the platform's own for what it starts
     os.setsid()
     os.environ.clear()
     os.environ.update(environment)
