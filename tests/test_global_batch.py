@@ -54,11 +54,14 @@ def training_steps(
 
 
 @pytest.mark.parametrize(
-    "shares",
-    [[slice(0, 2), slice(2, 4)], [slice(0, 3), slice(3, 4)]],
-    ids=["even", "uneven"],
+    ("terms", "shares"),
+    [
+        ({"cross_entropy": 1}, [slice(0, 3), slice(3, 4)]),
+        (TERMS, [slice(0, 2), slice(2, 4)]),
+        (TERMS, [slice(0, 3), slice(3, 4)]),
+    ],
+    ids=["cross entropy, uneven", "all, even", "all, uneven"],
 )
-@pytest.mark.parametrize("terms", [{"cross_entropy": 1}, TERMS], ids=["cross entropy", "all"])
 def test_two_processes_take_the_steps_of_one(
     small_config, shares: list[slice], terms: dict[str, float]
 ) -> None:

@@ -74,11 +74,45 @@ def worker(run: Run, rank: int) -> int:
 needs_proc = pytest.mark.skipif(not Path("/proc/self/environ").is_file(), reason="Linux's /proc")
 
 
+def listening(family: str, processes: list[int]) -> set[str]:
+    """Addresses, as Linux writes them in hex, on which the processes wait for connections."""
+    sockets = set()
+    for number in processes:
+        for descriptor in Path(f"/proc/{number}/fd").iterdir():
+            try:
+                sockets.add(os.readlink(descriptor))
+            except OSError:
+                continue
+    rows = [line.split() for line in Path(f"/proc/net/{family}").read_text().splitlines()[1:]]
+    return {
+        row[1].split(":")[0] for row in rows if row[3] == "0A" and f"socket:[{row[9]}]" in sockets
+    }
+
+
+HOOKED = """
+import sys
+sys.addaudithook(lambda event, given: event == "pickle.find_class" and print("UNPICKLED", given))
+from stripseg import command_line
+from stripseg.tool.train import main
+command_line.run_command(main)
+"""
+
+
 @pytest.mark.slow
 @needs_proc
-def test_a_killed_process_is_named_with_its_last_step(small_config: Path) -> None:
-    run = Run(training(small_config, *LONG, "Distributed.processes", "2"))
+def test_processes_of_one_machine_are_out_of_reach_and_a_killed_one_is_named(
+    small_config: Path,
+) -> None:
+    """They listen on the loopback interface alone, their launcher unpickles nothing; the message
+    has the last step of the one that was killed."""
+    words = ["--config", str(small_config), *LONG, "Distributed.processes", "2"]
+    command = [sys.executable, "-u", "-c", HOOKED, *words]
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
+    run = Run(subprocess.Popen(command, **pipes, start_new_session=True))
     run.wait_for("epoch 2/")
+    family = [run.process.pid, worker(run, 0), worker(run, 1)]
+    assert listening("tcp", family) == {"0100007F"}  # 127.0.0.1
+    assert listening("tcp6", family) <= {"00000000000000000000000001000000"}  # ::1
     time.sleep(2 * watchdog_module.BEAT)
     os.kill(worker(run, 1), signal.SIGKILL)
     assert run.end(60) != 0
@@ -86,6 +120,7 @@ def test_a_killed_process_is_named_with_its_last_step(small_config: Path) -> Non
     assert named, run.text
     assert int(named[1]) >= 2
     assert "Traceback" not in run.text.split("error: rank 1")[0]
+    assert "UNPICKLED" not in run.text
 
 
 @pytest.mark.slow
@@ -123,7 +158,7 @@ def test_the_end_of_the_launcher_saves_and_stops(small_config: Path, tmp_path: P
     assert STOPPED == 75
 
 
-@pytest.mark.slow
+@pytest.mark.long  # stripseg's own launcher, which is torchrun, does it below
 @needs_proc
 def test_torchrun_restarts_a_run_that_lost_a_process(small_config: Path, tmp_path: Path) -> None:
     folders = {name: tmp_path / name for name in ("whole", "struck")}
@@ -155,53 +190,6 @@ def test_max_restarts_starts_a_run_again_that_lost_a_process(small_config: Path,
     assert run.end(180) == 0, run.text
     assert run.text.count("resuming from") == 1, run.text
     assert read_checkpoint(tmp_path / "run/model/last.pth")["step"] == 12
-
-
-def listening(family: str, processes: list[int]) -> set[str]:
-    """Addresses, as Linux writes them in hex, on which the processes wait for connections."""
-    sockets = set()
-    for number in processes:
-        for descriptor in Path(f"/proc/{number}/fd").iterdir():
-            try:
-                sockets.add(os.readlink(descriptor))
-            except OSError:
-                continue
-    rows = [line.split() for line in Path(f"/proc/net/{family}").read_text().splitlines()[1:]]
-    return {
-        row[1].split(":")[0] for row in rows if row[3] == "0A" and f"socket:[{row[9]}]" in sockets
-    }
-
-
-@pytest.mark.slow
-@needs_proc
-def test_the_processes_of_one_machine_listen_on_its_loopback_interface(small_config: Path) -> None:
-    run = Run(training(small_config, *LONG, "Distributed.processes", "2"))
-    run.wait_for(" step 2/")
-    family = [run.process.pid, worker(run, 0), worker(run, 1)]
-    addresses, wide = listening("tcp", family), listening("tcp6", family)
-    run.process.send_signal(signal.SIGTERM)
-    assert run.end() == STOPPED, run.text
-    assert addresses == {"0100007F"}  # 127.0.0.1
-    assert wide <= {"00000000000000000000000001000000"}  # ::1
-
-
-HOOKED = """
-import sys
-sys.addaudithook(lambda event, given: event == "pickle.find_class" and print("UNPICKLED", given))
-from stripseg import command_line
-from stripseg.tool.train import main
-command_line.run_command(main)
-"""
-
-
-@pytest.mark.slow
-def test_the_launcher_unpickles_nothing(small_config: Path) -> None:
-    words = ["--config", str(small_config), "TRAIN.epochs", "1", "Distributed.processes", "2"]
-    command = [sys.executable, "-c", HOOKED, *words, *QUIET]
-    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
-    run = Run(subprocess.Popen(command, **pipes, start_new_session=True))
-    assert run.end() == 0, run.text
-    assert "UNPICKLED" not in run.text
 
 
 # ---- the watchdog alone

@@ -131,7 +131,7 @@ def test_the_commands_import_nothing_from_the_current_folder(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("knows_safe_path", [True, False])
+@pytest.mark.parametrize("knows_safe_path", [pytest.param(True, marks=pytest.mark.long), False])
 def test_nor_do_the_processes_they_start(
     knows_safe_path: bool, small_config: Path, strange_folder: Path, older_python: Path
 ) -> None:

@@ -152,7 +152,7 @@ BREAKS = [
         "util/distributed/watchdog.py",
         "self._fallen_silent() if isinstance(error, RuntimeError) else []",
         "[]",
-        "tests/test_processes_lost.py::test_a_killed_process_is_named_with_its_last_step",
+        "tests/test_processes_lost.py::test_processes_of_one_machine_are_out_of_reach_and_a_killed_one_is_named",
     ),
     Break(
         "a hung process ends the run",
