@@ -318,9 +318,28 @@ def test_bad_files_stop_the_run_or_are_left_out(
 # ---- processes
 
 
+FORK_SERVER = """
+import multiprocessing
+multiprocessing.set_start_method("forkserver")
+from stripseg import command_line
+from stripseg.tool.train import main
+command_line.run_command(main)
+"""
+
+
 @pytest.mark.slow
-def test_workers_die_with_their_parent(small_config: Path) -> None:
-    process = started(small_config, *LONG, "TRAIN.workers", "2")
+@pytest.mark.parametrize("method", ["fork", "forkserver"])
+def test_workers_die_with_their_parent(small_config: Path, method: str) -> None:
+    """Also where they are forked by a server, as Python 3.14 does: that is not their parent."""
+    words = ["--config", str(small_config), *LONG, "TRAIN.workers", "2"]
+    if method == "fork":
+        process = started(small_config, *words[2:])
+    else:
+        command = [sys.executable, "-uc", FORK_SERVER, *words]
+        process = subprocess.Popen(
+            command, stdout=subprocess.PIPE, text=True, start_new_session=True
+        )
+        assert any(" step 2/" in line for line in process.stdout)
     group = process.pid
     os.kill(process.pid, signal.SIGKILL)
     process.wait()

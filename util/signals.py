@@ -1,8 +1,10 @@
 """Signals that ask a run to end: it saves after the step at hand, and its exit code says so."""
 
+import multiprocessing
 import os
 import signal
 import threading
+from multiprocessing.connection import wait
 from types import FrameType
 from typing import Any
 
@@ -58,3 +60,12 @@ def leave_to_parent(_worker: int) -> None:
     for name in ("SIGINT", "SIGUSR1"):
         if hasattr(signal, name):
             signal.signal(getattr(signal, name), signal.SIG_IGN)
+    parent = multiprocessing.parent_process()
+    if parent is not None and parent.pid != os.getppid():  # forked by a server, which stays
+        threading.Thread(target=_end_after, args=(parent.sentinel,), daemon=True).start()
+
+
+def _end_after(sentinel: int) -> None:
+    """End this process when the other end of `sentinel` does."""
+    wait([sentinel])
+    os._exit(1)
