@@ -78,10 +78,9 @@ HEADS = ("spnet", "psp", "psa", "pyconvsegnet", "fcn")
 BACKBONES = ("resnet18", "pyconvresnet18", "timm/test_resnet")
 # tracing takes up to a minute: each head and each backbone once, all pairs with `make test-long`
 EACH_ONCE = {
-    ("psp", "resnet18"),
+    ("psp", "pyconvresnet18"),
     ("psa", "resnet18"),
     ("pyconvsegnet", "resnet18"),
-    ("fcn", "pyconvresnet18"),
     ("fcn", "timm/test_resnet"),
 }  # and SPNet on ResNet-18: `exported`
 

@@ -43,7 +43,13 @@ def ended(process: Command) -> tuple[int, str]:
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "processes", "workers"),
-    [("SIGTERM", 1, 2), ("SIGINT", 1, 2), ("SIGUSR1", 1, 2), ("SIGTERM", 2, 2), ("SIGUSR1", 2, 2)],
+    [
+        ("SIGTERM", 1, 2),
+        ("SIGINT", 1, 2),
+        ("SIGUSR1", 2, 2),
+        pytest.param("SIGUSR1", 1, 2, marks=pytest.mark.long),
+        pytest.param("SIGTERM", 2, 2, marks=pytest.mark.long),
+    ],
 )
 def test_a_signal_saves_and_ends_with_its_code(
     small_config: Path, tmp_path: Path, name: str, processes: int, workers: int
