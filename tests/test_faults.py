@@ -60,7 +60,7 @@ def test_the_program_still_has_what_is_broken_on_purpose(promise: broken.Break) 
         assert f"def {function}" in (broken.ROOT / file).read_text(encoding="utf-8")
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_broken_promise_is_noticed(tmp_path: Path) -> None:
     """One of `python -m tests.faults.broken`."""
     broken.copy_of_the_program(tmp_path)

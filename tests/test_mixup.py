@@ -122,7 +122,7 @@ def config_file(tmp_path: Path) -> Path:
         "DATA": {"data_root": str(tmp_path / "data")},
         "TRAIN": {"batch_size": 8, "epochs": 2, "workers": 0, "train_h": 16, "train_w": 16},
     }
-    content["TRAIN"] |= {"precision": "fp32", "save_path": str(tmp_path / "run")}
+    content["TRAIN"] |= {"precision": "fp32", "width": 0.125, "save_path": str(tmp_path / "run")}
     content["TRAIN"] |= {"mixup": 0.2, "cutmix": 1, "average_decay": 0.9, "label_smoothing": 0.1}
     path = tmp_path / "shapes10_mixed.yaml"
     path.write_text(yaml.safe_dump(content), encoding="utf-8")
