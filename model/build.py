@@ -88,8 +88,7 @@ def build_classifier(config: Config) -> ImageClassifier:
     except ValueError as error:
         raise ConfigError(f"{config.source}: TRAIN: {error}") from error
     network = ImageClassifier(backbone, config.DATA.classes, dropout=config.TRAIN.dropout)
-    if isinstance(backbone, TimmBackbone):
-        freeze_unused(network, image_shape(config))
+    freeze_unused(network, image_shape(config))
     return network
 
 
@@ -121,8 +120,7 @@ def build_segmenter(config: Config) -> Segmenter:
     if train.aux_weight > 0:
         auxiliary = FCNHead(backbone.channels, classes, stage=2, **options)
     network = Segmenter(backbone, head, auxiliary, decoder=decoder, zoom_factor=train.zoom_factor)
-    if isinstance(backbone, TimmBackbone):
-        freeze_unused(network, image_shape(config))
+    freeze_unused(network, image_shape(config))
     return network
 
 
@@ -144,15 +142,18 @@ def image_shape(config: Config) -> tuple[int, int, int]:
     return config.DATA.in_channels, config.TRAIN.train_h, config.TRAIN.train_w
 
 
-def freeze_unused(network: nn.Module, shape: Sequence[int]) -> None:
+def freeze_unused(network: Segmenter | ImageClassifier, shape: Sequence[int]) -> None:
     """Freeze the parameters that no output of `network` in training depends on.
 
     A backbone may have branches that lead to none of the features in use, as HRNet does.
-    `DistributedDataParallel` would wait for their gradients. They stay in the state_dict.
+    `DistributedDataParallel` would wait for their gradients. They stay in the state_dict. Only
+    backbones of timm have such branches: networks of our own are not tried out.
 
     Args:
         shape: (C, H, W) of an image; it is tried out without data (meta tensors).
     """
+    if not isinstance(network.backbone, TimmBackbone):
+        return
     hollow = deepcopy(network).to("meta").train()
     with torch.enable_grad():
         output = hollow(torch.empty(2, *shape, device="meta"))

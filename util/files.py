@@ -77,6 +77,14 @@ def write_text(path: str | Path, text: str) -> None:
         file.write(content)
 
 
+def write_changed(path: Path, content: bytes) -> None:
+    """Write a file, whole or not at all, unless it is there with this content."""
+    if path.is_file() and path.read_bytes() == content:
+        return
+    with atomic_write(path) as file:
+        file.write(content)
+
+
 def write_lines(path: str | Path, lines: Iterable[str]) -> None:
     """A text file of these lines, which appears whole or not at all."""
     write_text(path, "".join(f"{line}\n" for line in lines))

@@ -12,9 +12,14 @@ PLACE_TAGS = (33550, 33922, 34264, 34735, 34736, 34737)
 Tag = tuple[int, int, int, object, bool]
 
 
+def is_tiff(path: Path) -> bool:
+    """Return whether the file's name says that it is a TIFF."""
+    return path.suffix.lower() in (".tif", ".tiff")
+
+
 def place_of(path: Path) -> list[Tag]:
     """The tags that say where a TIFF lies; none of other files and TIFFs that do not say."""
-    if path.suffix.lower() not in (".tif", ".tiff"):
+    if not is_tiff(path):
         return []
     try:
         with tifffile.TiffFile(path) as file:

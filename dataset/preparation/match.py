@@ -15,6 +15,7 @@ import tifffile
 from PIL import Image
 
 from ...config.errors import DataError
+from ...util.geotiff import is_tiff
 from ...util.images import (
     IMAGE_SUFFIXES,
     TIFF_MARKS,
@@ -458,10 +459,6 @@ def has_16_bits(path: Path) -> bool:
         with tifffile.TiffFile(path) as file:
             return file.pages[0].dtype == np.uint16
     return start.startswith(b"\x89PNG") and start[24] == 16
-
-
-def is_tiff(path: Path) -> bool:
-    return path.suffix.lower() in (".tif", ".tiff")
 
 
 def refuse_pages(path: Path) -> None:

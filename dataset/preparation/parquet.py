@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from ...config.errors import DataError
-from ...util.files import atomic_write
+from ...util.files import write_changed
 from ...util.images import IMAGE_SUFFIXES
 from ..annotations.metadata import HOW_TO_GET_PARQUET
 from .custom import part_of
@@ -59,9 +59,7 @@ def unpack(tables: Sequence[Path], folder: Path) -> tuple[Path, Path]:
             for place, content in zip((images, labels), pictures, strict=True):
                 target = place / part / f"{stem}_{number:06d}{suffix_of(table, number, content)}"
                 kept.add(target)
-                if not target.is_file() or target.read_bytes() != content:
-                    with atomic_write(target) as file:
-                        file.write(content)
+                write_changed(target, content)
     for path in (path for path in folder.rglob("*") if path.is_file() and path not in kept):
         path.unlink()
     return images, labels

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from ...config.errors import DataError
-from ...util.files import atomic_write
+from ...util.files import write_changed
 
 HOW_TO_GET_RASTERIO = "cutting rasters needs rasterio: pip install 'stripseg[geo]'"
 
@@ -101,6 +101,4 @@ def write_window(source: Any, window: Any, target: Path) -> None:
         with memory.open(**profile) as written:
             written.write(source.read(window=window))
         content = memory.read()
-    if not target.is_file() or target.read_bytes() != content:
-        with atomic_write(target) as file:
-            file.write(content)
+    write_changed(target, content)
