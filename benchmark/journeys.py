@@ -128,8 +128,8 @@ def journeys(folder: Path) -> Iterator[tuple[str, Journey]]:
     yield "loading a trained network", journey
 
     def test() -> None:
-        scores = testing.predict(config, engine, images, files)
-        testing.write_metrics(config, scores, classes.names, len(images))
+        outcome = testing.predict(config, engine, images, files, checkpoint="")
+        testing.write_metrics(config, outcome.scores, classes.names, len(images), "fp32")
 
     journey, _ = record(test)
     yield "testing one image, to metrics.json", journey
