@@ -12,6 +12,9 @@ PYTHON ?= python3
 VENV := .venv
 RUN := $(VENV)/bin/python
 SOURCES := setup.py requirements.txt pyproject.toml
+# The dependencies are 14,000 files, most of which are never imported: Python compiles the others when it first does.
+INSTALL := -m pip install --disable-pip-version-check --quiet --no-compile -e
+unexport PYTHONDONTWRITEBYTECODE
 
 .PHONY: demo test test-long test-gpu gpu-check benchmark lint types docs release install setup clean
 
@@ -60,15 +63,15 @@ $(VENV)/bin/python:
 	$(PYTHON) -m venv $(VENV)
 
 $(VENV)/.installed: $(VENV)/bin/python $(SOURCES)
-	$(RUN) -m pip install --disable-pip-version-check --quiet -e .
+	$(RUN) $(INSTALL) .
 	touch $@
 
 $(VENV)/.installed-test: $(VENV)/bin/python $(SOURCES)
-	$(RUN) -m pip install --disable-pip-version-check --quiet -e '.[test]'
+	$(RUN) $(INSTALL) '.[test]'
 	touch $@ $(VENV)/.installed
 
 $(VENV)/.installed-dev: $(VENV)/bin/python $(SOURCES)
-	$(RUN) -m pip install --disable-pip-version-check --quiet -e '.[test,docs,dev]'
+	$(RUN) $(INSTALL) '.[test,docs,dev]'
 	touch $@ $(VENV)/.installed-test $(VENV)/.installed
 
 clean:
