@@ -2,7 +2,7 @@
 
 
 class StripsegError(Exception):
-    """Something the user can fix: the message names the file, key or value, and the cure."""
+    """Something the user can fix: the message names the file, key or value, and how to fix it."""
 
     exit_code = 2
 

@@ -273,7 +273,7 @@ class TrainSection(NetworkOptions):
     )
     rare_class_crop: float = option(
         0.0,
-        "share of crops that are laid around a pixel of a class that is rare in the image",
+        "share of crops that are placed around a pixel of a class that is rare in the image",
         ge=0,
         le=1,
     )
@@ -360,7 +360,7 @@ class TrainSection(NetworkOptions):
     )
     accumulation_steps: int = option(
         1,
-        "forward and backward passes that a step's batch is divided into, to save memory",
+        "micro-batches that a step's batch is divided into, to save memory (gradient accumulation)",
         ge=1,
     )
     activation_checkpointing: bool = option(
@@ -384,11 +384,16 @@ class TrainSection(NetworkOptions):
     base_lr: float = option(0.01, "learning rate of the backbone", gt=0)
     head_lr_factor: float = option(
         10.0,
-        "the head's and the auxiliary head's learning rate in units of `base_lr`",
+        "learning rate of the head, decoder, auxiliary head and classifier in units of `base_lr`; "
+        "strip pooling modules in the backbone learn at `base_lr`",
         gt=0,
     )
     epochs: int = option(100, "passes over the training list", ge=1)
-    start_epoch: int = option(0, "first epoch of a run that resumes nothing", ge=0)
+    start_epoch: int = option(
+        0,
+        "epochs that count as done where nothing is resumed: schedule and seeds start there",
+        ge=0,
+    )
     layer_lr_decay: float = option(
         1.0,
         "what the learning rate is multiplied by from one layer of the backbone to the one before "
@@ -398,8 +403,8 @@ class TrainSection(NetworkOptions):
     )
     schedule: Literal["poly", "step", "cosine"] = option(
         "poly",
-        "the learning rate: `poly` (1 - step / steps) ^ `power`, `cosine` half a wave down to "
-        "0, `step` times `rate_decay` from each of the `milestones` on",
+        "the learning rate: `poly` (1 - step / steps) ^ `power`, `cosine` half a cosine "
+        "period down to 0, `step` times `rate_decay` from each of the `milestones` on",
     )
     power: float = option(0.9, "exponent of the poly learning rate schedule", ge=0)
     milestones: list[int] = option(
@@ -429,10 +434,13 @@ class TrainSection(NetworkOptions):
         "shortened to it; empty is without",
         gt=0,
     )
-    mixup: float = option(0.0, "classifier: a of mixup's Beta(a, a), often 0.2; 0 is without", ge=0)
+    mixup: float = option(
+        0.0, "classifier: a of mixup's Beta(a, a), often 0.2; 0 disables it", ge=0
+    )
     cutmix: float = option(
         0.0,
-        "classifier: a of CutMix's Beta(a, a), often 1; with `mixup` a coin decides each step",
+        "classifier: a of CutMix's Beta(a, a), often 1; with `mixup` one of the two is chosen at "
+        "random in each step",
         ge=0,
     )
     average_decay: float = option(
@@ -520,10 +528,10 @@ class TrainSection(NetworkOptions):
 class DistributedSection(Section):
     """Several processes and machines."""
 
-    dist_url: URL = option("tcp://127.0.0.1:6789", "where processes meet")
+    dist_url: URL = option("tcp://127.0.0.1:6789", "rendezvous address of the processes")
     dist_backend: Literal["nccl", "gloo", "auto"] = option(
         "auto",
-        "how processes talk; `auto` is nccl on GPUs and gloo on the CPU",
+        "communication backend of the processes; `auto` is nccl on GPUs and gloo on the CPU",
     )
     multiprocessing_distributed: bool = option(
         True,

@@ -1,8 +1,8 @@
 """What a value may be: every kind turns what YAML hands over into a plain value, or says in words
 what it expects. The words serve the error messages and the tables of docs/config.md alike.
 
-Pydantic's own types are not used for this: they take `true` for the number 1, and answer a wrong
-value of a union with one complaint per member.
+Pydantic's own types are not used for this: they take `true` for the number 1, and report
+one error per member for a wrong value of a union.
 """
 
 import difflib
@@ -36,7 +36,7 @@ def shown(value: Any) -> str:
 
 
 class Kind:
-    """One kind of value; for what no standard annotation says, it stands in `Annotated`."""
+    """One kind of value; used in `Annotated` where no standard annotation fits."""
 
     phrase: str  # completes the sentence "the value must be ..."
 

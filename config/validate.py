@@ -185,8 +185,8 @@ def _channels(data: DataSection) -> Iterator[Problem]:
     if max(*data.mean, *data.std) < 1:
         yield (
             (("DATA", "mean"), ("DATA", "std")),
-            f"DATA.mean {data.mean} and DATA.std {data.std} are for images of 0 to 1, and ours are "
-            "of 0 to 255; multiply both by 255",
+            f"DATA.mean {data.mean} and DATA.std {data.std} are for images of 0 to 1, but "
+            "pixel values here are 0 to 255; multiply both by 255",
         )
 
 
@@ -202,8 +202,8 @@ def _labels(data: DataSection, train: TrainSection, *, classifies: bool) -> Iter
     elif not classifies and data.classes == 1:
         yield (
             _of("DATA", "classes"),
-            "DATA.classes 1 has nothing to learn: every pixel is the one class; an object and its "
-            "background are 2 classes, with labels 0 and 1",
+            "DATA.classes 1 leaves nothing to learn: every pixel is the one class; an object and "
+            "its background are 2 classes, with labels 0 and 1",
         )
     elif not classifies and train.ignore_label < data.classes:
         yield (

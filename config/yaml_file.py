@@ -27,7 +27,7 @@ class StrictLoader(yaml.SafeLoader):
 
     def construct_yaml_int(self, node: ScalarNode) -> int | str:
         """1:30 is text, as in YAML 1.2: the numbers to base 60 of YAML 1.1 take a time that grows
-        with the square of their length, and nobody means them."""
+        with the square of their length, and are never intended."""
         return node.value if ":" in node.value else super().construct_yaml_int(node)
 
     def construct_yaml_float(self, node: ScalarNode) -> float | str:

@@ -13,7 +13,7 @@ WINDOW_MARGIN = 2  # pixels; interpolation reads one beyond, and OpenCV rounds p
 
 @dataclass(frozen=True)
 class Augmentation:
-    """The training augmentation of the family (PSPNet, SPNet), as a pure function of a generator.
+    """The training augmentation of semseg and SPNet, as a pure function of a generator.
 
     Args:
         crop: output (height, width) in pixels; smaller images are padded.
@@ -65,7 +65,7 @@ class Augmentation:
     ) -> np.ndarray:
         """(2, 3) affine map from pixel (x, y) of the crop to pixel (x, y) of the image.
 
-        Drawn as the family draws it: scale the image, rotate it about its centre, mirror it,
+        Drawn as semseg and SPNet draw it: scale the image, rotate it about its centre, mirror it,
         pad it evenly up to the crop, and cut the crop anywhere, or anywhere around the pixel
         `wanted` (x, y) of the image. Where turning carries that out of the frame, the crop lies as
         near to it as the frame allows.
@@ -96,8 +96,8 @@ def warp_image(
     """(h, w, C) of `size` from an (H, W, C) image of any number of channels.
 
     Of the image only the rectangle is read that the map leads to: pages of a mapped file that lie
-    outside are never loaded. The rectangle keeps its place in a canvas that is otherwise left
-    unset, since shifting the map instead would round differently.
+    outside are never loaded. The rectangle keeps its place in a canvas that is otherwise
+    uninitialised, since shifting the map instead would round differently.
     """
     height, width, channels = image.shape
     rows, columns = source_window(to_source, size, (height, width))
@@ -136,7 +136,7 @@ def warp(
     fill: Sequence[int],
     interpolation: int = cv2.INTER_LINEAR,
 ) -> np.ndarray:
-    """(h, w, channels) of `size`, each pixel read where the (2, 3) map `to_source` leads."""
+    """(h, w, channels) of `size`, each pixel sampled where the (2, 3) map `to_source` sends it."""
     warped = cv2.warpAffine(
         image,
         to_source,

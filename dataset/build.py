@@ -184,7 +184,7 @@ def build_training_loader(
 def check_shared_memory(needed: int) -> None:
     """Check that the batches of the loader's workers, one each, fit into shared memory.
 
-    A worker that does not find room there dies, and the run waits for it.
+    A worker that finds no room there is killed, and the run would wait for it.
 
     Args:
         needed: bytes.

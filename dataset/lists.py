@@ -27,7 +27,7 @@ def read_list(
     Fields are separated by tabs or blanks; CRLF, a byte order mark, trailing blanks and a missing
     last newline are fine, and so are blanks inside paths where the files tell the fields apart.
     `split` "test" needs no labels and passes over those there are. Files outside of `root` are
-    refused unless `outside` allows them: a list of a stranger should not choose what is read.
+    refused unless `outside` allows them: an untrusted list should not choose which files are read.
 
     Raises:
         DataError: the list is missing or empty, or a line is malformed or names a missing file.

@@ -34,7 +34,7 @@ class TrainingLoader:
 
     The images of an epoch are permuted by (seed, epoch); global batch b takes the next
     `batch_size` of them and process r every `world_size`-th of those from the r-th on. Images that
-    do not fill a batch wait for another epoch's permutation.
+    do not fill a batch are left out of this epoch.
 
     Raises:
         DataError: fewer images than the batch, or a batch smaller than the number of processes.
@@ -123,7 +123,7 @@ class _Steps:
 
 
 def collate(samples: Sequence[Sample | DataError]) -> Batch | DataError:
-    """Stack samples of one size; an error among them stands for the batch."""
+    """Stack samples of one size; the first error among them replaces the batch."""
     for sample in samples:
         if isinstance(sample, DataError):
             return sample
@@ -140,7 +140,7 @@ def start_worker(index: int) -> None:
 
 
 def untouched(item: object) -> object:
-    """Collation for items that travel one by one, as they are."""
+    """Collation that passes single items as they are."""
     return item
 
 

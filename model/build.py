@@ -147,7 +147,7 @@ def freeze_unused(network: Segmenter | ImageClassifier, shape: Sequence[int]) ->
 
     A backbone may have branches that lead to none of the features in use, as HRNet does.
     `DistributedDataParallel` would wait for their gradients. They stay in the state_dict. Only
-    backbones of timm have such branches: networks of our own are not tried out.
+    backbones of timm have such branches: networks of this package need no such check.
 
     Args:
         shape: (C, H, W) of an image; it is tried out without data (meta tensors).
@@ -227,24 +227,29 @@ def build_backbone(train: TrainSection, *, in_channels: int = 3) -> nn.Module:
         "norm_layer": norm_layer_of(train),
         "activation_checkpointing": train.activation_checkpointing,
     }
+    known = own_backbones(train.stem)
+    if train.backbone not in known:
+        raise ValueError(
+            f"backbone {train.backbone!r} is not known; available: {', '.join(known)}, and "
+            "timm/NAME for those of timm"
+        )
+    if train.stem == "cifar" and train.backbone not in (f"resnet{depth}" for depth in DEPTHS):
+        raise ValueError(f"stem 'cifar' goes with resnet18 and its depths, not {train.backbone}")
+    return known[train.backbone](**common)
+
+
+def own_backbones(stem: str = "auto") -> dict[str, Callable[..., nn.Module]]:
+    """{name: constructor} of the backbones that are not timm's."""
     known: dict[str, Callable[..., nn.Module]] = {}
     for depth in DEPTHS:
-        known[f"resnet{depth}"] = partial(ResNet, depth, stem=train.stem)
+        known[f"resnet{depth}"] = partial(ResNet, depth, stem=stem)
         known[f"resnet{depth}s"] = partial(ResNet, depth, stem="deep")
         known[f"resnet{depth}d"] = partial(
             ResNet, depth, stem="deep", stem_width=32, average_down=True
         )
         known[f"pyconvresnet{depth}"] = partial(PyConvResNet, depth)
         known[f"pyconvhgresnet{depth}"] = partial(PyConvResNet, depth, high_groups=True)
-    if train.backbone not in known:
-        raise ValueError(
-            f"backbone {train.backbone!r} is not known; available: resnet50, resnet50s, resnet50d, "
-            "pyconvresnet50, pyconvhgresnet50, the same at other depths (18, 34, 101, 152), and "
-            "timm/NAME for those of timm"
-        )
-    if train.stem == "cifar" and train.backbone not in (f"resnet{depth}" for depth in DEPTHS):
-        raise ValueError(f"stem 'cifar' goes with resnet18 and its depths, not {train.backbone}")
-    return known[train.backbone](**common)
+    return known
 
 
 def timm_backbone(config: Config) -> nn.Module:

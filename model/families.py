@@ -63,7 +63,7 @@ def substitute(key: str, prefixes: Pairs, infixes: Pairs) -> str:
 
 
 def below(theirs: str, ours: str, pairs: Pairs) -> Pairs:
-    """`pairs` of a module that hangs at `theirs` and at `ours`."""
+    """`pairs` of a module, with its prefix in their names and in ours."""
     return tuple((theirs + old, ours + new) for old, new in pairs)
 
 
@@ -130,9 +130,9 @@ CLASSIC_STEM: Pairs = (
 )
 
 FAMILIES = (
-    Family("stripseg", (r"backbone\.(stem|network)\..+", r"head\..+")),
+    Family("stripseg", (r"backbone\..+", r"head\..+")),
     # perhaps with a classifier
-    Family("stripseg encoder", (r"backbone\.(stem|network)\..+",), whole=False),
+    Family("stripseg encoder", (r"backbone\..+",), whole=False),
     Family(
         "stripseg backbone",
         (r"stem\.0\.weight", r"layer1\.0\..+"),
@@ -226,7 +226,7 @@ FAMILIES = (
 
 
 TIMM = Family("timm backbone", (), (("", "backbone.network.model."),), whole=False)
-"""Every network of timm has names of its own; its files are told by the network they are for."""
+"""Every network of timm has names of its own; files are recognised by the network to load."""
 
 
 EFFICIENTNET_PYTORCH = Family(
@@ -249,7 +249,7 @@ EFFICIENTNET_BLOCK: Pairs = (
     ("_project_conv.", "conv_pwl."),
     ("_bn2.", "bn3."),
 )
-EFFICIENTNET_FIRST_BLOCK: Pairs = (  # nothing is expanded in it
+EFFICIENTNET_FIRST_BLOCK: Pairs = (  # it has no expanding convolution
     ("_depthwise_conv.", "conv_dw."),
     ("_bn1.", "bn1."),
     ("_se_reduce.", "se.conv_reduce."),

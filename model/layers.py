@@ -25,7 +25,7 @@ def conv_norm(
     dilation: int = 1,
     relu: bool = True,
 ) -> nn.Sequential:
-    """Convolution without bias that keeps the size at stride 1, norm and, unless told not, ReLU."""
+    """Convolution without bias that keeps the size at stride 1, norm and, by default, ReLU."""
     height, width = (kernel_size,) * 2 if isinstance(kernel_size, int) else kernel_size
     convolution = nn.Conv2d(
         in_channels,
@@ -43,7 +43,7 @@ def conv_norm(
 
 
 def resize(x: Tensor, size: Sequence[int]) -> Tensor:
-    """Bilinear with aligned corners, as every network of the family does: (N,C,h,w) -> (N,C,*size).
+    """Bilinear with aligned corners, as in semseg and SPNet: (N,C,h,w) -> (N,C,*size).
 
     One row or one column becomes a plain repetition, which is what a strip needs.
     """

@@ -79,6 +79,6 @@ class Segmenter(nn.Module):
         return resize(logits, [(side - 1) // 8 * self.zoom_factor + 1 for side in size])
 
     def new_layers(self) -> list[nn.Module]:
-        """The parts that no pretrained backbone brings: they learn at the head's rate."""
+        """The parts that no backbone's weights initialise; `head_lr_factor` is for them."""
         parts = (self.head, self.decoder, self.auxiliary_head)
         return [part for part in parts if part is not None]

@@ -63,7 +63,7 @@ def strip_conv_norm(channels: int, along: str, norm_layer: NormLayer) -> nn.Sequ
 
 
 class StripPoolingModule(nn.Module):
-    """SPM (Sec. 3.1, Fig. 2): every position is weighted by what its row and its column hold.
+    """SPM (Sec. 3.1, Fig. 2): every position is scaled by attention from its row and its column.
 
     (N, C, H, W) -> (N, C, H, W). 7 C^2 + 5 C parameters with batch norm.
     """
@@ -114,7 +114,7 @@ class MixedPoolingModule(nn.Module):
         self.fuse_long = conv_norm(inner, inner, 3, norm_layer)
         self.expand = conv_norm(2 * inner, channels, 1, norm_layer, relu=False)
         # start near the identity, as residual branches do (Goyal et al., 2017, Sec. 5.1): from
-        # scratch a full-strength branch slows the first epochs. Not zero: all of it learns at once.
+        # scratch a full-strength branch slows the first epochs. Not zero: all need a gradient.
         norm = self.expand[1]
         assert isinstance(norm.weight, Tensor)
         nn.init.constant_(norm.weight, 0.1)
@@ -130,10 +130,11 @@ class MixedPoolingModule(nn.Module):
     def long_range(self, x: Tensor) -> Tensor:
         """Fig. 3b, right: means over whole columns and whole rows, expanded by broadcasting."""
         x = self.reduce_long(x)
-        columns = self.columns(pool_columns(x))  # (N, C/4, 1, W)
+        columns = self.columns(pool_columns(x))  # (N, C/4, 1, W), convolved along the width
         rows = self.rows(pool_rows(x))  # (N, C/4, H, 1)
         return self.fuse_long(F.relu(columns + rows))
 
     def forward(self, x: Tensor) -> Tensor:
+        """ReLU(x + expand(concat(short range, long range)))."""
         mixed = self.expand(torch.cat([self.short_range(x), self.long_range(x)], dim=1))
         return F.relu(x + mixed)

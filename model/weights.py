@@ -29,7 +29,7 @@ DECODER, HEAD_CLASSIFIER = "decoder.", "head.classifier."
 
 @dataclass
 class LoadReport:
-    """What became of the tensors.
+    """Which tensors were loaded, adapted, left new or not used.
 
     `matched` filled the network, `adapted` ones among them to another number of image channels;
     `new` ones of the network were left as they were, `unused` ones of the file have no place in it.
@@ -163,7 +163,7 @@ def unwrap(content: Mapping, *, origin: str) -> dict[str, Tensor]:
 def check_stem(
     family: Family, state: Mapping[str, Tensor], target: Mapping[str, Tensor], origin: str
 ) -> None:
-    """A stem of the other kind is the commonest mismatch: say so, and which option fixes it."""
+    """Report the most common mismatch, a deep or classic stem, and the option that fixes it."""
     first, third = "backbone.stem.0.weight", "backbone.stem.6.weight"
     if family.whole or first not in state or first not in target:
         return
@@ -214,7 +214,7 @@ def has_timm_backbone(target: Mapping[str, Tensor]) -> bool:
 
 
 def is_behind_timm(key: str, target: Mapping[str, Tensor]) -> bool:
-    """True for what stands behind the features in timm's own network, as its classifier does."""
+    """True for layers after the features in timm's own network, such as its classifier."""
     part = TIMM.ours("") + key.removeprefix(TIMM.ours("")).partition(".")[0]
     return key.startswith(part) and not any(k.startswith(part + ".") for k in target)
 

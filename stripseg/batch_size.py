@@ -23,7 +23,7 @@ from .util.training.step import TrainingStep
 MARGIN = 0.9  # share of a GPU's free memory that a step may take: fragments, larger later steps
 CPU_SHARE = 0.5  # of the memory that is available: loader processes and others want some as well
 CPU_MOST = 16  # images of all processes of a machine; more gain nothing on a CPU
-# what kernels say that count in 32 bits, such as the upsampling of torch 2.11 and older
+# errors of kernels with 32-bit indexing, such as the upsampling of torch 2.11 and older
 TOO_MANY_ELEMENTS = ("32-bit index", "canUse32BitIndexMath", "INT_MAX")
 Fits = Callable[[int], bool]
 Step = Callable[[int], None]  # makes one training step with this many images of this process

@@ -29,10 +29,16 @@ def optimizer_of(config: Config, segmenter: nn.Module) -> torch.optim.Optimizer:
     train = config.TRAIN
     layers: list[list[nn.Parameter]] = []
     if train.layer_lr_decay < 1:
+        origin = config.origin("TRAIN.layer_lr_decay")
+        if not hasattr(segmenter.backbone, "layers"):
+            raise ConfigError(
+                f"{origin}: backbone {train.backbone} does not name its layers (`layers()`); set "
+                "TRAIN.layer_lr_decay 1"
+            )
         try:
             layers = segmenter.backbone.layers()
         except ValueError as error:
-            raise ConfigError(f"{config.origin('TRAIN.layer_lr_decay')}: {error}") from error
+            raise ConfigError(f"{origin}: {error}") from error
     return build_optimizer(
         segmenter,
         segmenter.new_layers(),
@@ -96,7 +102,7 @@ def build_engine(
 
 
 def evaluation_dtype(config: Config, device: torch.device) -> torch.dtype:
-    """The type that a test computes in: a GPU's is by default that of validation in training."""
+    """The dtype of a test; on GPUs by default that of validation during training."""
     if config.TEST.precision is not None:
         return choose_precision(config.TEST.precision, device, key="TEST.precision")
     name = "fp32" if device.type == "cpu" else config.TRAIN.precision

@@ -68,7 +68,7 @@ def run_command(main: Callable[[Sequence[str]], int | None]) -> None:
 
 
 def argument_parser(command: str, description: str) -> argparse.ArgumentParser:
-    """Every command names its config alike: DATASET EXPERIMENT, or --config, then overrides."""
+    """A parser with the config (DATASET EXPERIMENT, or --config) and overrides of options."""
     parser = argparse.ArgumentParser(
         prog=command,
         description=description,

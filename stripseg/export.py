@@ -1,7 +1,8 @@
 """A trained network as an ONNX or torch.export file, compared with the network before it counts.
 
-The exporter may fix what it saw: sizes of bins, the batch. So the file is run at eight sizes with
-different remainders modulo every pooling grid, in two batch sizes, before it gets its name.
+The exporter may hard-code what it traced: sizes of bins, the batch. So the file is run at eight
+sizes with different remainders modulo every pooling grid, in two batch sizes, before it gets its
+name.
 """
 
 import json
@@ -170,7 +171,7 @@ def export_network(
             raise ExportError(
                 f"{path}: not written; the export differs from the network at "
                 f"{' x '.join(map(str, wrong.shape))}: by {wrong.difference:.1e} of logits up to "
-                f"{wrong.largest:.2f}, {wrong.alike:.3%} of the pixels alike"
+                f"{wrong.largest:.2f}, {wrong.alike:.3%} of the pixels equal"
             )
         os.replace(temporary, path)
     finally:
@@ -256,7 +257,7 @@ def exporting(path: Path):
         yield
     except ImportError as error:
         raise ExportError(missing_packages(error.name or "onnxscript")) from error
-    except Exception as error:  # exporters raise what they like
+    except Exception as error:  # exporters may raise any exception
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise ExportError(f"{path.suffix[1:]}: PyTorch could not export it ({reason})") from error
 
@@ -317,7 +318,7 @@ def compare(
         shape = (len(image), height, width)
         try:
             rows.append(comparison(reference(image), run(image), shape))
-        except Exception as error:  # runtimes raise what they like
+        except Exception as error:  # runtimes may raise any exception
             reason = (str(error).strip() or type(error).__name__).splitlines()[0]
             raise ExportError(
                 f"not written; the export does not run at {' x '.join(map(str, shape))}: {reason}"

@@ -82,7 +82,7 @@ class ModelCard:
 
 
 def listing(facts: Any) -> str:
-    """`name value, name value` of a mapping; files of others may hold anything."""
+    """`name value, name value` of a mapping; files from elsewhere may hold anything."""
     if not isinstance(facts, Mapping):
         return "unknown"
     return ", ".join(

@@ -8,25 +8,11 @@ from torch import Tensor
 from .config.errors import ConfigError
 from .config.load import config_from, option_meant, suggestion
 from .config.schema import AUTO, TIMM, Config, NetworkOptions
-from .model.backbone.resnet import DEPTHS
-from .model.build import HEADS, build_segmenter
+from .model.build import HEADS, build_segmenter, own_backbones
 from .model.pretrained import load_named_weights
 from .model.segmenter import Segmenter
 from .model.weights import load_weights
 from .util.checkpoint import read_checkpoint
-
-OWN_BACKBONES = tuple(
-    name
-    for depth in DEPTHS
-    for name in (
-        f"resnet{depth}",
-        f"resnet{depth}s",
-        f"resnet{depth}d",
-        f"pyconvresnet{depth}",
-        f"pyconvhgresnet{depth}",
-    )
-)
-
 
 CROP = ("train_h", "train_w")  # PSANet's mask has its size
 RUN_ONLY = ("zoom_factor", "aux_weight", "activation_checkpointing")  # of training runs
@@ -120,7 +106,7 @@ def list_backbones(pattern: str = "*") -> list[str]:
     >>> stripseg.list_backbones("resnet18*")
     ['resnet18', 'resnet18d', 'resnet18s']
     """
-    names = list(OWN_BACKBONES)
+    names = list(own_backbones())
     try:
         import timm
     except ImportError:

@@ -13,7 +13,7 @@ from .util.checkpoint import read_checkpoint
 
 
 def is_network(word: str) -> bool:
-    """Return whether a word names a trained network in place of a dataset."""
+    """Return whether an argument names a trained network instead of a dataset."""
     return (
         word.startswith(HUB)
         or Path(word).suffix.lower() in (".pth", ".onnx", ".safetensors", ".pt2")

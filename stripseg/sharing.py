@@ -52,7 +52,7 @@ def write_folder(trained: "TrainedNetwork", folder: Path) -> Path:
 
 
 def without_places(config: dict[str, Any]) -> dict[str, Any]:
-    """A config without what tells of the machine that trained: folders, lists, weights, hosts."""
+    """A config without options of the machine that trained: folders, lists, weights, hosts."""
     kept = {name: dict(part) if isinstance(part, dict) else part for name, part in config.items()}
     kept["DATA"]["data_root"] = "."
     for name, section in SECTIONS.items():

@@ -39,7 +39,7 @@ AFTERWARDS = (
 
 @dataclass(frozen=True)
 class TrainingResult:
-    """What a run has left.
+    """Results of a run.
 
     Args:
         figures: of the last epoch, {"train": {"loss": ...}, "val": {"mIoU": ...}}.

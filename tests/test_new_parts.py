@@ -71,7 +71,7 @@ def test_the_parts_of_the_page_work(tmp_path: Path) -> None:
     blocks = BLOCK.findall(PAGE.read_text(encoding="utf-8"))
     paths = list(dict.fromkeys(str(apply(block, tmp_path)) for block in blocks))
     tests = [path for path in paths if "/tests/" in path]
-    assert len(tests) == 4
+    assert len(tests) == 5
     run("pytest", "-q", "-n", "0", "-p", "no:cacheprovider", *tests, folder=tmp_path)
     run("ruff", "check", *(path for path in paths if path.endswith(".py")), folder=tmp_path)
 

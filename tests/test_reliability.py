@@ -14,7 +14,7 @@ import torch
 import yaml
 from processes import Command
 
-from stripseg.config.errors import CheckpointError, TrainingError
+from stripseg.config.errors import CheckpointError, DataError, TrainingError
 from stripseg.config.load import load_config
 from stripseg.tool import test as tool_test
 from stripseg.tool import train
@@ -190,6 +190,16 @@ def test_a_full_disk_leaves_the_files_before_and_the_training(
     assert read_checkpoint(tmp_path / "run/model/last.pth")["step"] == 6
 
 
+def test_a_new_run_starts_at_start_epoch(small_config: Path) -> None:
+    words = ["TRAIN.start_epoch", "1", "TRAIN.epochs", "2", "TRAIN.evaluate", "False"]
+    trainer = build_trainer(load_config(small_config, words), CPU)
+    per_epoch = trainer.loader.steps_per_epoch
+    assert (trainer.step, trainer.epoch) == (per_epoch, 1)
+    trainer.fit(until=per_epoch + 1)
+    resumed = build_trainer(load_config(small_config, words), CPU)
+    assert resumed.step == per_epoch + 1
+
+
 def test_a_second_run_in_the_folder_is_refused(small_config: Path, tmp_path: Path) -> None:
     with (
         folder_lock(tmp_path / "run/model"),
@@ -301,24 +311,25 @@ def test_bad_files_stop_the_run_or_are_left_out(
     content = yaml.safe_load(small_config.read_text())
     content["DATA"]["data_root"] = str(root)
     small_config.write_text(yaml.safe_dump(content))
-    trainers = {
-        how: build_trainer(
-            load_config(
-                small_config,
-                ["TRAIN.bad_data", how, "TRAIN.save_path", str(tmp_path / how), *LONG[:4]],
-            ),
-            CPU,
+    configs = {
+        how: load_config(
+            small_config,
+            ["TRAIN.bad_data", how, "TRAIN.save_path", str(tmp_path / how), *LONG[:4]],
         )
         for how in ("stop", "skip")
     }
+    started = build_trainer(configs["stop"], CPU)
     first = root / (root / "train.txt").read_text().split()[0]
     first.write_bytes(first.read_bytes()[:200])
     with pytest.raises(Exception, match="image file is truncated"):
-        trainers["stop"].fit(until=3)
-    trainers["skip"].fit(until=3)
+        started.fit(until=3)  # a file that was damaged after the run began
+    with pytest.raises(DataError, match="image file is truncated.*python tool/check.py"):
+        build_trainer(configs["stop"], CPU)
+    skipping = build_trainer(configs["skip"], CPU)
+    skipping.fit(until=3)
     log = next((tmp_path / "skip").glob("*.log")).read_text()
     assert log.count(f"left out: {first}: image file is truncated") == 1
-    assert all(p.isfinite().all() for p in trainers["skip"].segmenter.parameters())
+    assert all(p.isfinite().all() for p in skipping.segmenter.parameters())
 
 
 # ---- processes

@@ -74,7 +74,7 @@ def overview() -> str:
     lines = [
         "usage: stripseg COMMAND ...",
         "",
-        "stripseg COMMAND --help tells the words after it.",
+        "stripseg COMMAND --help shows its arguments.",
         "",
     ]
     for group, commands in COMMANDS.items():
@@ -85,7 +85,7 @@ def overview() -> str:
 
 
 def versions() -> str:
-    """What a report of a bug needs to know."""
+    """Version information for bug reports."""
     import platform
 
     import cv2

@@ -24,7 +24,7 @@ from stripseg.model.backbone.attention import (
     SqueezeAndExcitation,
     TripletAttention,
 )
-from stripseg.model.backbone.timm_backbone import TimmBackbone
+from stripseg.model.backbone.resnet import ResNet
 from stripseg.model.build import build_network
 from stripseg.model.classifier import ImageClassifier
 from stripseg.model.fcn import FCNHead
@@ -130,7 +130,7 @@ def summarise(segmenter: nn.Module, size: tuple[int, int], *, in_channels: int =
     """
     network = deepcopy(segmenter).to("meta").eval()
     image = torch.empty(1, in_channels, *size, device="meta")
-    if isinstance(network.backbone, TimmBackbone):
+    if not isinstance(network.backbone, ResNet):
         field = Field(UNKNOWN)
         part, features = measure("backbone", network.backbone, image, size, field)
         parts, fields = [part], [field, field]

@@ -103,7 +103,7 @@ def check_sums(path: Path) -> None:
         with zipfile.ZipFile(path) as records:
             packed = [r for r in records.infolist() if r.compress_type != zipfile.ZIP_STORED]
             if packed or sum(r.file_size for r in records.infolist()) > path.stat().st_size:
-                raise ValueError("larger inside than outside, which PyTorch never writes")
+                raise ValueError("its records are compressed, which PyTorch never writes")
             altered = records.testzip()
         if altered is not None:
             raise ValueError(f"{altered} does not match its checksum")

@@ -28,7 +28,7 @@ def no_links(path: str, flags: int) -> int:
 
 
 def temporary_beside(path: Path) -> Path:
-    """A name that nobody guesses and no other process, on whatever machine, has."""
+    """A name that cannot be guessed and that no other process, on any machine, uses."""
     return path.with_name(f".{path.name[:100]}.{secrets.token_hex(8)}.tmp")
 
 

@@ -59,7 +59,7 @@ def _left_in_container() -> int:
 def peak_memory(device: torch.device) -> dict[str, float]:
     """Most memory so far, GiB: of this process (without loader workers), and of PyTorch on a GPU.
 
-    {"peak_memory_gib": 1.5, "peak_cuda_gib": 3.2}; what the system does not tell is left out.
+    {"peak_memory_gib": 1.5, "peak_cuda_gib": 3.2}; what the system does not report is left out.
     """
     figures = {}
     if resource is not None:

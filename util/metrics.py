@@ -14,8 +14,8 @@ from .distributed import process_group
 class Scores:
     """Figures of a test. Class lists are in index order; fractions are in [0, 1].
 
-    `mean_iou` is the semseg family's: the plain mean over all classes, a class that occurs neither
-    in label nor prediction counting 0. `mean_iou_present` leaves such classes out.
+    `mean_iou` is that of semseg and SPNet: the plain mean over all classes, a class that occurs
+    neither in label nor prediction counting 0. `mean_iou_present` leaves such classes out.
     """
 
     mean_iou: float
@@ -60,7 +60,7 @@ class ConfusionMatrix:
         classes: K.
         ignore_label: label of pixels that are not counted.
         device: where labels and predictions are.
-        check: look at every value before it is counted, for which a GPU is waited for; False where
+        check: check every value before it is counted, which synchronises with a GPU; False where
             values were checked when they were read.
     """
 
@@ -131,7 +131,7 @@ def counts_by_bins(values: Tensor, bins: int) -> Tensor:
 
 
 def counts_by_addition(values: Tensor, bins: int) -> Tensor:
-    """The same in a way for which no device is waited for."""
+    """The same without synchronising with the device."""
     counted = torch.zeros(bins, dtype=torch.int64, device=values.device)
     return counted.index_add_(0, values.int(), torch.ones_like(values, dtype=torch.int64))
 

@@ -1,7 +1,7 @@
 """Hugging Face image folders: metadata.jsonl, metadata.csv or metadata.parquet.
 
-A row names its image in `file_name` and has either a mask's file (`mask_file_name` or one of its
-kin) or `objects` with COCO's polygons.
+A row names its image in `file_name` and has either a mask's file (`mask_file_name` or a
+similar name) or `objects` with COCO's polygons.
 """
 
 import csv

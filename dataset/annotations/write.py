@@ -30,7 +30,7 @@ STEPS = ((1, 0), (0, 1), (-1, 0), (0, -1))
 
 @dataclass(frozen=True)
 class Part:
-    """Pixels of one class that hang together, inside a box at row `top` and column `left`.
+    """Connected pixels of one class, inside a box at row `top` and column `left`.
 
     Args:
         inside: (h, w) bool.

@@ -91,9 +91,13 @@ def examine(
         yield from pool.map(look_at, pairs, chunksize=8)
 
 
-def refuse_bad_data(dataset: TrainingSet | EvaluationSet, *, command: str) -> None:
+def refuse_bad_data(
+    dataset: TrainingSet | EvaluationSet, *, command: str, skip: bool = False
+) -> None:
     """Look at a few pairs, evenly spaced, before a run starts.
 
+    Args:
+        skip: the run leaves out pairs that cannot be used, so they are no reason to refuse.
     Raises:
         DataError: one of them cannot be used; the message names the command that looks deeper.
     """
@@ -102,6 +106,8 @@ def refuse_bad_data(dataset: TrainingSet | EvaluationSet, *, command: str) -> No
     for index in chosen:
         pair = dataset.pairs[index]
         seen = examine_pair(pair, split="", encoding=dataset.encoding, channels=dataset.channels)
+        if seen.error and skip:
+            continue
         if seen.error:
             raise DataError(f"{seen.error} To see all that is wrong with the data: {command}")
         pixels += seen.pixels

@@ -13,7 +13,7 @@ from torch import Tensor
 from ...config.errors import DeviceError
 
 _alone = False
-_control: dist.ProcessGroup | None = None  # a group of CPU processes, for words between hosts
+_control: dist.ProcessGroup | None = None  # a group of CPU processes, for small messages
 _store: dist.Store | None = None  # the launcher's: messages that need no collective
 
 
@@ -27,7 +27,7 @@ def world_size() -> int:
 
 @contextmanager
 def alone() -> Iterator[None]:
-    """Inside, this process takes itself for the only one: no collective waits for the others."""
+    """Inside, this process acts as the only one: no collective waits for the others."""
     global _alone
     _alone = True
     try:
@@ -153,7 +153,7 @@ def start(device: torch.device, *, backend: str = "auto", timeout_minutes: float
     if backend == "auto" or (backend == "nccl" and device.type == "cpu"):
         backend = "nccl" if device.type == "cuda" else "gloo"
     global _control, _store
-    timeout = timedelta(minutes=timeout_minutes + 1)  # the watchdog, which names names, is first
+    timeout = timedelta(minutes=timeout_minutes + 1)  # the watchdog's is shorter
     _store, number, count = next(dist.rendezvous("env://", timeout=timeout))
     # after a restart torchrun's store may still have the addresses of the processes before
     _store = dist.PrefixStore(f"start{os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)}", _store)
@@ -175,7 +175,7 @@ def message_store() -> dist.Store:
 
 
 def stop() -> None:
-    """Leave the process group, after all processes have come this far."""
+    """Leave the process group, after all processes have reached this point."""
     global _control, _store
     if dist.is_initialized():
         barrier()

@@ -13,8 +13,8 @@ from ...config.errors import TrainingError
 from . import process_group
 
 HUNG = 70  # the exit code of a run that made no progress for `minutes` (EX_SOFTWARE)
-BEAT = 1.0  # seconds between two signs of life
-DONE = -1  # the last sign of life
+BEAT = 1.0  # seconds between two heartbeats
+DONE = -1  # the last heartbeat
 SILENT = 15.0  # seconds without one, after which a process is said not to answer
 READING, COMPUTING, EVALUATING = range(3)  # what a process does about a step, in this order
 PHASES = ("reading the images of", "computing", "evaluating after")
@@ -30,11 +30,11 @@ class Heartbeat(NamedTuple):
 
 
 class Watchdog:
-    """Listens, while it is entered, to the signs of life that every process of the run gives.
+    """Follows, as a context manager, the heartbeats of every process of the run.
 
     A process that stops responding is named in a warning; without progress for `minutes`, the
-    job ends with exit code 70 and the processes that the others wait for are named. The processes
-    0 and 1 look, so that each is seen by another one.
+    job ends with exit code 70 and the processes that the others wait for are named. Ranks 0
+    and 1 do the monitoring, so that each is monitored by another one.
 
     Args:
         lost: called once when the launcher, which carries the messages, is gone.
@@ -108,7 +108,7 @@ class Watchdog:
             if places != before:
                 before, progress_at = places, time.monotonic()
             self._warn_of(self._silent(min(SILENT, self.limit)))
-            patience = self.limit + 5 * self.rank  # process 0 speaks first if it can
+            patience = self.limit + 5 * self.rank  # process 0 reports first if it can
             if time.monotonic() - progress_at > patience:
                 self._end()
 

@@ -41,7 +41,7 @@ class ImageResult:
 
 
 def every(_: EvaluationSample) -> bool:
-    """Want each sample."""
+    """Accept every sample."""
     return True
 
 
@@ -75,7 +75,7 @@ class Evaluator:
         deliver_last()
 
     def _evaluate(self, group: Sequence[EvaluationSample]) -> Callable[[], None]:
-        """Set the device to work on a group, and return what delivers its predictions.
+        """Queue a group on the device, and return what delivers its predictions.
 
         The labels are uploaded first: a copy behind the network's work would wait for it.
         """

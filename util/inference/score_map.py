@@ -158,7 +158,7 @@ class _ScaleSums:
         """Add (n, w, K) scores to the rows from `row` on, in the padded image."""
         first = row - self.start
         place = self.sums[first : first + scores.shape[0], column : column + scores.shape[1]]
-        place.add_(scores)  # `+=` on the slice would copy the sum onto itself
+        place.add_(scores)  # `+=` would write the slice a second time
 
     def resized(self, first: int, last: int) -> Tensor:
         """(last - first, W, K): the averages, resized to the target, of the rows asked for.

@@ -60,7 +60,7 @@ def usual_batch_size(device: torch.device) -> int:
 
 
 class Portions(NamedTuple):
-    """How much is done at a time; `remedy` names it in a warning."""
+    """How much is computed at a time; `remedy` describes it in a warning."""
 
     windows_per_pass: int
     in_strips: bool
@@ -90,8 +90,8 @@ class SlidingWindow:
     The windows of all scales, and of all images of a group, share forward passes. Where memory
     does not suffice the engine falls back by itself: fewer windows per pass, then scores for a
     strip of rows at a time (the resized image stays whole), then scores on the host; `warn` (by
-    default the log) is called once for each step. It keeps to that for images of at least half as
-    many pixels, and does smaller ones as before.
+    default the log) is called once for each step. It keeps these settings for images of at least
+    half as many pixels; smaller ones get the usual settings.
 
     The network may be any module that maps (N,C,h,w) to logits (N,K,h',w') or to a tuple that
     begins with them; smaller logits are resized to the window before the softmax. One that has

@@ -29,7 +29,7 @@ class EMA:
 
     @torch.no_grad()
     def update(self, step: int) -> None:
-        """Take in the weights after step `step`, counted from 1."""
+        """Update the averages with the weights after step `step`, counted from 1."""
         keep = min(self.decay, (1 + step) / (10 + step))
         averages = [self.tensors[key] for key in self.floats]
         update = get_ema_multi_avg_fn(keep)
@@ -48,7 +48,7 @@ class EMA:
             fill(self.live, weights)
 
     def load_state_dict(self, averages: Mapping[str, Tensor]) -> None:
-        """Go on from averages that were saved."""
+        """Restore saved averages."""
         fill(self.tensors, averages)
 
 

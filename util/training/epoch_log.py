@@ -2,8 +2,8 @@
 
     {"epoch": 1, "train": {"loss": 2.1, "mIoU": 0.02, ...}, "val": {"mIoU": 0.03, ...}}
 
-An epoch without validation has no "val". An epoch that a resumed run repeats stands there once.
-"run" (`run_entry`) tells what the epoch cost; its "version" grows where a key changes its meaning,
+An epoch without validation has no "val". An epoch that a resumed run repeats is listed once.
+"run" (`run_entry`) holds speed and memory; its "version" increases when a key changes its meaning,
 and files of earlier versions have none.
 """
 

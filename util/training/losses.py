@@ -32,7 +32,7 @@ class Truth(NamedTuple):
         labelled: weight of the labelled pixels of the global batch, with all its parts.
         near: `boundary_weights` (N,h,w), and their total over the global batch, class weights
             included.
-        images: of the global batch, those with a labelled pixel.
+        images: how many images of the global batch have a labelled pixel.
         parts: that the batch is divided into.
     """
 
@@ -51,14 +51,14 @@ class SegmentationLoss:
         ignore_label: label value that does not count.
         auxiliary_weight: weight of the auxiliary loss (0.4 in the papers).
         class_weights: (K,) weights, or None. The mean is then the weighted mean, as PyTorch's.
-            Dice and Lovász, which are means over classes, do without them.
+            Dice and Lovász, which are means over classes, ignore them.
         ohem_threshold: OHEM counts only hard pixels: those whose probability of the true class is
             at most max(threshold, the `ohem_min_kept`-th smallest of the global batch).
         ohem_min_kept: how many pixels of the global batch are kept at least.
-        label_smoothing: share of the label that all classes get alike (Szegedy et al., CVPR 2016,
-            Sec. 7); in cross entropy, OHEM and boundary.
+        label_smoothing: share of the label that is spread evenly over all classes (Szegedy et al.,
+            CVPR 2016, Sec. 7); in cross entropy, OHEM and boundary.
         focal_gamma: exponent of the focal loss.
-        boundary_weight: what a pixel beside another class weighs more than one far inside.
+        boundary_weight: what a pixel beside another class weighs in addition to 1.
         boundary_width: pixels of the logits within which that fades.
     """
 
@@ -222,7 +222,7 @@ class SegmentationLoss:
             label,
             None if plain else self._weights(logits),
             ignore_index=self.ignore_label,
-            reduction="none",  # the kernel of GPUs would sum in any order
+            reduction="none",  # the sum of the GPU's kernel has no fixed order
             label_smoothing=0.0 if plain else self.label_smoothing,
         ).view(shape)
 
@@ -377,7 +377,7 @@ def global_kth_smallest(values: Tensor, valid: Tensor, k: int) -> Tensor:
 
 
 def subsample_label(label: Tensor, size: torch.Size) -> Tensor:
-    """Nearest labels on a smaller grid whose corners meet: (N,H,W) -> (N,*size); (N,) stays."""
+    """Nearest labels on a smaller grid with aligned corners: (N,H,W) -> (N,*size); (N,) stays."""
     if tuple(label.shape[1:]) == tuple(size):
         return label
     rows, columns = (

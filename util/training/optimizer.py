@@ -60,7 +60,7 @@ def build_optimizer(
     optimizer = torch.optim.SGD(
         groups, lr=base_lr, momentum=momentum, weight_decay=weight_decay, fused=True
     )
-    if momentum:  # zero is what the first step means, and stays if that step is skipped
+    if momentum:  # zeros give the same first step, and stay valid if it is skipped
         for parameter in parameters:
             optimizer.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
     return optimizer
@@ -70,7 +70,7 @@ def load_optimizer_state(optimizer: torch.optim.Optimizer, state: Mapping[str, A
     """Load what `state_dict` gave, in the memory layout that the parameters have now.
 
     The fused kernels of the CPU read parameters, gradients and states side by side as they lie in
-    memory, so a momentum that was saved channels-last must not meet a weight that is not. Groups
+    memory, so a momentum needs the memory format of its weight, whichever it was saved in. Groups
     keep the `lr_factor` that they were built with; older checkpoints call it `rate_factor`.
 
     Raises:

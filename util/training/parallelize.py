@@ -140,9 +140,9 @@ def compile_or_eager(
             with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
                 outputs = [out for out in compiled(image) if out is not None]
             sum(out.float().mean() for out in outputs).backward()
-        except Exception as error:  # the compiler's own errors have no common ancestor
+        except Exception as error:  # the compiler's own errors have no common base class
             compiled = network
-            full = error if is_out_of_memory(error) else None  # the other processes must hear of it
+            full = error if is_out_of_memory(error) else None  # the other processes must be told
             reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         finally:
             network.zero_grad(set_to_none=True)

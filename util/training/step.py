@@ -1,7 +1,7 @@
 """One optimizer step on one global batch, from the normalised images to the changed weights.
 
 A step whose loss or gradient is not finite is skipped: weights and running statistics stay as they
-were. Nothing here waits for the device: the verdict is a tensor, which the optimizer's kernel and
+were. Nothing here waits for the device: the decision is a tensor, which the optimizer's kernel and
 `torch.where` act on; the host reads it when a line of the log is due (run_log.py).
 """
 
@@ -107,7 +107,7 @@ class TrainingStep:
             losses.append(torch.stack([total, main, second]).detach())
             if logits.shape[2:] == label.shape[1:]:
                 narrow = torch.uint8 if logits.shape[1] <= 256 else torch.int32
-                predictions.append(logits.detach().max(1).indices.to(narrow))  # argmax takes 3 x
+                predictions.append(logits.detach().max(1).indices.to(narrow))  # argmax: 3x slower
             del logits, auxiliary, total, main, second  # before the next part needs the memory
         losses = torch.stack(losses).sum(0)
 
@@ -136,7 +136,7 @@ class TrainingStep:
         return get_total_norm([p.grad for p in self.parameters if p.grad is not None])
 
     def _not_finite(self, loss: Tensor, gradient_norm: Tensor | None) -> Tensor:
-        """1.0 where the loss or the gradient of any process is not finite: one verdict for all.
+        """1.0 where the loss or the gradient of any process is not finite: one decision for all.
 
         With fp16 only the loss counts: the gradient scaler skips steps as a matter of course.
         """
@@ -147,7 +147,7 @@ class TrainingStep:
 
 
 class RunningStatistics:
-    """The floating-point buffers of a network, which a bad batch would spoil.
+    """The floating-point buffers of a network, which a batch that is not finite would corrupt.
 
     All of them are copied by one operation, where a loop would queue hundreds at every step.
     """

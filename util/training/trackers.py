@@ -50,7 +50,7 @@ class Guarded:
 
     Args:
         name: for the warning.
-        warn: is told once why the tracker is off.
+        warn: is called once with the reason why the tracker is off.
         patience: seconds that one call, or `finish`, may take.
         clock: seconds.
     """
@@ -270,7 +270,7 @@ def open_trackers(
     Args:
         folder: of the run.
         step: that the run resumes from.
-        warn: is told of a tracker that fails, once.
+        warn: is called once for a tracker that fails.
     Raises:
         ConfigError: the package of one is not installed.
     """

@@ -96,7 +96,7 @@ class Trainer:
         self.card = dict(card or {})
         self.protocol = dict(protocol or {})
         self.on_epoch = on_epoch
-        self.step = 0  # optimizer steps done
+        self.step = train.start_epoch * loader.steps_per_epoch  # optimizer steps done
         self.best_score = -1.0
         self.ema = EMA(segmenter, train.average_decay) if train.average_decay else None
         self.train_step = TrainingStep(
@@ -194,7 +194,7 @@ class Trainer:
             }
             improved = scores.score > self.best_score
             self.best_score = max(self.best_score, scores.score)
-        # before the checkpoint: a resumed run does not come here again
+        # before the checkpoint: a resumed run does not repeat this
         self.run_log.write_epoch(self.step, figures)
         due = epoch % train.save_freq == 0 or last
         if due or improved:
