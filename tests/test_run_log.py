@@ -52,3 +52,19 @@ def test_the_time_of_a_step_leaves_validations_out(small_config: Path, tmp_path:
     assert re.findall(r"(\S+) s/step remaining (\S+)", log) == [
         ("2.000", f"00:00:{2 * left:02d}") for left in range(8, -1, -1)
     ]
+
+
+@pytest.mark.parametrize("zoom_factor", ["1", "4", "8"])
+def test_training_figures_count_the_pixels_of_the_training_logits(
+    small_config: Path, zoom_factor: str
+) -> None:
+    words = ["TRAIN.zoom_factor", zoom_factor, "TRAIN.epochs", "1", "TRAIN.evaluate", "False"]
+    config = load_config(small_config, words)
+    trainer = build_trainer(config, torch.device("cpu"))
+    trainer.fit(until=1)
+    side = {"1": 8, "4": 2, "8": 1}[zoom_factor]
+    crop = (config.TRAIN.train_h, config.TRAIN.train_w)
+    height, width = ((length - 1) // side + 1 for length in crop)
+    counted = int(trainer.run_log.confusion.counts.sum())
+    pixels = config.TRAIN.batch_size * height * width
+    assert 0.5 * pixels < counted <= pixels  # the others are padding, which is ignored

@@ -13,6 +13,7 @@ from ..distributed import process_group
 from ..memory import peak_memory
 from ..metrics import ConfusionMatrix
 from .epoch_log import run_entry, write_epoch
+from .losses import subsample_label
 from .optimizer import lr_at
 from .prefetch import PreparedBatch
 from .step import StepFigures
@@ -73,9 +74,9 @@ class RunLog:
         skipped = figures.skipped.bool()
         sums = torch.cat([figures.losses, torch.ones_like(figures.losses[:1])])
         self.loss_sums += torch.where(skipped, torch.zeros_like(sums), sums)
-        if figures.prediction is not None:
-            kept = torch.where(skipped, self.confusion.ignore_label, batch.label)
-            self.confusion.update(figures.prediction, kept)
+        label = subsample_label(batch.label, figures.prediction.shape[1:])
+        kept = torch.where(skipped, self.confusion.ignore_label, label)
+        self.confusion.update(figures.prediction, kept)
 
     def report(self, step: int, lr: float) -> None:
         """Log the means since the last report, draw them, and name the steps that were skipped."""

@@ -25,15 +25,14 @@ class StepFigures(NamedTuple):
     Args:
         losses: (3,) total, main and auxiliary loss.
         skipped: 1.0 where the step was skipped, in all processes alike.
-        prediction: the classes of the training logits, of the labels' shape; None where the logits
-            are smaller than the labels.
+        prediction: the classes of the training logits, of their height and width.
         gradient_norm: of all parameters together, before it is clipped; None where no step needs
             it (fp16 that does not clip).
     """
 
     losses: Tensor
     skipped: Tensor
-    prediction: Tensor | None
+    prediction: Tensor
     gradient_norm: Tensor | None = None
 
 
@@ -105,9 +104,8 @@ class TrainingStep:
                     total = main = batch.share * total + (1 - batch.share) * other
                 self.scaler.scale(total).backward()
             losses.append(torch.stack([total, main, second]).detach())
-            if logits.shape[2:] == label.shape[1:]:
-                narrow = torch.uint8 if logits.shape[1] <= 256 else torch.int32
-                predictions.append(logits.detach().max(1).indices.to(narrow))  # argmax: 3x slower
+            narrow = torch.uint8 if logits.shape[1] <= 256 else torch.int32
+            predictions.append(logits.detach().max(1).indices.to(narrow))  # argmax: 3x slower
             del logits, auxiliary, total, main, second  # before the next part needs the memory
         losses = torch.stack(losses).sum(0)
 
@@ -124,8 +122,7 @@ class TrainingStep:
         self.statistics.restore(skipped)
         if self.ema is not None:
             self.ema.update(batch.step + 1)
-        whole = torch.cat(predictions) if predictions else None
-        return StepFigures(losses, skipped, whole, norm)
+        return StepFigures(losses, skipped, torch.cat(predictions), norm)
 
     def _gradient_norm(self) -> Tensor | None:
         """Of all parameters; None with fp16, unless they must be clipped and thus unscaled."""
