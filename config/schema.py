@@ -178,12 +178,28 @@ class NetworkOptions(Section):
         length=4,
         arch="spnet",
     )
+    strip_pooling: Literal["average", "max"] = option(
+        "average",
+        "how strips are pooled, in the strip and the mixed pooling modules; the paper averages",
+        arch="spnet",
+    )
+    spm_control: bool = option(
+        False,
+        "for ablations: in place of strip pooling modules 1x1 convolutions with as many parameters",
+        arch="spnet",
+    )
     mixed_pooling_modules: int = option(
         2, "how many SPNet's head has", ge=0, le=limits.MODULES, arch="spnet"
     )
     mixed_pooling_sizes: PoolSizes = option(
         [20, 12],
         "grids that the short-range branch of the mixed pooling module pools to",
+        arch="spnet",
+    )
+    mixed_pooling_branches: Literal["both", "short", "long"] = option(
+        "both",
+        "for ablations: the branches of the mixed pooling module, `short` its pyramid and `long` "
+        "its strips",
         arch="spnet",
     )
     dropout: float = option(0.1, "dropped share before the classifiers", ge=0, le=1, compared=False)

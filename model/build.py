@@ -22,6 +22,7 @@ from .pspnet import PSPNetHead
 from .pyconvsegnet import PyConvSegNetHead
 from .segmenter import Segmenter
 from .spnet import SPNetHead
+from .strip_pooling import PointwiseControl, StripPoolingModule
 
 MULTI_GRID = (4, 8, 16)
 DIRECTIONS = {0: ("collect",), 1: ("distribute",), 2: ("collect", "distribute")}  # by psa_type
@@ -31,6 +32,8 @@ def spnet_options(train: TrainSection) -> dict:
     return {
         "mixed_pooling_modules": train.mixed_pooling_modules,
         "pool_sizes": train.mixed_pooling_sizes,
+        "branches": train.mixed_pooling_branches,
+        "strip_pooling": train.strip_pooling,
     }
 
 
@@ -223,6 +226,7 @@ def build_backbone(train: TrainSection, *, in_channels: int = 3) -> nn.Module:
         "dilate_first_block": train.dilate_first_block,
         "multi_grid": multi_grid_of(train),
         "strip_pooling": strip_pooling_of(train),
+        "strip_module": strip_module_of(train),
         "attention": train.attention,
         "norm_layer": norm_layer_of(train),
         "activation_checkpointing": train.activation_checkpointing,
@@ -282,6 +286,13 @@ def multi_grid_of(train: TrainSection) -> Sequence[int] | None:
 def strip_pooling_of(train: TrainSection) -> Sequence[str | Sequence[int]]:
     with_strips = train.arch == "spnet" and train.spm_on
     return train.spm_blocks if with_strips else ["none"] * 4
+
+
+def strip_module_of(train: TrainSection) -> Callable[..., nn.Module]:
+    """What stands in the backbone's blocks that carry a strip pooling module."""
+    if train.spm_control:
+        return PointwiseControl
+    return partial(StripPoolingModule, pooling=train.strip_pooling)
 
 
 def psanet_mask_size(train: TrainSection) -> tuple[int, int]:

@@ -11,15 +11,18 @@ from torch.nn import functional as F
 
 from .layers import NormLayer, conv_norm, grid_average_pool, resize
 
-
-def pool_rows(x: Tensor) -> Tensor:
-    """y^h (eq. 2), the mean of every row: (N, C, H, W) -> (N, C, H, 1)."""
-    return strip_means(x, 3)
+SHORT_RANGE = ("reduce_short", "full", "pooled", "fuse_short")  # parts of the branches
+LONG_RANGE = ("reduce_long", "columns", "rows", "fuse_long")
 
 
-def pool_columns(x: Tensor) -> Tensor:
-    """y^v (eq. 3), the mean of every column: (N, C, H, W) -> (N, C, 1, W)."""
-    return strip_means(x, 2)
+def pool_rows(x: Tensor, pooling: str = "average") -> Tensor:
+    """y^h (eq. 2), the mean of every row, or its "max": (N, C, H, W) -> (N, C, H, 1)."""
+    return x.amax(3, keepdim=True) if pooling == "max" else strip_means(x, 3)
+
+
+def pool_columns(x: Tensor, pooling: str = "average") -> Tensor:
+    """y^v (eq. 3), the mean of every column, or its "max": (N, C, H, W) -> (N, C, 1, W)."""
+    return x.amax(2, keepdim=True) if pooling == "max" else strip_means(x, 2)
 
 
 def strip_means(x: Tensor, dim: int) -> Tensor:
@@ -65,29 +68,55 @@ def strip_conv_norm(channels: int, along: str, norm_layer: NormLayer) -> nn.Sequ
 class StripPoolingModule(nn.Module):
     """SPM (Sec. 3.1, Fig. 2): every position is scaled by attention from its row and its column.
 
-    (N, C, H, W) -> (N, C, H, W). 7 C^2 + 5 C parameters with batch norm.
+    (N, C, H, W) -> (N, C, H, W). 7 C^2 + 5 C parameters with batch norm. `pooling` is "average", as
+    in the paper, or "max".
     """
 
-    def __init__(self, channels: int, *, norm_layer: NormLayer = nn.BatchNorm2d) -> None:
+    def __init__(
+        self, channels: int, *, pooling: str = "average", norm_layer: NormLayer = nn.BatchNorm2d
+    ) -> None:
         super().__init__()
+        self.pooling = pooling
         self.rows = strip_conv_norm(channels, "height", norm_layer)
         self.columns = strip_conv_norm(channels, "width", norm_layer)
         self.fuse = nn.Conv2d(channels, channels, 1)
 
     def attention(self, x: Tensor) -> Tensor:
         """The weights in (0, 1), shape (N, C, H, W), that `forward` multiplies by."""
-        rows = self.rows(pool_rows(x))  # (N, C, H, 1)
-        columns = self.columns(pool_columns(x))  # (N, C, 1, W)
+        rows = self.rows(pool_rows(x, self.pooling))  # (N, C, H, 1)
+        columns = self.columns(pool_columns(x, self.pooling))  # (N, C, 1, W)
         return torch.sigmoid(self.fuse(F.relu(rows + columns)))
 
     def forward(self, x: Tensor) -> Tensor:
         return x * self.attention(x)
 
 
+class PointwiseControl(nn.Module):
+    """For ablations: what an SPM is without its strips, with as many parameters.
+
+    (N, C, H, W) -> (N, C, H, W), every position scaled by attention from itself alone, through 1x1
+    convolutions of C, 3 C, C and C channels: 7 C^2 + 9 C parameters with batch norm.
+    """
+
+    def __init__(self, channels: int, *, norm_layer: NormLayer = nn.BatchNorm2d) -> None:
+        super().__init__()
+        self.widen = conv_norm(channels, 3 * channels, 1, norm_layer)
+        self.narrow = conv_norm(3 * channels, channels, 1, norm_layer)
+        self.fuse = nn.Conv2d(channels, channels, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x * torch.sigmoid(self.fuse(self.narrow(self.widen(x))))
+
+
 class MixedPoolingModule(nn.Module):
     """MPM (Sec. 3.2, Fig. 3): short-range pyramid pooling beside long-range strip pooling.
 
-    (N, C, H, W) -> (N, C, H, W), C a multiple of 4. `pool_sizes` are the grids of the pyramid.
+    (N, C, H, W) -> (N, C, H, W), C a multiple of 4.
+
+    Args:
+        pool_sizes: the grids of the pyramid.
+        branches: "both" as in the paper, or "short" or "long" range alone.
+        pooling: of the strips, "average" as in the paper, or "max".
     """
 
     def __init__(
@@ -95,13 +124,19 @@ class MixedPoolingModule(nn.Module):
         channels: int,
         pool_sizes: Sequence[int] = (20, 12),
         *,
+        branches: str = "both",
+        pooling: str = "average",
         norm_layer: NormLayer = nn.BatchNorm2d,
     ) -> None:
         super().__init__()
         if channels % 4:
             raise ValueError(f"channels must be a multiple of 4, not {channels}")
+        if branches not in ("both", "short", "long"):
+            raise ValueError(f"branches must be both, short or long, not {branches!r}")
         inner = channels // 4
         self.pool_sizes = tuple(pool_sizes)
+        self.branches = ("short", "long") if branches == "both" else (branches,)
+        self.pooling = pooling
         self.reduce_short = conv_norm(channels, inner, 1, norm_layer)
         self.reduce_long = conv_norm(channels, inner, 1, norm_layer)
         self.full = conv_norm(inner, inner, 3, norm_layer, relu=False)
@@ -112,7 +147,9 @@ class MixedPoolingModule(nn.Module):
         self.rows = strip_conv_norm(inner, "height", norm_layer)
         self.fuse_short = conv_norm(inner, inner, 3, norm_layer)
         self.fuse_long = conv_norm(inner, inner, 3, norm_layer)
-        self.expand = conv_norm(2 * inner, channels, 1, norm_layer, relu=False)
+        for unused in {"both": (), "short": LONG_RANGE, "long": SHORT_RANGE}[branches]:
+            delattr(self, unused)
+        self.expand = conv_norm(len(self.branches) * inner, channels, 1, norm_layer, relu=False)
         # start near the identity, as residual branches do (Goyal et al., 2017, Sec. 5.1): from
         # scratch a full-strength branch slows the first epochs. Not zero: all need a gradient.
         norm = self.expand[1]
@@ -130,11 +167,12 @@ class MixedPoolingModule(nn.Module):
     def long_range(self, x: Tensor) -> Tensor:
         """Fig. 3b, right: means over whole columns and whole rows, expanded by broadcasting."""
         x = self.reduce_long(x)
-        columns = self.columns(pool_columns(x))  # (N, C/4, 1, W), convolved along the width
-        rows = self.rows(pool_rows(x))  # (N, C/4, H, 1)
+        columns = self.columns(pool_columns(x, self.pooling))  # (N, C/4, 1, W), along the width
+        rows = self.rows(pool_rows(x, self.pooling))  # (N, C/4, H, 1)
         return self.fuse_long(F.relu(columns + rows))
 
     def forward(self, x: Tensor) -> Tensor:
         """ReLU(x + expand(concat(short range, long range)))."""
-        mixed = self.expand(torch.cat([self.short_range(x), self.long_range(x)], dim=1))
+        computed = {"short": self.short_range, "long": self.long_range}
+        mixed = self.expand(torch.cat([computed[branch](x) for branch in self.branches], dim=1))
         return F.relu(x + mixed)

@@ -39,7 +39,7 @@ def test_a_finished_run_whose_newest_checkpoint_is_damaged_gets_it_back(
 @pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/statm").is_file(), reason="Linux's /proc")
 def test_nothing_grows(tmp_path: Path) -> None:
-    looks = long_haul.haul(tmp_path, steps=160, looks=10)
+    looks = long_haul.haul(tmp_path, steps=100, looks=10)
     assert len(looks) == 10
     assert long_haul.growth(looks) == []
 

@@ -380,6 +380,7 @@ def test_workers_die_with_their_parent(small_config: Path, method: str) -> None:
         ("TRAIN.output_stride", "16"),
         ("TRAIN.multi_grid", "False"),
         ("TRAIN.mixed_pooling_sizes", "[10, 6]"),
+        ("TRAIN.strip_pooling", "max"),
         ("DATA.mean", "[1, 2, 3]"),
     ],
 )

@@ -12,9 +12,12 @@ from reference import (
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from stripseg.config.load import config_from
+from stripseg.model.build import build_segmenter
 from stripseg.model.layers import grid_average_pool, resize
 from stripseg.model.strip_pooling import (
     MixedPoolingModule,
+    PointwiseControl,
     StripConvolution,
     StripPoolingModule,
     pool_columns,
@@ -217,3 +220,69 @@ def test_strips_are_means(shape: tuple[int, ...], memory_format: torch.memory_fo
     for pool, dim in ((pool_rows, 3), (pool_columns, 2)):
         torch.testing.assert_close(pool(x), x.mean(dim, keepdim=True))
         assert torch.autograd.gradcheck(pool, x.clone().requires_grad_())
+
+
+# ---- variants for ablations
+
+
+def test_strips_may_be_maxima() -> None:
+    x = random_input(2, 8, 5, 7)
+    module = ready(StripPoolingModule(8, pooling="max"), training=False)
+    rows = module.rows(x.amax(3, keepdim=True))
+    columns = module.columns(x.amax(2, keepdim=True))
+    expected = x * torch.sigmoid(module.fuse(F.relu(rows + columns)))
+    assert_same_with_gradients(module, module(x), expected, x)
+    mixed = ready(MixedPoolingModule(8, (3,), branches="long", pooling="max"), training=False)
+    reduced = mixed.reduce_long(x)
+    strips = mixed.columns(reduced.amax(2, keepdim=True)) + mixed.rows(
+        reduced.amax(3, keepdim=True)
+    )
+    expected = F.relu(x + mixed.expand(mixed.fuse_long(F.relu(strips))))
+    assert_same_with_gradients(mixed, mixed(x), expected, x)
+
+
+@pytest.mark.parametrize("branch", ["short", "long"])
+def test_one_branch_of_mixed_pooling_is_that_of_both(branch: str) -> None:
+    """With the other one zero, and its part of the last convolution left out."""
+    x = random_input(2, 16, 9, 6)
+    both = ready(MixedPoolingModule(16, (5, 3)), training=False)
+    one = MixedPoolingModule(16, (5, 3), branches=branch).double().eval()
+    state = {key: value for key, value in both.state_dict().items() if key in one.state_dict()}
+    part = slice(0, 4) if branch == "short" else slice(4, 8)
+    state["expand.0.weight"] = state["expand.0.weight"][:, part]
+    one.load_state_dict(state)
+    with torch.no_grad():
+        kept = {"short": both.short_range(x), "long": both.long_range(x)}
+        halves = [y if name == branch else torch.zeros_like(y) for name, y in kept.items()]
+        torch.testing.assert_close(one(x), F.relu(x + both.expand(torch.cat(halves, dim=1))))
+
+
+@pytest.mark.parametrize("channels", [4, 64])
+def test_the_control_has_as_many_parameters_and_sees_one_position(channels: int) -> None:
+    control = ready(PointwiseControl(channels), training=False)
+    assert parameter_count(control) == parameter_count(StripPoolingModule(channels)) + 4 * channels
+    x = random_input(1, channels, 5, 6)
+    (gradient,) = torch.autograd.grad(control(x)[0, :, 2, 3].sum(), x)
+    seen = gradient.abs().sum(dim=(0, 1)) > 0
+    assert seen.sum() == 1
+    assert seen[2, 3]
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        ({}, (StripPoolingModule, "average", ("short", "long"))),
+        ({"strip_pooling": "max"}, (StripPoolingModule, "max", ("short", "long"))),
+        ({"spm_control": True}, (PointwiseControl, None, ("short", "long"))),
+        ({"mixed_pooling_branches": "long"}, (StripPoolingModule, "average", ("long",))),
+    ],
+)
+def test_options_choose_the_variant(options: dict, expected: tuple) -> None:
+    train = {"layers": 18, "width": 0.125, **options}
+    config = config_from({"DATA": {"data_root": ".", "classes": 5}, "TRAIN": train}, [], source="")
+    network = build_segmenter(config)
+    kind, pooling, branches = expected
+    block = network.backbone.layer4[1].strip_pooling
+    assert type(block) is kind
+    assert getattr(block, "pooling", None) == pooling
+    assert network.head.mixed_pooling[1].branches == branches

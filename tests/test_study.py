@@ -16,12 +16,14 @@ import yaml
 from stripseg.config.errors import ConfigError, TrainingError
 from stripseg.config.load import find_config, load_config
 from stripseg.dataset.generated.shapes10 import write_shapes10
+from stripseg.model.build import build_network
 from stripseg.tool import study
 from stripseg.util.checkpoint import folder_lock
 from stripseg.util.experiments.study import Row, read_study, write_study_report
 from stripseg.util.files import write_text
 from stripseg.util.signals import Stopped
 
+ROOT = Path(__file__).resolve().parent.parent
 ATTENTIONS = ["none", "strip_pool", "triplet", "eca", "gct"]
 
 
@@ -56,6 +58,20 @@ def write_study(folder: Path, **changes) -> str:
     path = folder / "study.yaml"
     path.write_text(yaml.safe_dump(content, sort_keys=False), encoding="utf-8")
     return str(path)
+
+
+@pytest.mark.parametrize(
+    "path", sorted((ROOT / "config/studies").glob("*.yaml")), ids=lambda p: p.stem
+)
+def test_the_studies_that_are_shipped_are_possible(path: Path) -> None:
+    file, rows = read_study(path)
+    assert file.name == path.stem
+    assert len({row.folder(0) for row in rows}) == len(rows)
+    with torch.device("meta"):
+        for row in rows:
+            config = row.load(**{"TRAIN.width": 0.125})
+            if not config.classifies:
+                build_network(config)
 
 
 @pytest.fixture

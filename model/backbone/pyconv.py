@@ -5,12 +5,13 @@ Recognition", arXiv 2006.11538.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor, nn
 
 from ..layers import NormLayer
+from ..strip_pooling import StripPoolingModule
 from .resnet import ResNet, last_strides
 
 KERNELS = (3, 5, 7, 9)
@@ -81,6 +82,7 @@ class PyConvResNet(ResNet):
         dilate_first_block: bool = True,
         multi_grid: Sequence[int] | None = None,
         strip_pooling: Sequence[str | Sequence[int]] = ("none", "none", "none", "none"),
+        strip_module: Callable[..., nn.Module] = StripPoolingModule,
         attention: str = "none",
         norm_layer: NormLayer = nn.BatchNorm2d,
         activation_checkpointing: bool = False,
@@ -97,6 +99,7 @@ class PyConvResNet(ResNet):
             dilate_first_block=dilate_first_block,
             multi_grid=multi_grid,
             strip_pooling=strip_pooling,
+            strip_module=strip_module,
             attention=attention,
             norm_layer=norm_layer,
             activation_checkpointing=activation_checkpointing,

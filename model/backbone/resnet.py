@@ -5,7 +5,7 @@ strip pooling modules sit where SPNet (CVPR 2020, Sec. 3.1) puts them, attention
 the last norm of every block, where their authors have them.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import partial
 
@@ -48,7 +48,7 @@ class BasicBlock(nn.Module):
         *,
         width: int,
         out_channels: int,
-        strip_pooling: bool,
+        strip_pooling: Callable[..., nn.Module] | None,
         attention: str,
         norm_layer: NormLayer,
     ) -> None:
@@ -58,7 +58,9 @@ class BasicBlock(nn.Module):
         self.conv2 = conv2
         self.bn2 = norm_layer(out_channels)
         self.relu = nn.ReLU(inplace=True)
-        self.strip_pooling = strip_pooling_or_identity(strip_pooling, width, norm_layer)
+        self.strip_pooling = (
+            strip_pooling(width, norm_layer=norm_layer) if strip_pooling else nn.Identity()
+        )
         self.attention = build_attention(attention, out_channels, norm_layer)
         self.downsample = shortcut
 
@@ -85,7 +87,7 @@ class Bottleneck(nn.Module):
         *,
         width: int,
         out_channels: int,
-        strip_pooling: bool,
+        strip_pooling: Callable[..., nn.Module] | None,
         attention: str,
         norm_layer: NormLayer,
     ) -> None:
@@ -97,7 +99,9 @@ class Bottleneck(nn.Module):
         self.conv3 = nn.Conv2d(width, out_channels, 1, bias=False)
         self.bn3 = norm_layer(out_channels)
         self.relu = nn.ReLU(inplace=True)
-        self.strip_pooling = strip_pooling_or_identity(strip_pooling, width, norm_layer)
+        self.strip_pooling = (
+            strip_pooling(width, norm_layer=norm_layer) if strip_pooling else nn.Identity()
+        )
         self.attention = build_attention(attention, out_channels, norm_layer)
         self.downsample = shortcut
 
@@ -107,10 +111,6 @@ class Bottleneck(nn.Module):
         out = self.strip_pooling(out)
         out = self.attention(self.bn3(self.conv3(out)))
         return self.relu(out + self.downsample(x))
-
-
-def strip_pooling_or_identity(wanted: bool, channels: int, norm_layer: NormLayer) -> nn.Module:
-    return StripPoolingModule(channels, norm_layer=norm_layer) if wanted else nn.Identity()
 
 
 def deep_stem(in_channels: int, channels: Sequence[int], norm_layer: NormLayer) -> nn.Sequential:
@@ -174,6 +174,7 @@ class ResNet(nn.Module):
         multi_grid: dilations of the last stage's blocks at output stride 8 (4, 8, 16 in SPNet),
             scaled with it at 16 and 32; None leaves the stage at one dilation.
         strip_pooling: for each stage the blocks that carry a strip pooling module.
+        strip_module: what these carry, called with the channels and `norm_layer`.
         attention: the module behind the last norm of every block, before the addition.
         activation_checkpointing: keep only the features between blocks in training.
     Raises:
@@ -193,6 +194,7 @@ class ResNet(nn.Module):
         dilate_first_block: bool = False,
         multi_grid: Sequence[int] | None = None,
         strip_pooling: Sequence[BlockChoice] = ("none", "none", "none", "none"),
+        strip_module: Callable[..., nn.Module] = StripPoolingModule,
         attention: str = "none",
         norm_layer: NormLayer = nn.BatchNorm2d,
         activation_checkpointing: bool = False,
@@ -211,6 +213,7 @@ class ResNet(nn.Module):
         self.norm_layer = norm_layer
         self.average_down = average_down
         self.attention = attention
+        self.strip_module = strip_module
         # as if behind a stem of stride 4, as the others are
         self.output_stride = 32 if stem == "cifar" else output_stride
         self.stage_channels = tuple(scaled_channels(c, width) for c in STAGE_CHANNELS)
@@ -281,7 +284,7 @@ class ResNet(nn.Module):
                 "shortcut": self.shortcut(self._in_channels, out_channels, options["stride"]),
                 "width": width,
                 "out_channels": out_channels,
-                "strip_pooling": index in carriers,
+                "strip_pooling": self.strip_module if index in carriers else None,
                 "attention": self.attention,
                 "norm_layer": self.norm_layer,
             }

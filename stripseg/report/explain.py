@@ -217,10 +217,15 @@ def mixed_pooling_parts(module: MixedPoolingModule, x: Tensor) -> dict[str, Tens
     make of each branch adds up, with the norm's shift, to what they make of both.
     """
     convolution, norm = module.expand
-    short, long = module.short_range(x), module.long_range(x)
-    empty = torch.zeros_like(short)
-    pyramid = convolution(torch.cat([short, empty], dim=1))
-    strips = convolution(torch.cat([empty, long], dim=1))
+    computed = {"short": module.short_range, "long": module.long_range}
+    branches = {name: computed[name](x) for name in module.branches}
+
+    def contribution(wanted: str) -> Tensor:
+        """What the last convolution makes of one branch, the other being zero."""
+        kept = (y if name == wanted else torch.zeros_like(y) for name, y in branches.items())
+        return convolution(torch.cat(list(kept), dim=1))
+
+    pyramid, strips = contribution("short"), contribution("long")
     scale, shift = scale_and_shift(norm, pyramid + strips)
     return {"identity": x, "pyramid": pyramid * scale, "strips": strips * scale, "shift": shift}
 
@@ -253,7 +258,11 @@ def strips_left_out(network: nn.Module) -> Iterator[None]:
         return torch.zeros_like(output)
 
     hooks = [(module, identity) for module in found(network, StripPoolingModule)]
-    hooks += [(module.fuse_long, zeros) for module in found(network, MixedPoolingModule)]
+    hooks += [
+        (module.fuse_long, zeros)
+        for module in found(network, MixedPoolingModule)
+        if "long" in module.branches
+    ]
     with hooked(hooks):
         yield
 
