@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 
+from stripseg.command_line import as_json
 from stripseg.config.errors import ConfigError, DataError
 from stripseg.config.load import load_config
 from stripseg.dataset.results import PredictionFiles
@@ -344,8 +345,8 @@ def test_tests_are_compared_in_words_figures_and_pictures(tmp_path: Path, capsys
     assert data["layers"] == ["image", "a", "b"]
     assert len(data["full"]) == len(data["images"]) > 0
     assert "<i>b" not in content.replace("\\u003c", "<").split("data")[0]
-    compare.main([str(a), str(b), "--output", str(page), "--json"])
-    (figures,) = json.loads(capsys.readouterr().out)
+    result = compare.main([str(a), str(b), "--output", str(page)])
+    (figures,) = json.loads(as_json(result.figures))
     assert figures["difference"]["p"] < 0.05
     assert set(figures["classes"]) == {"a", "<i>b", "c"}
 
