@@ -2,14 +2,20 @@
 
 import argparse
 import io
+import json
+import math
 import os
 import secrets
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, redirect_stdout
+from dataclasses import asdict, dataclass, is_dataclass
 from pathlib import Path
+from typing import Any
 from urllib.parse import urlparse
 
 import cv2
+import numpy as np
 import torch
 
 from .config.errors import DeviceError, StripsegError
@@ -29,8 +35,26 @@ from .util.signals import STOPPED, Stopped
 INTERRUPTED = 130
 
 
-def run_command(main: Callable[[Sequence[str]], int | None]) -> None:
+@dataclass(frozen=True)
+class Result:
+    """What a command has found.
+
+    Args:
+        figures: printed with `--json`; paths, arrays and dataclasses may be in it.
+    """
+
+    figures: Any
+    exit_code: int = 0
+
+
+Main = Callable[[Sequence[str]], Result | int | None]
+
+
+def run_command(main: Main) -> None:
     """Run a command's `main`; a user's mistake becomes one message and its exit code.
+
+    With `--json` stdout has the figures that `main` returns, as one JSON document, and what it
+    prints comes to stderr; with `--quiet` what it prints is left out.
 
     A process of several leaves at once: one that fails would wait for the others, which torchrun
     ends, and threads of gloo may outlive the group and abort an ordinary exit.
@@ -43,7 +67,12 @@ def run_command(main: Callable[[Sequence[str]], int | None]) -> None:
         0
     )  # loader workers are the parallelism; OpenCV's own threads compete with them
     try:
-        code = main(sys.argv[1:]) or 0
+        wanted, _ = output_options(figures=True).parse_known_args()
+        with prints_to(wanted):
+            result = main(sys.argv[1:]) or 0
+        code = result.exit_code if isinstance(result, Result) else result
+        if wanted.json and isinstance(result, Result) and process_group.is_main():
+            print(as_json(result.figures), flush=True)
         process_group.stop()
     except StripsegError as error:
         print(f"error: {error}", file=sys.stderr)
@@ -67,12 +96,81 @@ def run_command(main: Callable[[Sequence[str]], int | None]) -> None:
     sys.exit(code)
 
 
-def argument_parser(command: str, description: str) -> argparse.ArgumentParser:
-    """A parser with the config (DATASET EXPERIMENT, or --config) and overrides of options."""
-    parser = argparse.ArgumentParser(
+@contextmanager
+def prints_to(wanted: argparse.Namespace) -> Iterator[None]:
+    """Lead what is printed to where `--json` and `--quiet` want it."""
+    if wanted.quiet:
+        os.environ[QUIET] = "1"
+        with open(os.devnull, "w", encoding="utf-8") as nowhere, redirect_stdout(nowhere):
+            yield
+    elif wanted.json:
+        with redirect_stdout(sys.stderr):
+            yield
+    else:
+        yield
+
+
+def as_json(figures: Any) -> str:
+    """The figures as a JSON document; what is not a number (NaN, infinity) is null."""
+    return json.dumps(json_value(figures), indent=2, allow_nan=False)
+
+
+def json_value(value: Any) -> Any:
+    """A value in the types that JSON has."""
+    if is_dataclass(value) and not isinstance(value, type):
+        return json_value(asdict(value))
+    if isinstance(value, Mapping):
+        return {str(key): json_value(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [json_value(item) for item in value]
+    if isinstance(value, np.ndarray | np.generic | torch.Tensor):
+        return json_value(value.tolist())
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    return value if isinstance(value, str | int | None) else str(value)
+
+
+def output_options(*, figures: bool) -> argparse.ArgumentParser:
+    """The options of what is printed, as a parent of a command's parser.
+
+    Args:
+        figures: whether `main` returns a `Result`, which `--json` prints.
+    """
+    parser = argparse.ArgumentParser(add_help=False)
+    if figures:
+        parser.add_argument(
+            "--json",
+            action="store_true",
+            help="print the results as one JSON document; everything else comes to stderr",
+        )
+    parser.add_argument(
+        "--quiet", action="store_true", help="warnings and errors alone; files are written as ever"
+    )
+    return parser
+
+
+def command_parser(
+    command: str, description: str, *, figures: bool = True, usage: str | None = None
+) -> argparse.ArgumentParser:
+    """The parser of a command, with what all of them know.
+
+    Args:
+        figures: as in `output_options`.
+    """
+    return argparse.ArgumentParser(
         prog=command,
         description=description,
         formatter_class=argparse.RawDescriptionHelpFormatter,
+        usage=usage,
+        parents=[output_options(figures=figures)],
+    )
+
+
+def config_parser(command: str, description: str) -> argparse.ArgumentParser:
+    """A parser with the config (DATASET EXPERIMENT, or --config) and overrides of options."""
+    parser = command_parser(
+        command,
+        description,
         usage=f"{command} DATASET EXPERIMENT [options] [KEY VALUE ...]\n"
         f"       {command} --config FILE [options] [KEY VALUE ...]",
     )
@@ -83,9 +181,6 @@ def argument_parser(command: str, description: str) -> argparse.ArgumentParser:
         help="config/DATASET/DATASET_EXPERIMENT.yaml, then options that override it",
     )
     parser.add_argument("--config", help="path of a YAML file, instead of DATASET EXPERIMENT")
-    parser.add_argument(
-        "--quiet", action="store_true", help="warnings and errors alone; files are written as ever"
-    )
     return parser
 
 
@@ -104,8 +199,6 @@ def parse_config(
         ConfigError: a mistake in it; or it describes a classifier, and the command takes none.
     """
     options = parser.parse_intermixed_args(list(argv))
-    if options.quiet:
-        os.environ[QUIET] = "1"
     words = options.words
     if words and not options.config and is_network(words[0]):
         config = config_of_network(words[0], words[1:])

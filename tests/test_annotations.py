@@ -642,7 +642,7 @@ def test_an_entry_of_another_folder_takes_no_image_away(home: Path, capsys) -> N
     write("an/p0.json", labelme_content(car, path="p0.jpg"))
     with pytest.raises(DataError, match=r"1 broken pair"):
         run("an")
-    assert "broken: other/p1.jpg (of an/p1.json): belongs to no image" in capsys.readouterr().out
+    assert "broken: other/p1.jpg (of an/p1.json): belongs to no image" in capsys.readouterr().err
     write("an/p1.json", labelme_content(car, path="other/p0.jpg"))
     with pytest.raises(DataError, match=r"im/p0.jpg: is annotated as p0.jpg in an/p0.json and as"):
         run("an")
@@ -660,7 +660,7 @@ def test_what_has_no_partner_is_named(home: Path, capsys) -> None:
     write("an/p9.json", labelme_content({"label": "car", "points": CAR}, path="p9.jpg"))
     with pytest.raises(DataError, match=r"2 broken pair\(s\)"):
         run("an")
-    printed = capsys.readouterr().out
+    printed = capsys.readouterr().err
     assert "broken: im/sub/p1.jpg: has no label" in printed
     assert "broken: p9.jpg (of an/p9.json): belongs to no image" in printed
     assert set(run("an", "--leave-out-broken")) == {"p0"}

@@ -281,13 +281,13 @@ def test_the_command_predicts_past_a_bad_image(
     (bad.parent / "good.jpg").write_bytes(photo.read_bytes())
     out = tmp_path / "in" / "out"
     words = [str(run.best), str(bad.parent), "--output", str(out), "--device", "cpu"]
-    assert predict_tool.main(words) == 1
+    assert predict_tool.main(words).exit_code == 1
     assert "bad.jpg" in capsys.readouterr().err
     assert sorted(p.name for p in out.iterdir()) == [
         f"good_{kind}.png" for kind in ("color", "gray", "overlay")
     ]
     bad.unlink()
-    assert predict_tool.main(words) is None  # its own results are not predicted
+    assert predict_tool.main(words).exit_code == 0  # its own results are not predicted
     assert len(list(out.rglob("*.png"))) == 3
 
 
@@ -459,6 +459,6 @@ def test_results_may_lie_beside_the_images(
 ) -> None:
     (tmp_path / "a.jpg").write_bytes(photo.read_bytes())
     words = [str(run.best), str(tmp_path), "--output", str(tmp_path), "--device", "cpu"]
-    assert predict_tool.main(words) is None
-    assert predict_tool.main(words) is None
+    assert predict_tool.main(words).exit_code == 0
+    assert predict_tool.main(words).exit_code == 0
     assert len(list(tmp_path.iterdir())) == 4

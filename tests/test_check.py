@@ -9,6 +9,7 @@ import pytest
 import yaml
 from PIL import Image
 
+from stripseg.command_line import as_json
 from stripseg.config.errors import DataError
 from stripseg.dataset.description import default_colors
 from stripseg.dataset.labels import choose_encoding
@@ -29,7 +30,7 @@ def data(small_shapes: Path, small_config: Path, tmp_path: Path) -> Path:
 
 
 def report(config: Path, capsys) -> tuple[int | None, str]:
-    code = check.main(["--config", str(config), "--workers", "1"])
+    code = check.main(["--config", str(config), "--workers", "1"]).exit_code
     return code, capsys.readouterr().out
 
 
@@ -39,15 +40,14 @@ def files(root: Path, what: str) -> list[Path]:
 
 def test_sound_data_passes(data: Path, small_config: Path, capsys) -> None:
     code, text = report(small_config, capsys)
-    assert code is None
+    assert code == 0
     assert "error:" not in text
     assert "9 pairs: 0 error(s)" in text
     assert "image sizes (height x width): 72x88 to 72x88" in text
 
 
-def test_the_json_has_the_same(data: Path, small_config: Path, tmp_path: Path, capsys) -> None:
-    check.main(["--config", str(small_config), "--json", str(tmp_path / "r.json")])
-    content = json.loads((tmp_path / "r.json").read_text())
+def test_the_json_has_the_same(data: Path, small_config: Path) -> None:
+    content = json.loads(as_json(check.main(["--config", str(small_config)]).figures))
     assert content["pairs"] == {"train": 6, "val": 3}
     labels = [np.array(Image.open(path)) for path in files(data, "labels/train")]
     assert content["pixels"]["train"] == [
@@ -55,6 +55,14 @@ def test_the_json_has_the_same(data: Path, small_config: Path, tmp_path: Path, c
     ]
     assert content["ignored"]["train"] == sum(int((label == 255).sum()) for label in labels)
     assert len(content["class_weights"]) == 9
+
+
+def test_a_file_for_the_json_is_written_as_in_earlier_versions(
+    small_config: Path, tmp_path: Path
+) -> None:
+    path = tmp_path / "report.json"
+    result = check.main(["--config", str(small_config), "--json", str(path)])
+    assert json.loads(path.read_text()) == json.loads(as_json(result.figures))
 
 
 def test_damaged_files_are_named(data: Path, small_config: Path, capsys) -> None:

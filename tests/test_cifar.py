@@ -227,7 +227,7 @@ def test_pixels_that_are_one_number_are_refused(archive: Path) -> None:
 
 def test_handwritten_digits_as_cifars_archives(tmp_path: Path) -> None:
     """Each picture is one of scikit-learn's, enlarged; every one of them is in one split."""
-    assert prepare.main(["digits", str(tmp_path)]) is None
+    assert prepare.main(["digits", str(tmp_path)]).exit_code == 0
     digits = load_digits()
     splits = [read_cifar(tmp_path, split, classes=10) for split in ("train", "val")]
     assert [len(images) for images in splits] == [1347, 450]
@@ -248,9 +248,9 @@ def test_digits_need_scikit_learn(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 
 
 def test_prepare_writes_the_set_and_looks_through_archives(tmp_path: Path, capsys) -> None:
-    assert prepare.main(["shapes10", str(tmp_path), "--train", "20", "--val", "5"]) is None
+    assert prepare.main(["shapes10", str(tmp_path), "--train", "20", "--val", "5"]).exit_code == 0
     assert "20 training and 5 validation images" in capsys.readouterr().out
-    assert prepare.main(["cifar10", str(tmp_path)]) == 1
+    assert prepare.main(["cifar10", str(tmp_path)]).exit_code == 1
     said = capsys.readouterr().out
     assert "train: 20 images of" in said
     assert "val: 5 images of" in said

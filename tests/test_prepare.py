@@ -190,7 +190,7 @@ def test_broken_pairs_are_named_and_left_out_only_on_request(home: Path, capsys)
     with pytest.raises(DataError, match="4 broken pair.*--leave-out-broken"):
         custom("--workers", "1")
     assert not Path("config").exists()
-    printed = capsys.readouterr().out
+    printed = capsys.readouterr().err
     assert "p1.png: image file is truncated" in printed
     assert "p2.png 5x5 pixels" in printed
     assert "p3.png: has no label" in printed
@@ -274,7 +274,7 @@ def test_official_lists_are_checked_against_the_published_counts(home: Path, cap
     for number in (1, 2):
         save(Path(f"ade/images/validation/ADE_val_{number}.jpg"), np.zeros((*SIZE, 3), np.uint8))
         save(Path(f"ade/annotations/validation/ADE_val_{number}.png"), np.zeros(SIZE, np.uint8))
-    assert prepare.main(["ade20k", "ade", "--lists", "lists"]) == prepare.INCOMPLETE
+    assert prepare.main(["ade20k", "ade", "--lists", "lists"]).exit_code == prepare.INCOMPLETE
     printed = capsys.readouterr().out
     assert "val: 2 images (NOT WHOLE, published are 2000)" in printed
     assert "train: not there" in printed

@@ -10,11 +10,13 @@ import numpy as np
 import pytest
 import torch
 
+from stripseg.command_line import as_json
 from stripseg.config.errors import ConfigError, DataError
 from stripseg.config.load import load_config
 from stripseg.dataset.results import PredictionFiles
 from stripseg.dataset.segmentation import Sample
-from stripseg.report.page import MOST_CLASSES, write_report
+from stripseg.report.charts import figures, line_chart
+from stripseg.report.page import MOST_CLASSES, command_of, write_report
 from stripseg.report.records import (
     BINS,
     ImageRecord,
@@ -344,8 +346,8 @@ def test_tests_are_compared_in_words_figures_and_pictures(tmp_path: Path, capsys
     assert data["layers"] == ["image", "a", "b"]
     assert len(data["full"]) == len(data["images"]) > 0
     assert "<i>b" not in content.replace("\\u003c", "<").split("data")[0]
-    compare.main([str(a), str(b), "--output", str(page), "--json"])
-    (figures,) = json.loads(capsys.readouterr().out)
+    result = compare.main([str(a), str(b), "--output", str(page)])
+    (figures,) = json.loads(as_json(result.figures))
     assert figures["difference"]["p"] < 0.05
     assert set(figures["classes"]) == {"a", "<i>b", "c"}
 
@@ -367,3 +369,19 @@ def test_a_comparison_needs_two_tests(tmp_path: Path) -> None:
         compare.main([str(tmp_path)])
     with pytest.raises(ConfigError, match="--names: expected 2, one per test, got 1"):
         compare.main(["a", "b", "--names", "one"])
+
+
+def test_a_line_of_one_point_is_seen() -> None:
+    assert line_chart("mIoU", {"val": [(3, 0.5)]}).count("<circle") == 1
+    assert "<circle" not in line_chart("mIoU", {"val": [(i, i) for i in range(20)]})
+
+
+def test_the_ends_of_an_axis_are_told_apart() -> None:
+    assert figures((159.5, 160, 160.5)) == ["159.5", "160", "160.5"]
+    assert figures((2.6, 2.74, 2.87)) == ["2.6", "2.74", "2.87"]
+
+
+def test_the_command_has_only_what_a_user_gives(small_config: Path) -> None:
+    words = ["TRAIN.train_gpu", "[]", "TEST.scales", "[1.0]"]
+    told = command_of(load_config(small_config, words), "auto")
+    assert told == f"stripseg test --config {small_config} TEST.scales '[1.0]'"

@@ -129,6 +129,20 @@ def test_a_cell_opens_the_images_that_contribute_most(opened: Opened) -> None:
     assert "in no image" in box.inner_text()
 
 
+def test_the_matrix_is_one_stop_of_the_tab_key(opened: Opened) -> None:
+    """Arrow keys move in it, so that the images are not K * K presses away."""
+    page, here = opened.page, "document.activeElement.dataset.cell"
+    page.locator('.cell[data-cell="0,0"]').focus()
+    page.keyboard.press("ArrowUp")  # there is nothing above
+    for key in ("ArrowDown", "ArrowDown", "ArrowRight", "ArrowUp"):
+        page.keyboard.press(key)
+    assert page.evaluate(here) == "1,1"
+    page.keyboard.press("Tab")
+    assert page.evaluate("document.activeElement.id") == "filter"
+    page.keyboard.press("Shift+Tab")
+    assert page.evaluate(here) == "1,1"
+
+
 def test_images_can_be_filtered_and_looked_at(opened: Opened) -> None:
     page = opened.page
     gallery = page.locator("#gallery")

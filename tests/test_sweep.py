@@ -44,7 +44,7 @@ def rows(tmp_path: Path) -> list[dict[str, str]]:
 @pytest.mark.slow
 def test_trials_are_training_runs(sweep_file, tmp_path: Path) -> None:
     """The figures are those of the real command."""
-    assert tool_sweep.main([str(sweep_file(run_cap=1))]) is None
+    assert tool_sweep.main([str(sweep_file(run_cap=1))]).exit_code == 0
     (row,) = rows(tmp_path)
     epochs = read_epochs(tmp_path / "exp/sweeps/small/trial_0000/model")
     assert float(row["mIoU"]) == epochs[1]["val"]["mIoU"]
@@ -52,7 +52,7 @@ def test_trials_are_training_runs(sweep_file, tmp_path: Path) -> None:
 
 def test_a_grid_tries_every_combination_and_reports(sweep_file, tmp_path: Path, fake) -> None:
     path = str(sweep_file())
-    assert tool_sweep.main([path]) is None
+    assert tool_sweep.main([path]).exit_code == 0
     folder = tmp_path / "exp/sweeps/small"
     found = rows(tmp_path)
     assert [float(row["learning_rate"]) for row in found] == [0.01, 0.001]  # the best first
@@ -87,7 +87,7 @@ def test_a_sweep_that_is_killed_goes_on_and_ends_alike(
             break
     os.kill(process.pid, signal.SIGKILL)
     process.wait()
-    assert tool_sweep.main([path]) is None
+    assert tool_sweep.main([path]).exit_code == 0
     printed = capsys.readouterr().out
     assert "trial 1: continues" in printed
     assert "trial 0: starts" not in printed
@@ -132,7 +132,7 @@ def test_workers_share_the_trials_and_the_machine(
     monkeypatch.setenv("EPOCH_SECONDS", "0.5")
     parameters = {"learning_rate": {"min": 0.001, "max": 0.01}, "epochs": {"value": 1}}
     path = sweep_file(method="random", run_cap=4, parameters=parameters)
-    assert tool_sweep.main([str(path), "--workers", "2"]) is None
+    assert tool_sweep.main([str(path), "--workers", "2"]).exit_code == 0
     found = rows(tmp_path)
     assert len(found) == len({row["learning_rate"] for row in found}) == 4
     said = [file.read_text() for file in tmp_path.glob("exp/sweeps/small/trial_*/output.txt")]
@@ -142,14 +142,14 @@ def test_workers_share_the_trials_and_the_machine(
 def test_a_trial_that_fails_fails_alone(sweep_file, tmp_path: Path, fake) -> None:
     """A rate that diverges; the other trial is the best."""
     parameters = {"learning_rate": {"values": [1e30, 0.01]}, "epochs": {"value": 1}}
-    assert tool_sweep.main([str(sweep_file(parameters=parameters))]) is None
+    assert tool_sweep.main([str(sweep_file(parameters=parameters))]).exit_code == 0
     assert [row["error"] for row in rows(tmp_path)] == ["", "1 steps in a row were skipped"]
     assert load_config(tmp_path / "exp/sweeps/small/best.yaml").TRAIN.base_lr == 0.01
 
 
 def test_a_sweep_whose_trials_all_fail_fails(sweep_file, tmp_path: Path, fake) -> None:
     parameters = {"learning_rate": {"values": [1e30]}, "epochs": {"value": 1}}
-    assert tool_sweep.main([str(sweep_file(parameters=parameters))]) == 1
+    assert tool_sweep.main([str(sweep_file(parameters=parameters))]).exit_code == 1
     assert not (tmp_path / "exp/sweeps/small/best.yaml").exists()
 
 

@@ -57,7 +57,9 @@ def frames_of(path: Path) -> list[np.ndarray]:
 
 def overlay_of(path: Path, *words: str) -> list[np.ndarray]:
     """The frames that the command makes of a video."""
-    assert predict.main(["best.pth", str(path), "--output", str(path.parent), *words]) is None
+    assert (
+        predict.main(["best.pth", str(path), "--output", str(path.parent), *words]).exit_code == 0
+    )
     return frames_of(path.with_name(f"{path.stem}_overlay.mp4"))
 
 
@@ -136,7 +138,7 @@ def test_a_file_that_cannot_be_used_is_named(tmp_path: Path, content, message, c
         path.write_bytes(content)
     good = write_video(tmp_path / "good.avi", 2)
     words = ["best.pth", str(path), str(good), "--output", str(tmp_path / "out")]
-    assert predict.main(words) == predict.SOME_FAILED
+    assert predict.main(words).exit_code == predict.SOME_FAILED
     assert message in capfd.readouterr().err
     assert len(frames_of(tmp_path / "out/good_overlay.mp4")) == 2  # the others go on
     assert [p.name for p in (tmp_path / "out").iterdir()] == ["good_overlay.mp4"]
@@ -155,7 +157,7 @@ def test_a_camera_that_is_not_there_is_named(tmp_path: Path, monkeypatch, capfd)
 
     monkeypatch.setattr(cv2, "VideoCapture", Absent)
     words = ["best.pth", "--camera", "7", "--output", str(tmp_path)]
-    assert predict.main(words) == predict.SOME_FAILED
+    assert predict.main(words).exit_code == predict.SOME_FAILED
     assert "--camera 7: cannot be opened; is it connected" in capfd.readouterr().err
 
 
@@ -181,7 +183,7 @@ def test_ctrl_c_ends_a_camera_and_keeps_its_video(tmp_path: Path, monkeypatch) -
 
     with monkeypatch.context() as patched:
         patched.setattr(cv2, "VideoCapture", Camera)
-        assert predict.main(["best.pth", "--camera", "0", "--output", str(tmp_path)]) is None
+        assert predict.main(["best.pth", "--camera", "0", "--output", str(tmp_path)]).exit_code == 0
     assert len(frames_of(tmp_path / "camera0_overlay.mp4")) == 3
 
 
@@ -189,7 +191,7 @@ def test_a_missing_encoder_is_named(tmp_path: Path, monkeypatch, capfd) -> None:
     monkeypatch.setattr(video, "CODEC", "????")
     path = write_video(tmp_path / "a.avi", 2)
     words = ["best.pth", str(path), "--output", str(tmp_path / "out")]
-    assert predict.main(words) == predict.SOME_FAILED
+    assert predict.main(words).exit_code == predict.SOME_FAILED
     assert "a_overlay.mp4: cannot be written" in capfd.readouterr().err
     assert not list((tmp_path / "out").iterdir())
 

@@ -14,6 +14,7 @@ import numpy as np
 from PIL import Image
 
 from stripseg import command_line
+from stripseg.command_line import Result
 from stripseg.config.errors import ConfigError
 from stripseg.config.validate import check_files
 from stripseg.dataset.build import Classes, build_classes, build_training_set, official_splits
@@ -26,9 +27,9 @@ GAP = 6
 BLACK = np.zeros(3, np.uint8)
 
 
-def main(argv: Sequence[str]) -> int | None:
+def main(argv: Sequence[str]) -> Result:
     """Choose images, draw them, write the sheet."""
-    parser = command_line.argument_parser("stripseg browse", __doc__)
+    parser = command_line.config_parser("stripseg browse", __doc__)
     parser.add_argument("--count", type=int, default=8, help="images on the sheet")
     parser.add_argument("--crops", type=int, default=3, help="augmented crops of each image")
     parser.add_argument("--output", type=Path, default=None, help="a .png or .html file")
@@ -50,7 +51,7 @@ def main(argv: Sequence[str]) -> int | None:
         with atomic_write(output) as file:
             file.write(page(rows, dataset, classes).encode(errors="backslashreplace"))
     print(f"{len(rows)} of {len(dataset)} training images: {output}")
-    return None
+    return Result({"file": output, "shown": list(rows), "images": len(dataset)})
 
 
 def images(dataset: TrainingSet, index: int, classes: Classes, crops: int) -> list[np.ndarray]:

@@ -6,7 +6,6 @@ Reads everything that a training run of this config will read. Exits with 1 if i
     stripseg check mine run --fix clean                  lists without what is certainly wrong
 """
 
-import json
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,13 +14,14 @@ import numpy as np
 import torch
 
 from stripseg import command_line
+from stripseg.command_line import Result
 from stripseg.config.schema import Config
 from stripseg.config.validate import check_files
 from stripseg.dataset.build import build_classes, build_pairs, label_encoding, official_splits
 from stripseg.dataset.preparation import check as doctor
 from stripseg.dataset.preparation.custom import relative
 from stripseg.report.dataset_page import dataset_page
-from stripseg.util.files import atomic_write, write_lines, write_text
+from stripseg.util.files import write_lines, write_text
 from stripseg.util.logger import progress
 from stripseg.util.training.losses import balanced_class_weights
 
@@ -29,10 +29,9 @@ FOUND_ERRORS = 1
 FILES_SHOWN = 4
 
 
-def main(argv: Sequence[str]) -> int | None:
+def main(argv: Sequence[str]) -> Result:
     """Examine, diagnose, report."""
-    parser = command_line.argument_parser("stripseg check", __doc__)
-    parser.add_argument("--json", type=Path, help="write the report as JSON, too")
+    parser = command_line.config_parser("stripseg check", __doc__)
     parser.add_argument("--html", type=Path, help="write findings and statistics as one page")
     parser.add_argument(
         "--fix",
@@ -42,6 +41,7 @@ def main(argv: Sequence[str]) -> int | None:
         "twice, or are in training and tested; no image or label is changed",
     )
     parser.add_argument("--workers", type=int, default=min(16, os.cpu_count() or 1))
+    argv, json_file = without_json_file(argv)
     options, config = command_line.parse_config(parser, argv)
     check_files(config, "train", official_splits=official_splits(config))
     classes = build_classes(config)
@@ -58,15 +58,25 @@ def main(argv: Sequence[str]) -> int | None:
                 print(f"    {file}")
     errors = sum(finding.severity == "error" for finding in findings)
     print(f"{len(found)} pairs: {errors} error(s), {len(findings) - errors} warning(s)")
-    if options.json:
-        write_json(options.json, found, findings, names)
     if options.html:
         title = f"{config.dataset} {config.experiment}"
         write_text(options.html, dataset_page(title, found, findings, names, classes.colors))
         print(f"page: {options.html}")
     if options.fix:
         write_fixed(options.fix, found, Path(config.DATA.data_root))
-    return FOUND_ERRORS if errors else None
+    figures = figures_of(found, findings, names)
+    if json_file:
+        write_text(json_file, command_line.as_json(figures) + "\n")
+    return Result(figures, FOUND_ERRORS if errors else 0)
+
+
+def without_json_file(argv: Sequence[str]) -> tuple[list[str], Path | None]:
+    """Take the file out of `--json FILE.json`, which earlier versions wrote the figures to."""
+    words = list(argv)
+    for place, word in enumerate(words[1:], start=1):
+        if words[place - 1] == "--json" and word.endswith(".json"):
+            return words[:place] + words[place + 1 :], Path(word)
+    return words, None
 
 
 def examine_all(config: Config, workers: int) -> list[doctor.Examination]:
@@ -124,25 +134,23 @@ def size_line(found: Sequence[doctor.Examination], crop: tuple[int, int]) -> str
     )
 
 
-def write_json(
-    path: Path,
+def figures_of(
     found: Sequence[doctor.Examination],
     findings: Sequence[doctor.Finding],
     names: Sequence[str],
-) -> None:
+) -> dict:
+    """What `--json` prints."""
     splits = list(dict.fromkeys(item.split for item in found))
     pixels = {split: doctor.split_pixels(found, split) for split in splits}
     weights = balanced_class_weights(torch.from_numpy(pixels["train"][: len(names)]))
-    content = {
-        "findings": [vars(finding) for finding in findings],
+    return {
+        "findings": findings,
         "pairs": {split: sum(item.split == split for item in found) for split in splits},
         "pixels": {split: pixels[split][: len(names)].tolist() for split in splits},
         "ignored": {split: int(pixels[split][255]) for split in splits},
         "names": list(names),
         "class_weights": weights.tolist(),
     }
-    with atomic_write(path) as file:
-        file.write(json.dumps(content, indent=2).encode() + b"\n")
 
 
 if __name__ == "__main__":

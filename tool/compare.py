@@ -12,13 +12,11 @@ and the images that changed most.
 """
 
 import argparse
-import json
-import sys
 from collections.abc import Sequence
-from dataclasses import asdict
 from pathlib import Path
 
 from stripseg import command_line
+from stripseg.command_line import Result
 from stripseg.config.errors import ConfigError
 from stripseg.report.compare import Comparison, compare
 from stripseg.report.compare_page import Method, comparison_page, comparison_text
@@ -26,7 +24,7 @@ from stripseg.report.records import read_records
 from stripseg.util.files import write_text
 
 
-def main(argv: Sequence[str]) -> None:
+def main(argv: Sequence[str]) -> Result:
     """Compare, print, write the page."""
     options = parser().parse_args(list(argv))
     if len(options.tests) < 2:
@@ -38,27 +36,20 @@ def main(argv: Sequence[str]) -> None:
     names = options.names or short_names(options.tests)
     first, *others = map(method, options.tests, names)
     results = [(other, compare(first.runs, other.runs, groups=options.groups)) for other in others]
-    if options.json:
-        print(json.dumps([as_json(first, *entry) for entry in results], indent=2))
-    else:
-        print("\n\n".join(comparison_text(first, *entry) for entry in results))
+    print("\n\n".join(comparison_text(first, *entry) for entry in results))
     write_text(options.output, comparison_page(first, results))
-    print(f"page: {options.output}", file=sys.stderr)
+    print(f"page: {options.output}")
+    return Result([figures_of(first, *entry) for entry in results])
 
 
 def parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="stripseg compare",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = command_line.command_parser("stripseg compare", __doc__)
     parser.add_argument("tests", nargs="+", help="folders of tests; seeds joined by commas")
     parser.add_argument("--names", nargs="+", help="what to call them (default: their folders)")
     parser.add_argument(
         "--groups", default="auto", help="images drawn together, as in `stripseg test --groups`"
     )
     parser.add_argument("--output", type=Path, default=Path("compare.html"), help="the page")
-    parser.add_argument("--json", action="store_true", help="print figures for programs")
     return parser
 
 
@@ -78,14 +69,14 @@ def short_names(words: Sequence[str]) -> list[str]:
     return ["/".join(parts[index] for index in differing) for parts in paths]
 
 
-def as_json(first: Method, second: Method, result: Comparison) -> dict:
-    """Figures for programs."""
+def figures_of(first: Method, second: Method, result: Comparison) -> dict:
+    """What `--json` prints of a comparison."""
     known = zip(first.runs[0].names, result.classes, strict=True)
     return {
         "a": {"name": first.name, "mIoU": result.a},
         "b": {"name": second.name, "mIoU": result.b},
-        "difference": asdict(result.mean),
-        "classes": {name: asdict(entry) for name, entry in known if entry is not None},
+        "difference": result.mean,
+        "classes": {name: entry for name, entry in known if entry is not None},
         "units": result.units,
         "notes": result.notes,
         "images": result.images,

@@ -5,13 +5,13 @@ names of its own, say --timm. OUTPUT, .pth or .safetensors, has the same tensors
 names, or with --to under an author's, as the author's own program loads them.
 """
 
-import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
 from torch import Tensor
 
 from stripseg import command_line
+from stripseg.command_line import Result
 from stripseg.config.errors import CheckpointError
 from stripseg.model.families import FAMILIES, TIMM, Family, authors_keys
 from stripseg.model.weights import first_few, translate
@@ -25,9 +25,9 @@ def word(family: Family) -> str:
     return family.name.lower().replace(" ", "-")
 
 
-def main(argv: Sequence[str]) -> int | None:
+def main(argv: Sequence[str]) -> Result:
     """Read, translate, write."""
-    parser = argparse.ArgumentParser(prog="stripseg convert", description=__doc__)
+    parser = command_line.command_parser("stripseg convert", __doc__)
     parser.add_argument("input", type=Path, help="weights of any known author")
     parser.add_argument("output", type=Path, help="file to write, .pth or .safetensors")
     parser.add_argument(
@@ -52,7 +52,15 @@ def main(argv: Sequence[str]) -> int | None:
     print(f"{options.output}: {len(tensors)} tensors, {source.name} -> {target.name}")
     if unused:
         print(f"left out, no network here has them: {first_few(unused)}")
-    return None
+    return Result(
+        {
+            "file": options.output,
+            "tensors": len(tensors),
+            "from": source.name,
+            "to": target.name,
+            "left_out": unused,
+        }
+    )
 
 
 def in_layout_of(target: Family, state: dict[str, Tensor], *, origin: Path) -> dict[str, Tensor]:

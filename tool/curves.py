@@ -14,8 +14,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from stripseg import command_line
+from stripseg.command_line import Result
 from stripseg.report.curves import (
     BARS,
+    Run,
     check_output,
     draw,
     read_runs,
@@ -25,7 +27,7 @@ from stripseg.report.curves import (
 )
 
 
-def main(argv: Sequence[str]) -> int | None:
+def main(argv: Sequence[str]) -> Result:
     """Read, print, and write what the options ask for."""
     options = parser().parse_args(list(argv))
     if options.output:
@@ -37,15 +39,19 @@ def main(argv: Sequence[str]) -> int | None:
         if path:
             write(runs, path)
             print(path)
-    return None
+    return Result([figures_of(run) for run in runs])
+
+
+def figures_of(run: Run) -> dict:
+    """What `--json` prints of a run: the last value of every curve, and all of its values."""
+    curves = {
+        name: {"last": points[-1].value, "values": points} for name, points in run.curves.items()
+    }
+    return {"run": run.name, "curves": curves}
 
 
 def parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="stripseg curves",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = command_line.command_parser("stripseg curves", __doc__)
     parser.add_argument("run", nargs="+", metavar="EXP", help="folder or file of a run")
     parser.add_argument("--output", type=Path, help="picture of all curves: .png or .svg")
     parser.add_argument("--csv", type=Path, help="table: run, name, epoch, step, value")

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from stripseg import command_line
 from stripseg.build import load_engine
+from stripseg.command_line import Result
 from stripseg.config.errors import DataError
 from stripseg.dataset.build import build_classes
 from stripseg.tool.predict import (
@@ -21,9 +22,9 @@ from stripseg.util.images import colorize, overlay, read_image, write_png
 from stripseg.util.logger import progress, run_logger
 
 
-def main(argv: Sequence[str]) -> int | None:
+def main(argv: Sequence[str]) -> Result:
     """Write gray, color and overlay pictures of an image or of a folder of images."""
-    parser = command_line.argument_parser("demo.py", __doc__)
+    parser = command_line.config_parser("demo.py", __doc__)
     parser.add_argument("--image", required=True, help="an image, or a folder of images")
     parser.add_argument("--output", default=None, help="folder of the results (default: exp/demo)")
     add_outline_options(parser)
@@ -38,26 +39,31 @@ def main(argv: Sequence[str]) -> int | None:
     outlines = outlines_of(options, classes.names, colors)
     device = process_group.choose_devices(config.TEST.test_gpu, key="TEST.test_gpu")[0]
     engine = load_engine(config, device)
-    failed = 0
+    done, failed = [], []
     for path, name in progress(images, total=len(images), unit="image", what="predicting"):
         try:
             image = read_image(path, config.DATA.in_channels)
         except DataError as error:
             print(f"error: {error}", file=sys.stderr)
-            failed += 1
+            failed.append({"image": path, "error": str(error)})
             continue
         prediction = engine.predict(image).byte().cpu().numpy()
-        write_png(output / f"{name}_gray.png", prediction)
+        pictures = {
+            "gray": prediction,
+            "color": colorize(prediction, colors),
+            "overlay": overlay(image, prediction, colors),
+        }
+        files = {kind: output / f"{name}_{kind}.png" for kind in pictures}
+        for kind, picture in pictures.items():
+            write_png(files[kind], picture)
         write_place(path, output / name, prediction)
-        write_png(output / f"{name}_color.png", colorize(prediction, colors))
-        write_png(output / f"{name}_overlay.png", overlay(image, prediction, colors))
+        done.append({"image": path, "files": files})
         if outlines is not None:
             outlines.add(name, path, prediction)
-    done = len(images) - failed
-    log.info(f"{done} image(s): {output}/*_overlay.png, *_color.png and *_gray.png")
+    log.info(f"{len(done)} image(s): {output}/*_overlay.png, *_color.png and *_gray.png")
     if outlines is not None:
         log.info(outlines.summary())
-    return SOME_FAILED if failed else None
+    return Result({"results": done, "failed": failed}, SOME_FAILED if failed else 0)
 
 
 if __name__ == "__main__":

@@ -4,7 +4,6 @@ Renders the scenes below dataset/shapes/data, trains SPNet-18 for a few minutes 
 and writes one prediction as a picture: everything in the current folder.
 """
 
-import argparse
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -22,11 +21,7 @@ DATA = Path("dataset/shapes/data")
 
 def main(argv: Sequence[str]) -> int | None:
     """Prepare, train and test as commands of their own; then draw one prediction."""
-    parser = argparse.ArgumentParser(
-        prog="stripseg demo",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = command_line.command_parser("stripseg demo", __doc__, figures=False)
     parser.add_argument("words", nargs="*", metavar="KEY VALUE", help="options of the config")
     words = parser.parse_args(list(argv)).words
     config = load_config(find_config("shapes", "spnet18"), words)

@@ -12,13 +12,14 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from stripseg import command_line
+from stripseg.command_line import Result
 from stripseg.config.errors import DataError
 from stripseg.report.explain import explain
 from stripseg.report.explain_page import NO_STRIPS, write_explanation
 from stripseg.trained_network import load, sources_of
 
 
-def main(argv: Sequence[str]) -> int | None:
+def main(argv: Sequence[str]) -> Result:
     """Load, explain, write."""
     options = parser().parse_args(list(argv))
     if sources_of(options.image) is not None:
@@ -27,19 +28,26 @@ def main(argv: Sequence[str]) -> int | None:
     pixel = tuple(options.pixel) if options.pixel else None
     explanation = explain(trained, options.image, pixel)
     title = f"{Path(options.image).name}: what {options.network} looks at"
-    for path in write_explanation(explanation, options.output, title=title):
-        print(path)
+    files = write_explanation(explanation, options.output, title=title)
+    print("\n".join(map(str, files)))
     if not explanation.has_strips:
         print(NO_STRIPS)
-    return None
+    return Result(
+        {
+            "pixel": explanation.pixel,
+            "class": explanation.names[explanation.class_index],
+            "strip_pooling": {m.name: {"mean": m.mean.mean()} for m in explanation.attention},
+            "mixed_pooling": {
+                m.name: {"pyramid": m.pyramid.mean(), "strips": m.strips.mean()}
+                for m in explanation.branches
+            },
+            "files": files,
+        }
+    )
 
 
 def parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="stripseg explain",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = command_line.command_parser("stripseg explain", __doc__)
     parser.add_argument("network", help="checkpoint, folder, or hf://OWNER/NAME; no export")
     parser.add_argument("image", help="image file")
     parser.add_argument(

@@ -8,22 +8,18 @@ eight sizes and two batch sizes against the checkpoint before it gets its name.
     stripseg export best.pth simple.onnx --pixels --class-map  uint8 image in, class map out
 """
 
-import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
 from stripseg import command_line
+from stripseg.command_line import Result
 from stripseg.export import export_network
 from stripseg.trained_network import load
 
 
-def main(argv: Sequence[str]) -> int | None:
+def main(argv: Sequence[str]) -> Result:
     """Load, export, compare, print the comparison."""
-    parser = argparse.ArgumentParser(
-        prog="stripseg export",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = command_line.command_parser("stripseg export", __doc__)
     parser.add_argument("checkpoint", help="a checkpoint, or a folder that save_pretrained wrote")
     parser.add_argument("output", type=Path, help="file to write: .onnx or .pt2")
     shape = parser.add_argument_group("shapes and types")
@@ -50,7 +46,13 @@ def main(argv: Sequence[str]) -> int | None:
     print(
         f"{export.path}: {megabytes:.1f} MB, the same as {options.checkpoint} at every size tried"
     )
-    return None
+    return Result(
+        {
+            "file": export.path,
+            "bytes": export.path.stat().st_size,
+            "comparisons": export.comparisons,
+        }
+    )
 
 
 if __name__ == "__main__":

@@ -13,7 +13,7 @@ of a camera, street_overlay.mp4 is written, with a legend.
 
 import argparse
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import get_args
@@ -21,6 +21,7 @@ from typing import get_args
 import numpy as np
 
 from stripseg import command_line
+from stripseg.command_line import Result
 from stripseg.config.errors import ConfigError, DataError
 from stripseg.config.types import nearest
 from stripseg.dataset.annotations.write import AnnotationFile, Format
@@ -35,7 +36,7 @@ SOME_FAILED = 1
 KINDS = ("gray", "color", "overlay")
 
 
-def main(argv: Sequence[str]) -> int | None:
+def main(argv: Sequence[str]) -> Result:
     """Load, predict, write; an image that cannot be read is named, and the others go on."""
     options = parser().parse_args(list(argv))
     videos = videos_of(options)
@@ -56,20 +57,21 @@ def main(argv: Sequence[str]) -> int | None:
         window=tuple(options.window) if options.window else None,
     )
     outlines = outlines_of(options, trained.names, trained.colors)
-    failed = 0
+    done, failed = [], []
     for path, target in progress(images, total=len(images), unit="image", what="predicting"):
         try:
             prediction = trained.predict_with(engine, path)
         except DataError as error:
             print(f"error: {error}", file=sys.stderr)
-            failed += 1
+            failed.append({"image": path, "error": str(error)})
             continue
         written = write(prediction, options.output / target, options.kinds, style)
         if "gray" in options.kinds:
             write_place(path, options.output / target, prediction.mask)
         if outlines is not None:
             outlines.add(target, path, prediction.mask)
-        log.info(f"{path} -> {written}")
+        log.info(f"{path} -> {common_name(written)}")
+        done.append({"image": path, "files": written, "pixels": pixels_of(prediction)})
     if outlines is not None:
         log.info(outlines.summary())
     for target, source in videos.items():
@@ -80,21 +82,18 @@ def main(argv: Sequence[str]) -> int | None:
             )
         except DataError as error:
             print(f"error: {error}", file=sys.stderr)
-            failed += 1
+            failed.append({"video": source, "error": str(error)})
             continue
         log.info(f"{source} -> {target}, {count} frames")
+        done.append({"video": source, "file": target, "frames": count})
     if failed:
         total = len(images) + len(videos)
-        print(f"{failed} of {total} images could not be predicted", file=sys.stderr)
-    return SOME_FAILED if failed else None
+        print(f"{len(failed)} of {total} images could not be predicted", file=sys.stderr)
+    return Result({"results": done, "failed": failed}, SOME_FAILED if failed else 0)
 
 
 def parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="stripseg predict",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = command_line.command_parser("stripseg predict", __doc__)
     parser.add_argument("network", help="checkpoint, export, folder, or hf://OWNER/NAME")
     parser.add_argument("image", nargs="*", help="image or video file, folder, or quoted glob")
     parser.add_argument("--camera", type=int, help="number of a camera, from 0; Ctrl-C ends it")
@@ -212,8 +211,17 @@ def index_of(name: str, names: Sequence[str]) -> int:
     raise ConfigError(f"--classes {name}: the network has no such class; {known}")
 
 
-def write(prediction: Prediction, stem: Path, kinds: Sequence[str], style: OverlayStyle) -> str:
-    """Write the pictures asked for; return their common name."""
+def pixels_of(prediction: Prediction) -> dict[str, int]:
+    """{name: pixels} of the classes in a prediction."""
+    counts = np.bincount(prediction.mask.ravel(), minlength=len(prediction.names))
+    pairs = zip(prediction.names, counts.tolist(), strict=True)
+    return {name: count for name, count in pairs if count}
+
+
+def write(
+    prediction: Prediction, stem: Path, kinds: Sequence[str], style: OverlayStyle
+) -> dict[str, Path]:
+    """Write the pictures asked for; return {kind: file}."""
     made = {
         "gray": lambda: prediction.mask.astype(np.uint8),
         "color": lambda: np.asarray(prediction.colored()),
@@ -221,9 +229,19 @@ def write(prediction: Prediction, stem: Path, kinds: Sequence[str], style: Overl
             prediction.image, prediction.mask, prediction.names, prediction.colors
         ),
     }
-    for kind in kinds:
-        write_png(stem.with_name(f"{stem.name}_{kind}.png"), made[kind]())
-    return f"{stem}_{{{','.join(kinds)}}}.png" if len(kinds) > 1 else f"{stem}_{kinds[0]}.png"
+    files = {kind: stem.with_name(f"{stem.name}_{kind}.png") for kind in kinds}
+    for kind, file in files.items():
+        write_png(file, made[kind]())
+    return files
+
+
+def common_name(files: Mapping[str, Path]) -> str:
+    """`photo_{gray,color}.png` of several files, the path of a single one."""
+    first = next(iter(files.values()))
+    if len(files) == 1:
+        return str(first)
+    stem = str(first).removesuffix(f"_{next(iter(files))}.png")
+    return f"{stem}_{{{','.join(files)}}}.png"
 
 
 if __name__ == "__main__":

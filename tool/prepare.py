@@ -15,14 +15,16 @@ stripseg prepare pack DATASET EXPERIMENT --out DIR
 import argparse
 import os
 import re
-from collections.abc import Callable, Sequence
+import sys
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import get_args
+from typing import Any, get_args
 
 import numpy as np
 
 from stripseg import command_line
+from stripseg.command_line import Result
 from stripseg.config.errors import DataError
 from stripseg.config.limits import SIDE
 from stripseg.config.schema import Config
@@ -74,10 +76,10 @@ WORKERS = min(8, os.cpu_count() or 1)
 # options of masks, which annotations do not have, and the other way round
 MASK_OPTIONS = ("colors", "values", "ids_from", "ignore", "snap", "alpha")
 DRAWING_OPTIONS = ("overlap", "crowd", "background")
-Prepare = Callable[[argparse.Namespace], int | None]
+Prepare = Callable[[argparse.Namespace], Result]
 
 
-def main(argv: Sequence[str]) -> int | None:
+def main(argv: Sequence[str]) -> Result:
     """Write a dataset, or what a training run needs to know of one."""
     if argv and argv[0] == "pack":  # names its config as all commands that read one
         return prepare_pack(argv[1:])
@@ -97,7 +99,12 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     def command(
         name: str, prepare: Prepare, text: str, *, root: bool = True
     ) -> argparse.ArgumentParser:
-        added = commands.add_parser(name, help=text, description=text)
+        added = commands.add_parser(
+            name,
+            help=text,
+            description=text,
+            parents=[command_line.output_options(figures=True)],
+        )
         added.set_defaults(prepare=prepare)
         if root:
             added.add_argument("root", type=Path, metavar="ROOT", help="folder of the data")
@@ -208,27 +215,31 @@ def add_workers(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--workers", type=int, default=WORKERS, help="processes")
 
 
-def prepare_shapes(options: argparse.Namespace) -> None:
+def prepare_shapes(options: argparse.Namespace) -> Result:
     """Write the built-in dataset."""
     write_shapes(options.root)
     print(f"{options.root}: images/, labels/, train.txt, val.txt, names.txt, colors.txt")
+    return Result({"folder": options.root})
 
 
-def prepare_shapes10(options: argparse.Namespace) -> None:
+def prepare_shapes10(options: argparse.Namespace) -> Result:
     """Write the built-in set for classification."""
     folder = write_shapes10(options.root, train=options.train, val=options.val, seed=options.seed)
     print(f"{folder}: {options.train} training and {options.val} validation images")
     print(f"now: sh tool/train.sh shapes10 resnet18 DATA.data_root {options.root}")
+    return Result({"folder": folder, "images": {"train": options.train, "val": options.val}})
 
 
-def prepare_digits(options: argparse.Namespace) -> None:
+def prepare_digits(options: argparse.Namespace) -> Result:
     """Write scikit-learn's handwritten digits."""
-    print(f"{write_digits(options.root)}: handwritten digits")
+    written = write_digits(options.root)
+    print(f"{written}: handwritten digits")
     print(f"now: sh tool/train.sh digits resnet18 DATA.data_root {options.root}")
+    return Result({"folder": written})
 
 
-def prepare_cifar(options: argparse.Namespace) -> int | None:
-    """Read all of an official archive and print what is in it; 1 if it is incomplete.
+def prepare_cifar(options: argparse.Namespace) -> Result:
+    """Read all of an official archive and print what is in it; exit code 1 if it is incomplete.
 
     Raises:
         DataError: it is not there, or a file is missing or damaged.
@@ -243,27 +254,38 @@ def prepare_cifar(options: argparse.Namespace) -> int | None:
             f"{root}: holds no {FOLDERS[name]}; unpack {name}'s archive for Python there, or let "
             "--download fetch it"
         )
-    incomplete = False
+    splits = {}
     for split, expected in PUBLISHED.items():
         images = read_cifar(root, split, classes=classes)
-        whole = len(images) == expected
-        incomplete |= not whole
-        verdict = "as published" if whole else f"NOT WHOLE, published are {expected}"
+        splits[split] = {"images": len(images), "published": expected}
         used = len(np.unique(images.labels))
-        print(f"{split}: {len(images)} images of {used} classes ({verdict})")
+        print(f"{split}: {len(images)} images of {used} classes ({verdict(len(images), expected)})")
     print(f"DATA.data_root: {root}")
-    return INCOMPLETE if incomplete else None
+    return Result({"data_root": root, "splits": splits}, code_of(splits))
 
 
-def prepare_official(options: argparse.Namespace) -> int | None:
-    """A list of pairs for every split that is there, and a plain copy; 1 if one is incomplete."""
+def verdict(images: int, published: int) -> str:
+    return "as published" if images == published else f"NOT WHOLE, published are {published}"
+
+
+def code_of(splits: Mapping[str, Mapping[str, Any]]) -> int:
+    """The exit code for splits of an official download."""
+    whole = all(split["images"] == split["published"] for split in splits.values())
+    return 0 if whole else INCOMPLETE
+
+
+def prepare_official(options: argparse.Namespace) -> Result:
+    """A list of pairs for every split that is there, and a plain copy.
+
+    The exit code is 1 if one is incomplete.
+    """
     name, root = options.dataset, options.root
     if name == "voc2012" and options.sbd:
         write_sbd_labels(root, options.sbd)
     description = describe(name)
     base = official_root(description, root)
     folder = options.lists or Path("dataset") / name / "list"
-    incomplete, written = False, 0
+    splits = {}
     for split, layout in description.layout.items():
         try:
             pairs = official_pairs(description, root, split, with_labels=layout.labels is not None)
@@ -274,19 +296,17 @@ def prepare_official(options: argparse.Namespace) -> int | None:
             "\t".join(str(p.relative_to(base)) for p in (pair.image, pair.label) if p is not None)
             for pair in pairs
         ]
-        write_lines(folder / f"{split}.txt", lines)
-        written += 1
+        path = folder / f"{split}.txt"
+        write_lines(path, lines)
         expected = description.splits.get(split, len(pairs))
-        whole = len(pairs) == expected
-        incomplete |= not whole
-        verdict = "as published" if whole else f"NOT WHOLE, published are {expected}"
-        print(f"{split}: {len(pairs)} images ({verdict}) -> {folder / f'{split}.txt'}")
+        splits[split] = {"images": len(pairs), "published": expected, "list": path}
+        print(f"{split}: {len(pairs)} images ({verdict(len(pairs), expected)}) -> {path}")
         if options.convert and layout.labels is not None:
             write_copy(split, pairs, description, base, options)
-    if not written:
+    if not splits:
         raise DataError(f"{root}: holds no split of {name}; name the folder of the download")
     print(f"DATA.data_root for these lists: {base}")
-    return INCOMPLETE if incomplete else None
+    return Result({"data_root": base, "splits": splits}, code_of(splits))
 
 
 def write_sbd_labels(root: Path, sbd: Path) -> None:
@@ -344,7 +364,7 @@ class Source:
     problems: Sequence[str] = ()
 
 
-def prepare_custom(options: argparse.Namespace) -> None:
+def prepare_custom(options: argparse.Namespace) -> Result:
     """Match, inspect, report, write."""
     tables = parquet.tables_with_pictures(options.labels)
     if tables:
@@ -375,10 +395,10 @@ def prepare_custom(options: argparse.Namespace) -> None:
         raise DataError(f"{options.labels}: no image of {options.images} is left to use")
     numbering = source.numbering or number_masks(found, source, options)
     for line in (*numbering.warnings, *custom.photo_warnings(found)):
-        print(f"warning: {line}")
+        print(f"warning: {line}", file=sys.stderr)
     for line in numbering.notes:
         print(f"labels: {line}")
-    write_dataset(found, numbering, source.root, options)
+    return write_dataset(found, numbering, source.root, options)
 
 
 def cut_rasters(options: argparse.Namespace) -> None:
@@ -416,7 +436,7 @@ def write_dataset(
     numbering: ClassNumbering,
     root: Path,
     options: argparse.Namespace,
-) -> None:
+) -> Result:
     """Split, lists, classes, YAML, and what to do next."""
     training, validation = custom.split(found, options.validation, options.seed)
     folder = Path("dataset") / options.name
@@ -433,6 +453,14 @@ def write_dataset(
         print(f"channels: all {bands} bands of the TIFF files (DATA.in_channels {bands})")
     print(f"{len(training)} pairs to train on, {len(validation)} to validate: {folder}/")
     print(f"config: {config}\nnow: sh tool/train.sh {options.name} spnet18")
+    return Result(
+        {
+            "folder": folder,
+            "config": config,
+            "classes": numbering.names,
+            "images": {part: len(pairs) for part, pairs in parts.items()},
+        }
+    )
 
 
 def find_source(options: argparse.Namespace) -> Source:
@@ -501,7 +529,10 @@ def draw_annotations(
     written, empty = sum(item.written for item in good), sum(item.empty for item in good)
     print(f"labels: {written} drawn, {len(good) - written} as before: {folder}/")
     if empty:
-        print(f"warning: {empty} shape(s) cover no pixel's centre and are in no label")
+        print(
+            f"warning: {empty} shape(s) cover no pixel's centre and are in no label",
+            file=sys.stderr,
+        )
     return Source(
         [(item.image, item.target) for item in good],
         options.images.resolve(),
@@ -532,7 +563,7 @@ def report_broken(
     lines = [*problems, *(f"{path}: has no label" for path in alone)]
     lines += [f"{path}: belongs to no image" for path in unused]
     for line in lines:
-        print(f"broken: {line}")
+        print(f"broken: {line}", file=sys.stderr)
     if lines and not options.leave_out_broken:
         raise DataError(
             f"{len(lines)} broken pair(s), listed above; correct them, or leave them out with "
@@ -559,9 +590,9 @@ def class_summary(found: Sequence[inspection.Inspection], numbering: ClassNumber
     return "\n".join(lines)
 
 
-def prepare_pack(argv: Sequence[str]) -> None:
+def prepare_pack(argv: Sequence[str]) -> Result:
     """Write the packed copies and print how to train from them."""
-    parser = command_line.argument_parser(
+    parser = command_line.config_parser(
         "stripseg prepare pack",
         "Pack a config's training and validation lists for faster training.",
     )
@@ -572,14 +603,19 @@ def prepare_pack(argv: Sequence[str]) -> None:
     if not folder:
         parser.error("name the folder of the copy with --out, or set DATA.packed")
     check_files(config, "train", official_splits=official_splits(config))
-    pack_list(config, config.DATA.train_list, folder, "train", workers=options.workers)
+    lists = {"train": config.DATA.train_list}
     if config.DATA.val_list and config.TRAIN.evaluate:
-        pack_list(config, config.DATA.val_list, folder, "val", workers=options.workers)
+        lists["val"] = config.DATA.val_list
+    packed = {
+        part: pack_list(config, path, folder, part, workers=options.workers)
+        for part, path in lists.items()
+    }
     print(f"to train from it: DATA.packed {folder}")
+    return Result({"folder": folder, "parts": packed})
 
 
-def pack_list(config: Config, list_path: str, folder: Path, part: str, *, workers: int) -> None:
-    """Write one list's copy, with a bar."""
+def pack_list(config: Config, list_path: str, folder: Path, part: str, *, workers: int) -> dict:
+    """Write one list's copy, with a bar; return its figures."""
     pairs = build_pairs(config, list_path, split=part)
     written = pack(
         pairs,
@@ -592,8 +628,9 @@ def pack_list(config: Config, list_path: str, folder: Path, part: str, *, worker
     )
     for _ in progress(written, total=len(pairs), unit="pair", what=part):
         pass
-    gigabytes = sum(file.stat().st_size for file in folder.glob(f"{part}-*.pixels")) / 1e9
-    print(f"{part}: {len(pairs)} pairs, {gigabytes:.2f} GB -> {folder / part}.json")
+    size = sum(file.stat().st_size for file in folder.glob(f"{part}-*.pixels"))
+    print(f"{part}: {len(pairs)} pairs, {size / 1e9:.2f} GB -> {folder / part}.json")
+    return {"pairs": len(pairs), "bytes": size}
 
 
 if __name__ == "__main__":

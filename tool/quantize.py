@@ -8,22 +8,18 @@ more than --allow-drop lower. KEY VALUE override the options in the file, such a
     stripseg quantize best.onnx --calibrate train.txt --checkpoint best.pth    PyTorch's rows, too
 """
 
-import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
 from stripseg import command_line
+from stripseg.command_line import Result
 from stripseg.config.errors import ExportError
 from stripseg.quantization import measure, quantize, table
 
 
-def main(argv: Sequence[str]) -> int | None:
+def main(argv: Sequence[str]) -> Result:
     """Quantize, measure, keep or refuse."""
-    parser = argparse.ArgumentParser(
-        prog="stripseg quantize",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = command_line.command_parser("stripseg quantize", __doc__)
     parser.add_argument("model", type=Path, help="an .onnx file that `stripseg export` wrote")
     parser.add_argument("words", nargs="*", metavar="KEY VALUE", help="options of its config")
     parser.add_argument("--calibrate", required=True, metavar="LIST", help="images to calibrate")
@@ -68,7 +64,7 @@ def main(argv: Sequence[str]) -> int | None:
     finally:
         attempt.unlink(missing_ok=True)
     print(f"{target}: mIoU {measured[-1].mean_iou:.4f}, {-drop:+.4f} against fp32")
-    return None
+    return Result({"file": target, "mIoU_drop": drop, "rows": measured})
 
 
 if __name__ == "__main__":

@@ -4,7 +4,6 @@ Drop an image, see its classes, switch them on and off. It listens on this machi
 --host 0.0.0.0 on every address, without any password. Needs the extra `serve` (gradio).
 """
 
-import argparse
 import os
 from collections.abc import Sequence
 
@@ -15,11 +14,7 @@ from stripseg.trained_network import load
 
 def main(argv: Sequence[str]) -> None:
     """Load the network, show the page."""
-    parser = argparse.ArgumentParser(
-        prog="stripseg serve",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = command_line.command_parser("stripseg serve", __doc__, figures=False)
     parser.add_argument("network", help="checkpoint, export, folder, or hf://OWNER/NAME")
     parser.add_argument("--device", help="cpu, cuda, cuda:1 (default: a GPU if there is one)")
     parser.add_argument("--host", default="127.0.0.1", help="address to listen on")

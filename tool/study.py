@@ -5,7 +5,6 @@ tested in a process of its own. Finished runs are not repeated: run the same com
 after a stop. Tables (Markdown, LaTeX, CSV, JSON) and pictures come to exp/studies/NAME.
 """
 
-import argparse
 import json
 import sys
 from collections.abc import Sequence
@@ -14,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from stripseg import command_line
+from stripseg.command_line import Result
 from stripseg.config.errors import TrainingError
 from stripseg.tool.summary import summarise_config
 from stripseg.util.checkpoint import folder_lock
@@ -26,9 +26,9 @@ from stripseg.util.signals import STOPPED, Stopped, StopRequest
 FOLDER = Path("exp/studies")
 
 
-def main(argv: Sequence[str]) -> int | None:
+def main(argv: Sequence[str]) -> Result:
     """Make the missing runs, then the report of those there are."""
-    parser = argparse.ArgumentParser(prog="stripseg study", description=__doc__)
+    parser = command_line.command_parser("stripseg study", __doc__)
     parser.add_argument("file", metavar="STUDY.yaml", help="what to compare")
     parser.add_argument("--report", action="store_true", help="only write table and pictures")
     options = parser.parse_args(list(argv))
@@ -46,7 +46,8 @@ def main(argv: Sequence[str]) -> int | None:
                     make_run(row, seed, place, request)
     folder.mkdir(parents=True, exist_ok=True)
     print(write_study_report([measured(row, file.seeds, folder) for row in rows], folder))
-    return None
+    runs = json.loads((folder / "results.json").read_text(encoding="utf-8"))
+    return Result({"folder": folder, "runs": runs})
 
 
 def make_run(row: Row, seed: int, place: Path, request: StopRequest) -> None:

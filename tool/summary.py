@@ -5,7 +5,6 @@ Multiply-adds count convolutions and matrix products; activations are what the l
 float32 for one image.
 """
 
-import argparse
 from collections.abc import Iterator, Sequence
 from copy import deepcopy
 from dataclasses import dataclass
@@ -15,6 +14,7 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from stripseg import command_line
+from stripseg.command_line import Result
 from stripseg.config.load import find_config, load_config, stored_config
 from stripseg.config.schema import Config
 from stripseg.model.backbone.attention import (
@@ -31,13 +31,9 @@ from stripseg.model.fcn import FCNHead
 from stripseg.model.strip_pooling import StripPoolingModule
 
 
-def main(argv: Sequence[str]) -> int | None:
+def main(argv: Sequence[str]) -> Result:
     """Build each network without memory for it, measure, print."""
-    parser = argparse.ArgumentParser(
-        prog="stripseg summary",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = command_line.command_parser("stripseg summary", __doc__)
     parser.add_argument(
         "words",
         nargs="*",
@@ -77,7 +73,17 @@ def main(argv: Sequence[str]) -> int | None:
     if len(results) == 1:
         print(part_table(results[0][1]))
     print(comparison(results))
-    return None
+    return Result([figures_of(*result) for result in results])
+
+
+def figures_of(config: Config, parts: Sequence["Part"]) -> dict:
+    """What `--json` prints of a network."""
+    return {
+        "dataset": config.dataset,
+        "experiment": config.experiment,
+        "crop": [config.TRAIN.train_h, config.TRAIN.train_w],
+        "parts": parts,
+    }
 
 
 def summarise_config(config: Config) -> list["Part"]:

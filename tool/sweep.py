@@ -5,7 +5,7 @@ pictures come to exp/sweeps/NAME. The same command resumes after a stop; started
 once, all of them work on the same sweep.
 """
 
-import argparse
+import json
 import os
 import sys
 from collections.abc import Sequence
@@ -15,6 +15,7 @@ from pathlib import Path
 import torch
 
 from stripseg import command_line
+from stripseg.command_line import Result
 from stripseg.config.errors import ConfigError
 from stripseg.config.load import load_config
 from stripseg.config.schema import COMMAND_LINE, Config
@@ -36,9 +37,9 @@ TRAIN = (sys.executable, str(Path(__file__).with_name("train.py")))
 NONE_FINISHED = 1
 
 
-def main(argv: Sequence[str]) -> int | None:
+def main(argv: Sequence[str]) -> Result:
     """Check the file, make the trials, report."""
-    parser = argparse.ArgumentParser(prog="stripseg sweep", description=__doc__)
+    parser = command_line.command_parser("stripseg sweep", __doc__)
     parser.add_argument("file", metavar="SWEEP.yaml", help="what to try: see docs/sweep.md")
     parser.add_argument("--workers", type=int, default=1, help="trials at the same time")
     parser.add_argument("--report", action="store_true", help="only write tables and pictures")
@@ -54,8 +55,13 @@ def main(argv: Sequence[str]) -> int | None:
         run_trials(study, options.workers)
     with folder_lock(study.folder, wait=LOCK_SECONDS):
         print(write_sweep_report(study), flush=True)
+    table, best = study.folder / "results.json", study.folder / "best.yaml"
+    trials = json.loads(table.read_text(encoding="utf-8")) if table.is_file() else []
     finished = any(trial.state.name == "COMPLETE" for trial in study.runs().values())
-    return None if finished else NONE_FINISHED
+    return Result(
+        {"folder": study.folder, "best": best if finished else None, "trials": trials},
+        0 if finished else NONE_FINISHED,
+    )
 
 
 def check_candidates(sweep: Sweep, file: str) -> None:

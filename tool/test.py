@@ -8,20 +8,24 @@ stripseg test camvid spnet18 --against exp/camvid/pspnet18/result/val/ss
 Beside the figures (metrics.json) it writes report.html, and per_image.jsonl for `stripseg compare`.
 """
 
+import json
 from collections.abc import Sequence
 from pathlib import Path
 
 from stripseg import command_line
+from stripseg.command_line import Result
+from stripseg.config.schema import Config
 from stripseg.config.validate import check_files
 from stripseg.dataset.build import official_splits
+from stripseg.report.page import NAME as REPORT
 from stripseg.testing import run_test
 from stripseg.util.distributed import process_group
 from stripseg.util.logger import run_logger
 
 
-def main(argv: Sequence[str]) -> int | None:
+def main(argv: Sequence[str]) -> Result | int:
     """Predict, save, count, report."""
-    parser = command_line.argument_parser("stripseg test", __doc__)
+    parser = command_line.config_parser("stripseg test", __doc__)
     parser.add_argument(
         "--against", type=Path, help="folder of an earlier test that the report compares with"
     )
@@ -46,7 +50,16 @@ def main(argv: Sequence[str]) -> int | None:
     for notice in config.notices:
         log.info(f"note: {notice}")
     run_test(config, device, log, against=options.against, groups=options.groups)
-    return None
+    return Result(figures_of(config) if process_group.is_main() else {})
+
+
+def figures_of(config: Config) -> dict:
+    """What `--json` prints: metrics.json, where images have labels, and where everything is."""
+    folder = Path(config.TEST.save_folder)
+    labelled = config.classifies or config.TEST.split != "test"
+    metrics = json.loads((folder / "metrics.json").read_text("utf-8")) if labelled else {}
+    report = folder / REPORT
+    return {**metrics, "folder": folder, "report": report if report.is_file() else None}
 
 
 if __name__ == "__main__":

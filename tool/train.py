@@ -13,17 +13,21 @@ from pathlib import Path
 import torch
 
 from stripseg import command_line
+from stripseg.command_line import Result
 from stripseg.config.schema import Config
 from stripseg.config.validate import check_files
 from stripseg.dataset.build import official_splits
 from stripseg.training_run import build_trainer
 from stripseg.util.checkpoint import folder_lock, move_aside
 from stripseg.util.distributed import process_group
+from stripseg.util.training.epoch_log import NAME as EPOCHS
+from stripseg.util.training.epoch_log import read_records
+from stripseg.util.training.trainer import Trainer
 
 
-def main(argv: Sequence[str]) -> int | None:
+def main(argv: Sequence[str]) -> Result | int:
     """Parse, decide on processes, train."""
-    parser = command_line.argument_parser("stripseg train", __doc__)
+    parser = command_line.config_parser("stripseg train", __doc__)
     parser.add_argument(
         "--fresh",
         action="store_true",
@@ -58,7 +62,7 @@ def is_first_process(config: Config) -> bool:
     return first and int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0)) == 0
 
 
-def run(config: Config, device: torch.device) -> None:
+def run(config: Config, device: torch.device) -> Result:
     """Train from where the run's folder says to the end."""
     trainer = build_trainer(config, device)
     log = trainer.run_log.log
@@ -69,9 +73,24 @@ def run(config: Config, device: torch.device) -> None:
                 "to do. Raise TRAIN.epochs, or train from scratch: --fresh, or another "
                 "TRAIN.save_path"
             )
-            return
+            return figures_of(trainer)
         trainer.fit()
     log.info(f"done: {trainer.checkpoints.last}")
+    return figures_of(trainer)
+
+
+def figures_of(trainer: Trainer) -> Result:
+    """What `--json` prints: the checkpoints, and the figures of the last epoch."""
+    kept, epochs = trainer.checkpoints, read_records(trainer.checkpoints.folder / EPOCHS)
+    return Result(
+        {
+            "last": kept.last,
+            "best": kept.best if kept.best.is_file() else None,
+            "steps": trainer.step,
+            "epochs": trainer.epoch,
+            "figures": epochs[max(epochs)] if epochs else None,
+        }
+    )
 
 
 if __name__ == "__main__":

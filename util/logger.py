@@ -61,11 +61,15 @@ class _Closing(logging.StreamHandler):
 
 
 class _AboveBar(logging.Handler):
-    """Prints lines above the progress bar instead of through it."""
+    """Prints lines above the progress bar instead of through it.
+
+    With `--quiet` stdout is left to the figures of `--json`, and warnings come to stderr.
+    """
 
     def emit(self, record: logging.LogRecord) -> None:
-        tqdm.write(self.format(record), file=sys.stdout)
-        sys.stdout.flush()
+        stream = sys.stderr if quiet() else sys.stdout
+        tqdm.write(self.format(record), file=stream)
+        stream.flush()
 
 
 def progress(

@@ -5,8 +5,8 @@ from collections.abc import Callable, Mapping, Sequence
 from .html import text
 
 WIDTH, HEIGHT, LEFT, BOTTOM = 480, 220, 48, 26
-# Okabe and Ito's palette, which people who confuse red and green can tell apart
-COLORS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")
+COLORS = tuple(f"var(--series-{index})" for index in range(1, 7))  # of report.css
+FEW = 12  # points of a line that are marked, so that a single one is seen
 Points = Sequence[tuple[float, float]]
 
 
@@ -15,7 +15,8 @@ def line_chart(title: str, series: Mapping[str, Points]) -> str:
 
     def line(points: Sequence[str], color: str) -> str:
         joined = " ".join(points)
-        return f'<polyline fill="none" stroke="{color}" stroke-width="2" points="{joined}"/>'
+        path = f'<polyline fill="none" style="stroke:{color}" stroke-width="2" points="{joined}"/>'
+        return path if len(points) > FEW else path + dots(points, color)
 
     return chart(title, series, line)
 
@@ -23,13 +24,14 @@ def line_chart(title: str, series: Mapping[str, Points]) -> str:
 def scatter_chart(title: str, series: Mapping[str, Points]) -> str:
     """(x, y) points as dots, with the range of both axes."""
 
-    def dots(points: Sequence[str], color: str) -> str:
-        places = (point.split(",") for point in points)
-        return "".join(
-            f'<circle cx="{x}" cy="{y}" r="3" fill="{color}" opacity="0.6"/>' for x, y in places
-        )
-
     return chart(title, series, dots)
+
+
+def dots(points: Sequence[str], color: str) -> str:
+    places = (point.split(",") for point in points)
+    return "".join(
+        f'<circle cx="{x}" cy="{y}" r="3" style="fill:{color}" opacity="0.6"/>' for x, y in places
+    )
 
 
 def chart(
@@ -47,16 +49,17 @@ def chart(
         return f"{across:.1f},{down:.1f}"
 
     parts = [frame(title)]
-    for value in (low_y, (low_y + high_y) / 2, high_y):
+    ticks = (low_y, (low_y + high_y) / 2, high_y)
+    for value, name in zip(ticks, figures(ticks), strict=True):
         start, end = place(low_x, value).split(","), place(high_x, value).split(",")
         parts.append(
             f'<line class=grid x1="{start[0]}" y1="{start[1]}" x2="{end[0]}" y2="{end[1]}"/>'
             f'<text x="{LEFT - 5}" y="{float(start[1]) + 4:.1f}" text-anchor="end">'
-            f"{value:.3g}</text>"
+            f"{name}</text>"
         )
-    for value in (low_x, high_x):
+    for value, anchor in ((low_x, "middle"), (high_x, "end")):
         across = place(value, low_y).split(",")[0]
-        parts.append(f'<text x="{across}" y="{HEIGHT - 8}" text-anchor="middle">{value:g}</text>')
+        parts.append(f'<text x="{across}" y="{HEIGHT - 8}" text-anchor="{anchor}">{value:g}</text>')
     for index, (name, line) in enumerate(series.items()):
         color = COLORS[index % len(COLORS)]
         parts.append(draw([place(*point) for point in line], color))
@@ -78,7 +81,8 @@ def reliability_chart(bins: Sequence[Sequence[float]]) -> str:
 
     width, height = side + edge + 12, side + 28 + 26
     parts = [
-        f'<svg role="img" viewBox="0 0 {width} {height}" width="{width}">'
+        f'<svg role="img" aria-label="right, by confidence" viewBox="0 0 {width} {height}" '
+        f'width="{width}">'
         '<text class=title x="0" y="14">right, by confidence</text>'
     ]
     for value in (0, 0.5, 1):
@@ -98,20 +102,30 @@ def reliability_chart(bins: Sequence[Sequence[float]]) -> str:
         shade = 0.25 + 0.75 * (pixels / most) ** 0.5
         parts.append(
             f'<rect x="{across + 1:.1f}" y="{down:.1f}" width="{step - 2:.1f}" '
-            f'height="{28 + side - down:.1f}" fill="{COLORS[0]}" opacity="{shade:.2f}">'
+            f'height="{28 + side - down:.1f}" style="fill:{COLORS[0]}" opacity="{shade:.2f}">'
             f"<title>confidence {confidence / pixels:.2f}: right {right / pixels:.2f}, "
             f"{100 * pixels / total:.1f} % of the pixels</title></rect>"
         )
     (x1, y1), (x2, y2) = place(0, 0), place(1, 1)
-    parts.append(f'<line x1="{x1}" y1="{y1}" x2="{x2}" y2="{y2}" stroke="{COLORS[1]}"/>')
+    parts.append(f'<line x1="{x1}" y1="{y1}" x2="{x2}" y2="{y2}" style="stroke:{COLORS[1]}"/>')
     return "".join([*parts, "</svg>"])
 
 
 def frame(title: str) -> str:
     return (
-        f'<svg role="img" viewBox="0 0 {WIDTH} {HEIGHT}" width="{WIDTH}">'
+        f'<svg role="img" aria-label="{text(title)}" viewBox="0 0 {WIDTH} {HEIGHT}" '
+        f'width="{WIDTH}">'
         f'<text class=title x="0" y="14">{text(title)}</text>'
     )
+
+
+def figures(values: Sequence[float]) -> list[str]:
+    """The values with as many digits as tell them apart, at least three."""
+    for digits in range(3, 7):
+        shown = [f"{value:.{digits}g}" for value in values]
+        if len(set(shown)) == len(values):
+            break
+    return shown
 
 
 def bounds(values: Sequence[float]) -> tuple[float, float]:

@@ -11,7 +11,7 @@ from ..dataset.lists import is_below
 from ..dataset.results import prediction_names
 from ..util.images import as_rgb, overlay, read_image, read_label, shrunk
 from .compare import Comparison, Difference, shown_p
-from .html import figure_cell, jpeg, page, palette_png, sortable, table, text
+from .html import jpeg, page, palette_png, sortable, table, text
 from .page import VIEWER, change_cell
 from .pictures import FULL, THUMBNAIL
 from .records import TestRecords
@@ -94,9 +94,10 @@ def comparison_page(first: Method, others: Sequence[tuple[Method, Comparison]]) 
 
 
 def figures_table(first: Method, second: Method, result: Comparison) -> str:
+    told = text(difference_text(result.mean))
     rows = [
         [text(first.name), figures_text(result.a), ""],
-        [text(second.name), figures_text(result.b), difference_text(result.mean)],
+        [text(second.name), figures_text(result.b), f"<span class=wrap>{told}</span>"],
     ]
     return table(["", "mIoU", "difference"], rows, numbers=2)
 
@@ -107,7 +108,7 @@ def class_table(first: Method, result: Comparison) -> str:
         [
             (name, text(name)),
             change_cell(entry),
-            figure_cell(entry.p),
+            (entry.p, text(shown_p(entry.p).removeprefix("= "))),
         ]
         for name, entry in zip(first.runs[0].names, result.classes, strict=True)
         if entry is not None

@@ -322,6 +322,7 @@ def draw_panel(axes: Any, runs: Sequence[Run], panel: Panel) -> None:
     dashed = panel.beside and any(panel.beside in run.curves for run in runs)
     axes.set_title(f"{panel.title} (validation, dashed: training)" if dashed else panel.title)
     axes.title.set_fontsize(10)
+    axes.xaxis.get_major_locator().set_params(integer=True)
     axes.set_xlabel("epoch" if by_epoch else "step", fontsize=9)
     axes.tick_params(labelsize=8)
     axes.grid(alpha=0.3)

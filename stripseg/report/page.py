@@ -4,7 +4,6 @@ import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +16,8 @@ from ..dataset.segmentation import EvaluationSet
 from ..util.files import write_text
 from ..util.memory import peak_memory
 from ..util.training.epoch_log import read_epochs
-from .charts import line_chart, reliability_chart
+from .breakdowns import breakdown_section, calibration_section
+from .charts import line_chart
 from .compare import Comparison, Difference, compare
 from .html import (
     Cell,
@@ -32,16 +32,17 @@ from .html import (
     table,
     text,
 )
-from .intervals import FEW_HOLDING, FEWEST_UNITS, Bootstrap, Interval, iou_of, tallies
-from .pictures import LAYERS, Shown, TestPictures, unique
-from .records import BOUNDARY_SHARE, DISTANCES, ELONGATIONS, SIZES, ImageRecord, TestRecords, sum_of
+from .intervals import FEW_HOLDING, FEWEST_UNITS, Bootstrap, Interval, tallies
+from .pictures import LAYERS, TestPictures, unique
+from .records import BOUNDARY_SHARE, ImageRecord, TestRecords, sum_of
 
 NAME = "report.html"
 WORST, MIDDLE, BEST = 12, 4, 4
 MOST_CLASSES = 30  # in the confusion matrix
 MOST_FULL, MOST_THUMBNAILS = 60, 400  # pictures
 MOST_BYTES = 5_000_000  # of whole images, in base64
-PER_CELL, CONFUSIONS, MOST_SUSPECTS = 6, 10, 12
+PER_CELL, CONFUSIONS = 6, 10
+NO_GPU = ("TRAIN.train_gpu", "[]")  # which every command but training adds to what a user gives
 
 
 @dataclass(frozen=True)
@@ -130,8 +131,8 @@ def write_report(
             classes_section(test, colors),
             confusion_section(test),
             gallery_section(test, has_pictures=bool(images["thumbs"])),
-            breakdown_section(test),
-            calibration_section(test, pictures),
+            breakdown_section(records),
+            calibration_section(records, pictures),
             run_section(test),
             VIEWER,
         ]
@@ -178,7 +179,7 @@ def verdict(test: Test) -> str:
     parts = [
         f"<header><h1>{text(config.dataset)} {text(config.experiment)}</h1>",
         f"<p class=verdict id=verdict>mIoU {interval.value:.4f} "
-        f"<small>{told}, drawing {drawn}</small>"
+        f"<small>{told}, resampling {drawn}</small>"
         "</p>",
         f"<p class=facts>{text('; '.join(facts))}</p>",
     ]
@@ -215,7 +216,9 @@ def command_of(config: Config, groups: str) -> str:
     more = ["--groups", groups] if groups != "auto" else []
     is_network = not config.source.endswith((".yaml", ".yml"))
     named = [config.source] if is_network else ["--config", config.source]
-    return shlex.join(["stripseg", "test", *named, *more, *map(str, config.overrides)])
+    pairs = zip(config.overrides[::2], config.overrides[1::2], strict=True)
+    given = [word for pair in pairs if pair != NO_GPU for word in pair]
+    return shlex.join(["stripseg", "test", *named, *more, *given])
 
 
 def classes_section(test: Test, colors: np.ndarray) -> str:
@@ -287,8 +290,8 @@ def change_cell(change: Difference) -> Cell:
     interval = change.interval
     sign = ("up" if interval.value > 0 else "down") if change.clear else "faint"
     if not interval.known:
-        return (interval.value, f"<span class=faint>{100 * interval.value:+.1f}</span>")
-    shown = f"{100 * interval.value:+.1f} ({100 * interval.low:+.1f} to {100 * interval.high:+.1f})"
+        return (interval.value, f"<span class=faint>{100 * interval.value:+.2f}</span>")
+    shown = f"{100 * interval.value:+.2f} ({100 * interval.low:+.2f} to {100 * interval.high:+.2f})"
     return (interval.value, f"<span class={sign}>{shown}</span>")
 
 
@@ -455,142 +458,6 @@ VIEWER = """<dialog id=viewer aria-labelledby=viewer-name>
 <label>right <select id=right></select></label>
 <span class=faint id=legend>errors: orange wrong, blue right, grey unlabelled</span></div>
 </dialog>"""
-
-
-def summed(images: Sequence[ImageRecord], field: str, columns: int) -> np.ndarray:
-    """The rows of a field, summed over the images."""
-    rows = [getattr(image, field) for image in images if getattr(image, field)]
-    return np.sum(rows, axis=0) if rows else np.zeros((0, columns))
-
-
-def breakdown_section(test: Test) -> str:
-    """Where errors lie: near boundaries, in small objects, in long ones, in small images."""
-    distance = summed(test.images, "distance", 2)
-    parts = ["<section id=where><h2>Where errors lie</h2>"]
-    if len(distance) and distance.sum():
-        errors, pixels = distance.sum(0)[1], distance[:, 0].sum()
-        near = distance[0][1] / max(1, errors)
-        parts.append(
-            f"<p><b>{percent(near)} of all errors</b> lie within {DISTANCES[0]} pixels of a "
-            f"boundary of the label, where {percent(distance[0][0] / pixels)} of the pixels "
-            "are.</p>"
-        )
-        rows = [
-            [label, percent(row[0] / pixels), percent(row[1] / max(1, errors)),
-             percent(row[1] / row[0]) if row[0] else "", bar(row[1] / row[0] if row[0] else 0)]
-            for label, row in zip(range_names(DISTANCES, "px", first=1), distance, strict=True)
-        ]  # fmt: skip
-        head = ["distance to a boundary", "pixels", "errors", "error rate", ""]
-        parts.append("<div class=columns><div>" + table(head, rows, numbers=4) + "</div>")
-        side = [round(size**0.5) for size in SIZES]
-        sizes = [f"below {side[0]} x {side[0]} px", f"to {side[1]} x {side[1]} px", "larger"]
-        parts.append(object_table("size of an object", sizes, summed(test.images, "sizes", 3)))
-        longs = range_names(ELONGATIONS, "", first=1, whole=False)
-        longs[-1] += ": thin and long"
-        parts.append(
-            object_table("elongation", longs, summed(test.images, "elongations", 3)) + "</div>"
-        )
-        parts.append(
-            "<p class=faint>An object is a connected region of one class in the label. Elongation "
-            "is its area over its greatest width squared: 1 for a square, 10 for a strip ten times "
-            "as long as wide. Found is the share of its pixels that are predicted right.</p>"
-        )
-    parts.append(image_sizes(test))
-    return "".join([*parts, "</section>"])
-
-
-def range_names(ends: Sequence[int], unit: str, *, first: int, whole: bool = True) -> list[str]:
-    """Names of bins: "1 to 3 px", "4 to 8 px", "9 px and more"; "1 to 2", "2 and more"."""
-    starts = [first, *(end + whole for end in ends)]
-    names = [
-        f"{start} to {end} {unit}".strip() for start, end in zip(starts[:-1], ends, strict=True)
-    ]
-    return [*names, f"{starts[-1]} {unit}".strip() + " and more"]
-
-
-def object_table(what: str, names: Sequence[str], rows: np.ndarray) -> str:
-    lines = [
-        [name, f"{int(count):,}", percent(right / pixels) if pixels else "",
-         bar(right / pixels if pixels else 0)]
-        for name, (count, pixels, right) in zip(names, rows, strict=True)
-    ]  # fmt: skip
-    return "<div>" + table([what, "objects", "found", ""], lines, numbers=3) + "</div>"
-
-
-def image_sizes(test: Test) -> str:
-    """Figures of small, medium and large images, where they differ."""
-    areas = np.array([image.size[0] * image.size[1] for image in test.images])
-    if len(set(areas)) < 3:
-        return "<p class=faint>The images differ too little in size for a table by size.</p>"
-    limits = np.unique(np.quantile(areas, [0, 1 / 3, 2 / 3, 1]))
-    rows = []
-    for low, high in pairwise(limits):
-        last = high == limits[-1]
-        chosen = [
-            image
-            for image, area in zip(test.images, areas, strict=True)
-            if low <= area < high or (last and area == high)
-        ]
-        own = tallies(chosen, len(test.names), "none") if chosen else None
-        if own is None or not own.occurring.any():
-            continue
-        iou = iou_of(*(part.sum(0) for part in (own.hits, own.labelled, own.predicted)))
-        mean, count = iou[own.occurring].mean(), int(own.occurring.sum())
-        size = f"{low / 1e6:.2f} to {high / 1e6:.2f} Mpx"
-        rows.append([size, str(len(chosen)), str(count), f"{mean:.3f}"])
-    return "<h3>By image size</h3>" + table(
-        ["size", "images", "classes in them", "their mean IoU"], rows, numbers=3
-    )
-
-
-def calibration_section(test: Test, pictures: TestPictures) -> str:
-    """Whether confidence can be believed, and labels that the network doubts."""
-    bins = summed(test.images, "calibration", 3)
-    parts = ["<section id=calibration><h2>Confidence</h2>"]
-    if not len(bins) or not bins[:, 0].sum():
-        parts.append(
-            "<p>Saved predictions do not tell how sure the network was; test with the network for "
-            "this part.</p>"
-        )
-        return "".join([*parts, "</section>"])
-    total = bins[:, 0].sum()
-    gaps = np.abs(bins[:, 1] - bins[:, 2]).sum()
-    mean, right = bins[:, 2].sum() / total, bins[:, 1].sum() / total
-    lean = "surer than it should be" if mean > right else "less sure than it could be"
-    parts.append(
-        f"<div class=columns>{reliability_chart(bins.tolist())}<div>"
-        f"<p><b>Expected calibration error {gaps / total:.4f}.</b></p>"
-        f"<p>The network claims {percent(mean)} on average and is right in {percent(right)}: it is "
-        f"{lean}.</p><p class=faint>Darker bars hold more pixels. The error is the mean gap of "
-        "confidence and accuracy over 15 equal bins (Guo et al., ICML 2017).</p></div></div>"
-    )
-    return "".join([*parts, suspects(test, pictures), "</section>"])
-
-
-def suspects(test: Test, pictures: TestPictures) -> str:
-    """Regions where the network is sure of another class than the label."""
-    found = [(row, index) for index, image in enumerate(test.images) for row in image.suspects]
-    found.sort(key=lambda entry: -entry[0][2])
-    shown: dict[int, Shown | None] = {}
-    figures = []
-    for row, index in found[:MOST_SUSPECTS]:
-        if index not in shown:
-            shown[index] = pictures.read(index)
-        if shown[index] is None:
-            continue
-        label, prediction, pixels, *box = row
-        figures.append(
-            f'<figure><img loading=lazy alt="" src="{pictures.crop(shown[index], box)}">'
-            f"<figcaption>labelled <b>{text(test.names[label])}</b>, the network is sure of "
-            f"<b>{text(test.names[prediction])}</b> ({pixels:,} pixels)<br><span class=faint>"
-            f"{text(test.images[index].name.rpartition('/')[2])}</span></figcaption></figure>"
-        )
-    intro = (
-        "<h3>Labels to look at</h3><p>Regions away from boundaries where the network is at least "
-        f"95 % sure of another class than the label: {len(found)} in all. Some are its mistakes, "
-        "some are the label's.</p>"
-    )
-    return intro + (f"<div class=columns>{''.join(figures)}</div>" if figures else "")
 
 
 def run_section(test: Test) -> str:

@@ -64,6 +64,27 @@ for (const cell of document.querySelectorAll(".cell")) {
   });
 }
 
+// one stop of the tab key for the whole matrix, in which the arrow keys move
+const steps = {ArrowLeft: [0, -1], ArrowRight: [0, 1], ArrowUp: [-1, 0], ArrowDown: [1, 0]};
+const matrix = $("matrix");
+if (matrix) {
+  matrix.querySelectorAll("button.cell").forEach((cell, i) => { cell.tabIndex = i ? -1 : 0; });
+  matrix.addEventListener("keydown", (event) => {
+    const step = steps[event.key];
+    const place = event.target.closest("td");
+    if (!step || !place) return;
+    event.preventDefault();
+    const row = matrix.rows[place.parentElement.rowIndex + step[0]];
+    const next = row && row.cells[place.cellIndex + step[1]];
+    const cell = next && next.querySelector("button.cell");
+    if (cell) cell.focus();
+  });
+  matrix.addEventListener("focusin", (event) => {
+    for (const cell of matrix.querySelectorAll("button.cell[tabindex='0']")) cell.tabIndex = -1;
+    event.target.tabIndex = 0;
+  });
+}
+
 // gallery: groups of images; with a class chosen, those where it is found worst
 const choice = $("filter");
 function fill() {
