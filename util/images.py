@@ -18,7 +18,6 @@ from ..config.limits import PIXELS
 from .files import atomic_write
 from .png import with_stored_data
 
-PACKED_GREY = {b"\x02\x00": 85, b"\x04\x00": 17}  # depth and colour type of a PNG
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp")
 # what Pillow may open: the suffixes above, and GIF and PPM of older label sets. It knows forty more
 # formats, and one of them, EPS, starts Ghostscript
@@ -26,9 +25,6 @@ FORMATS = ("JPEG", "PNG", "BMP", "TIFF", "WEBP", "GIF", "PPM")
 DEFLATE = (8, 32946)  # TIFF's compressions that carry a checksum
 PIECE = 2**16  # compressed bytes that are checked together: what they inflate to is not kept
 TIFF_MARKS = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")  # classic and big, of either byte order
-GREY_8_BIT = (
-    b"\x08\x00"  # depth and colour type in a PNG's header; OpenCV loses a palette's indices
-)
 Image.MAX_IMAGE_PIXELS = (
     2**27
 )  # Pillow refuses twice this: OpenCV's limit, set in stripseg/__init__
@@ -56,7 +52,7 @@ def read_image(path: Path, channels: int = 3) -> np.ndarray:
     Raises:
         DataError: the file is missing, no image, ends early, or has another number of channels.
     """
-    return decode_image(_read_bytes(path, "image"), channels, origin=path)
+    return decode_image(read_bytes(path, "image"), channels, origin=path)
 
 
 def decode_image(content: bytes, channels: int = 3, *, origin: Path) -> np.ndarray:
@@ -70,13 +66,13 @@ def decode_image(content: bytes, channels: int = 3, *, origin: Path) -> np.ndarr
     direct = DECODES_TO_RGB and content.startswith((b"\x89PNG", b"\xff\xd8"))
     color = cv2.IMREAD_COLOR_RGB if direct else cv2.IMREAD_COLOR
     flag = color if channels == 3 else cv2.IMREAD_GRAYSCALE
-    image = _decode(path, content, flag, "an image")
+    image = decode_strictly(path, content, flag, what="an image")
     if channels == 1:
         return image[..., None]
     return image if direct else cv2.cvtColor(image, cv2.COLOR_BGR2RGB)
 
 
-def _decode(path: Path, content: bytes, flag: int, what: str) -> np.ndarray:
+def decode_strictly(path: Path, content: bytes, flag: int, *, what: str) -> np.ndarray:
     """OpenCV's reading of a file's content."""
     try:
         image = cv2.imdecode(np.frombuffer(with_stored_data(content), np.uint8), flag)
@@ -92,7 +88,7 @@ def _tiff_bands(path: Path, content: bytes) -> int:
         with tifffile.TiffFile(io.BytesIO(content)) as file:
             page = file.pages[0]
             kind, bands = page.dtype, int(page.samplesperpixel)
-            _refuse_damaged_parts(page, content)
+            refuse_damaged_parts(page, content)
     except Exception as error:  # decoders raise whatever they like on damaged bytes
         raise DataError(f"{path}: cannot be decoded as an image ({error})") from error
     if kind is not None and (kind.kind not in "ub" or kind.itemsize > 2):
@@ -103,16 +99,7 @@ def _tiff_bands(path: Path, content: bytes) -> int:
     return bands
 
 
-def _tiff_label_parts(path: Path, content: bytes) -> None:
-    """Raises DataError for a label whose parts are damaged; Pillow judges everything else."""
-    try:
-        with tifffile.TiffFile(io.BytesIO(content)) as file:
-            _refuse_damaged_parts(file.pages[0], content)
-    except Exception as error:  # decoders raise whatever they like on damaged bytes
-        raise DataError(f"{path}: cannot be decoded as a label image ({error})") from error
-
-
-def _refuse_damaged_parts(page: tifffile.TiffPage, content: bytes) -> None:
+def refuse_damaged_parts(page: tifffile.TiffPage, content: bytes) -> None:
     """Raises ValueError where strips or tiles lie beyond the file's end, or fail their checksum.
 
     OpenCV and libtiff fill what they cannot read, and say so on a line of the terminal alone.
@@ -168,7 +155,7 @@ def stored_channels(path: Path) -> int:
     Raises:
         DataError: the file is missing or no image.
     """
-    content = _read_bytes(path, "image")
+    content = read_bytes(path, "image")
     try:
         if content[:4] in TIFF_MARKS:
             with tifffile.TiffFile(io.BytesIO(content)) as file:
@@ -179,31 +166,33 @@ def stored_channels(path: Path) -> int:
         raise DataError(f"{path}: cannot be decoded as an image ({error})") from error
 
 
-def _frames(path: Path) -> int:
-    """Frames of a film; 1 of what cannot be opened, whose reader tells best what is wrong."""
-    try:
-        with open_picture(path) as picture:
-            return getattr(picture, "n_frames", 1)
-    except Exception:  # decoders raise whatever they like on damaged bytes
-        return 1
-
-
 def stored_pages(path: Path) -> int:
     """Pages of a TIFF that are as large as its first and hold a whole image each; frames of a film.
 
     Raises:
-        DataError: the file is damaged.
+        DataError: the TIFF is damaged. Of other files the reader tells best what is wrong.
     """
     try:
         with open(path, "rb") as file:
             mark = file.read(4)
-        if mark not in TIFF_MARKS:
-            return _frames(path)
-        with tifffile.TiffFile(path) as file:
-            first = file.pages[0].shape
-            return sum(page.shape == first and not page.is_mask for page in file.pages)
+        if mark in TIFF_MARKS:
+            with tifffile.TiffFile(path) as file:
+                return pages_of(file)
     except Exception as error:  # decoders raise whatever they like on damaged bytes
         raise DataError(f"{path}: cannot be decoded as an image ({error})") from error
+    try:
+        with open_picture(path) as picture:
+            return pages_of(picture)
+    except Exception:  # its reader tells best what is wrong
+        return 1
+
+
+def pages_of(file: tifffile.TiffFile | Image.Image) -> int:
+    """The same of an open file."""
+    if isinstance(file, Image.Image):
+        return getattr(file, "n_frames", 1)
+    first = file.pages[0].shape
+    return sum(page.shape == first and not page.is_mask for page in file.pages)
 
 
 def stored_size(path: Path) -> tuple[int, int]:
@@ -251,80 +240,7 @@ def shrunk(picture: np.ndarray, side: int, *, exact: bool = False) -> np.ndarray
     return cv2.resize(picture, size, interpolation=how)
 
 
-def read_label(path: Path) -> np.ndarray:
-    """(H, W) integer values as stored: grey values, or the indices of a palette PNG.
-
-    Raises:
-        DataError: the file is missing, damaged, or a colour picture.
-    """
-    content = _read_bytes(path, "label")
-    if content.startswith(b"\x89PNG") and content[24:26] == GREY_8_BIT:
-        # strictly: Pillow fills some of what it cannot read with zeros
-        grey = _decode(path, content, cv2.IMREAD_UNCHANGED, "a label image")
-        if grey.ndim == 2:
-            return grey
-    if content[:4] in TIFF_MARKS:
-        _tiff_label_parts(path, content)
-    if content[:4] in TIFF_MARKS and is_wide(io.BytesIO(content)):
-        return _whole_numbers(path, _wide_label(path, content))
-    try:
-        picture = open_picture(io.BytesIO(content))
-        label = np.array(picture)
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        raise DataError(f"{path}: cannot be decoded as a label image ({error})") from error
-    if picture.mode == "1":
-        label = label.astype(np.uint8)
-    if content.startswith(b"\x89PNG") and content[24:26] in PACKED_GREY:
-        label = label // PACKED_GREY[content[24:26]]  # Pillow stretches 2 and 4 bits to 0..255
-    inverted = {"1": 1, "L": 255}.get(picture.mode)  # what Pillow takes from where white is zero
-    if inverted and content[:4] in TIFF_MARKS and picture.tag_v2.get(262) == 0:
-        label = inverted - label
-    if label.ndim != 2:
-        raise DataError(
-            f"{path}: is a colour picture (mode {picture.mode}); a label file holds one class "
-            "index per pixel (8-bit grey or palette PNG). `stripseg prepare custom` turns colours "
-            "into indices"
-        )
-    return _whole_numbers(path, label)
-
-
-def _whole_numbers(path: Path, label: np.ndarray) -> np.ndarray:
-    """Floats as integers; DataError where they are not whole."""
-    if label.dtype.kind != "f":
-        return label
-    if not np.array_equal(label, np.round(label)):
-        raise DataError(
-            f"{path}: holds values that are not whole ({label.dtype}); a label file holds one "
-            "class index per pixel"
-        )
-    return label.astype(np.int64)
-
-
-def is_wide(source: Path | BinaryIO) -> bool:
-    """Return whether a TIFF holds numbers that Pillow has no mode for: 64 bits, or floats of 16."""
-    try:
-        with tifffile.TiffFile(source) as file:
-            kind = file.pages[0].dtype
-    except Exception:  # no TIFF, or Pillow says what is wrong with it
-        return False
-    return kind is not None and (kind.itemsize == 8 or kind == np.float16)
-
-
-def _wide_label(path: Path, content: bytes) -> np.ndarray:
-    """(H, W) of such a TIFF."""
-    try:
-        with tifffile.TiffFile(io.BytesIO(content)) as file:
-            if file.pages[0].size > PIXELS:
-                raise ValueError(f"claims to hold {file.pages[0].size} values")
-            label = file.pages[0].asarray()
-    except Exception as error:  # decoders raise whatever they like on damaged bytes
-        raise DataError(f"{path}: cannot be decoded as a label image ({error})") from error
-    if label.ndim != 2:
-        raise DataError(f"{path}: has {label.shape[2:]} bands; a label has one index per pixel")
-    return label
-
-
-def _read_bytes(path: Path, what: str) -> bytes:
+def read_bytes(path: Path, what: str) -> bytes:
     """The content of an image file that is whole: JPEG and PNG carry an end mark."""
     try:
         content = Path(path).read_bytes()
