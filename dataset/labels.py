@@ -8,7 +8,7 @@ import cv2
 import numpy as np
 
 from ..config.errors import ConfigError, DataError
-from ..util.label_file import read_label
+from ..util.images import read_label
 from .description import FORBIDDEN, DatasetDescription, raw_to_train_table
 from .lists import Pair
 from .matlab_file import refuse_bomb

@@ -22,8 +22,7 @@ import numpy as np
 from ..config.errors import DataError
 from ..util.distributed import process_group
 from ..util.files import atomic_write, no_links
-from ..util.images import colorize, write_png
-from ..util.label_file import read_label
+from ..util.images import colorize, read_label, write_png
 from .description import DatasetDescription
 
 

@@ -36,7 +36,7 @@ from stripseg.dataset.annotations.write import AnnotationFile, parts_of
 from stripseg.dataset.build import build_classes
 from stripseg.tool import predict, prepare
 from stripseg.trained_network import Prediction
-from stripseg.util.label_file import read_label
+from stripseg.util.images import read_label
 
 HEIGHT, WIDTH = 48, 64
 CAR = [[10, 10], [30, 10], [30, 30], [10, 30]]

@@ -26,8 +26,7 @@ from stripseg.config.errors import (
 )
 from stripseg.tool import predict as predict_tool
 from stripseg.tool import test as test_tool
-from stripseg.util.images import read_image
-from stripseg.util.label_file import read_label
+from stripseg.util.images import read_image, read_label
 
 
 @pytest.fixture(scope="module")

@@ -25,11 +25,10 @@ from stripseg.dataset.preparation.match import inspect, match
 from stripseg.model.weights import unwrap
 from stripseg.tool import check, demo, prepare
 from stripseg.training_run import build_trainer
-from stripseg.util import label_file
+from stripseg.util import images
 from stripseg.util.distributed import process_group
 from stripseg.util.distributed.slurm import slurm_step
-from stripseg.util.images import read_image
-from stripseg.util.label_file import read_label
+from stripseg.util.images import read_image, read_label
 
 SIZE = 192
 CLASSES = np.zeros((48, 48), np.uint8)
@@ -407,7 +406,7 @@ def test_a_label_is_opened_once(home: Path, monkeypatch: pytest.MonkeyPatch) -> 
     def counted(decoder: str, function):
         return lambda *words, **options: (opened.append(decoder), function(*words, **options))[1]
 
-    monkeypatch.setattr(label_file, "open_picture", counted("Pillow", label_file.open_picture))
+    monkeypatch.setattr(images, "open_picture", counted("Pillow", images.open_picture))
     monkeypatch.setattr(tifffile, "TiffFile", counted("tifffile", tifffile.TiffFile))
     read_label(Path("ma/p0.tif"))
     assert sorted(opened) == ["Pillow", "tifffile"]
@@ -746,6 +745,34 @@ def test_twelve_bits_with_a_hot_pixel(home: Path, capsys) -> None:
         Image.fromarray(values).save(f"im/p{index}.png")
     run()
     assert "hardly any value is above 15 of 255" in capsys.readouterr().out
+
+
+def test_fourteen_bits_in_a_tiff_of_three_bands(home: Path, capsys) -> None:
+    masks(grey(0, 1, 2))
+    values = np.random.default_rng(2).integers(0, 2**14, (SIZE, SIZE, 3), np.uint16)
+    for index in range(4):
+        Path(f"im/p{index}.png").unlink()
+        tifffile.imwrite(f"im/p{index}.tif", values, photometric="rgb")
+    run()
+    assert "hardly any value is above 6" in capsys.readouterr().out
+
+
+def test_colours_of_jpeg_saved_as_png_name_the_option(home: Path) -> None:
+    """Even where noise leaves more colours than there may be classes."""
+    colors = np.array([(0, 0, 0), (128, 0, 0), (0, 128, 0)], np.uint8)
+
+    def noisy(ids: np.ndarray) -> Image.Image:
+        file = io.BytesIO()
+        Image.fromarray(colors[ids]).save(file, "JPEG", quality=75)
+        return Image.open(file)
+
+    masks(noisy)
+    Path("t.txt").write_text("0 0 0 ground\n128 0 0 car\n0 128 0 tree\n")
+    for words in ([], ["--colors", "t.txt"]):
+        with pytest.raises(DataError, match="--snap"):
+            run(*words)
+    run("--colors", "t.txt", "--snap")
+    assert (stored() == CLASSES).mean() > 0.97
 
 
 @pytest.mark.parametrize("kind", ["int16", "int32", "uint32", "int8"])

@@ -25,8 +25,7 @@ from stripseg.dataset.layout import read_ids
 from stripseg.dataset.lists import Pair, read_list
 from stripseg.dataset.preparation.match import inspect
 from stripseg.util.checkpoint import read_checkpoint
-from stripseg.util.images import read_image, stored_channels
-from stripseg.util.label_file import read_label
+from stripseg.util.images import read_image, read_label, stored_channels
 
 CONFIG = Path(__file__).parents[1] / "config/ade20k/ade20k_pspnet50.yaml"
 TIMES = int(os.environ.get("STRIPSEG_FUZZ", 1))

@@ -11,8 +11,7 @@ from stripseg.config.errors import DataError
 from stripseg.dataset.preparation.rasters import windows_of
 from stripseg.tool import predict, prepare
 from stripseg.util.geotiff import place_of
-from stripseg.util.images import read_image
-from stripseg.util.label_file import read_label
+from stripseg.util.images import read_image, read_label
 
 HEIGHT, WIDTH = 130, 250
 CLASSES = np.zeros((HEIGHT, WIDTH), np.uint8)

@@ -9,8 +9,7 @@ import tifffile
 from PIL import Image
 
 from stripseg.config.errors import DataError
-from stripseg.util.images import as_rgb, colorize, overlay, read_image, write_png
-from stripseg.util.label_file import read_label
+from stripseg.util.images import as_rgb, colorize, overlay, read_image, read_label, write_png
 
 COLORS = np.array([[10, 20, 30], [200, 100, 50], [0, 255, 0]], np.uint8)
 

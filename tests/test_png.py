@@ -10,8 +10,7 @@ import pytest
 
 from stripseg.config.errors import DataError
 from stripseg.util import png
-from stripseg.util.images import read_image
-from stripseg.util.label_file import read_label
+from stripseg.util.images import read_image, read_label
 
 pytestmark = pytest.mark.skipif(
     png.isal_zlib is None, reason="the extra fast-png (isal) is not installed"

@@ -25,8 +25,7 @@ from stripseg.tool import prepare, test, train
 from stripseg.util.checkpoint import read_checkpoint
 from stripseg.util.experiments.report import as_csv, latex, markdown
 from stripseg.util.files import write_text
-from stripseg.util.images import read_image, stored_channels, stored_pixels
-from stripseg.util.label_file import LabelFile, read_label
+from stripseg.util.images import LabelFile, read_image, read_label, stored_channels, stored_pixels
 
 ROOT = Path(__file__).resolve().parent.parent
 # the first versions without holes that a file of a stranger reaches

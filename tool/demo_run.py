@@ -15,8 +15,7 @@ import numpy as np
 from stripseg import command_line
 from stripseg.config.load import find_config, load_config
 from stripseg.trained_network import load
-from stripseg.util.images import as_rgb, colorize, read_image, write_png
-from stripseg.util.label_file import read_label
+from stripseg.util.images import as_rgb, colorize, read_image, read_label, write_png
 
 DATA = Path("dataset/shapes/data")
 

@@ -12,8 +12,7 @@ import cv2
 import numpy as np
 
 from ...config.errors import DataError
-from ...util.images import stored_channels
-from ...util.label_file import LabelFile
+from ...util.images import LabelFile, stored_channels
 from ..description import default_colors
 from ..labels import LabelEncoding, read_stored
 from ..lists import Pair

@@ -118,10 +118,12 @@ def as_colours(values: np.ndarray, kind: str) -> np.ndarray:
 
 
 def too_many(found: Sequence[Inspection], classes: np.ndarray) -> None:
+    """Raises DataError for more values or colours than there may be classes."""
     if len(classes) > 255:
         worst = max(found, key=lambda item: len(item.values))
         raise DataError(
             f"the labels have {len(classes)} different values ({worst.label} has "
             f"{len(worst.values)}), at most 255 classes are possible; were they saved as JPEG or "
-            "smoothed, or are they instance ids?"
+            "smoothed? Then take the original files, or the nearest of the values that are meant: "
+            "--snap. If they are instance ids, take the files of class ids"
         )

@@ -13,8 +13,7 @@ from PIL import Image
 
 from ...config.errors import DataError
 from ...util.files import link_or_copy, write_lines, write_text
-from ...util.images import write_png
-from ...util.label_file import LabelFile
+from ...util.images import LabelFile, write_png
 from .class_numbering import ClassNumbering, Colour, as_colours
 from .match import Inspection, read_any_label
 

@@ -51,8 +51,9 @@ def number_colours(
     if strange:
         refuse_colour_noise(found, stored, channels, shares)
         raise DataError(
-            f"the labels have colours that the table does not list: {strange[:5]}; add them, or "
-            "leave the table out to see all colours"
+            f"the labels have {len(strange)} colours that the table does not list, such as "
+            f"{strange[:5]}; add them, leave the table out to see all colours, or, where they are "
+            "noise of JPEG or smoothing, take the nearest of the table: --snap"
         )
     ids = np.array([known[int(value)] for value in stored])
     return ClassNumbering(stored, ids, names, colors, coloured=True)

@@ -17,21 +17,23 @@ from PIL import Image
 from ...config.errors import DataError
 from ...util.geotiff import is_tiff
 from ...util.images import (
+    FILMS,
     IMAGE_SUFFIXES,
     TIFF_MARKS,
+    LabelFile,
     open_picture,
     read_image,
+    refuse_several,
     stored_channels,
     stored_pages,
 )
-from ...util.label_file import FILMS, LabelFile, refuse_several
 
 PIECE = 2**18  # pixels
 COLOURS_AT_MOST = 4096  # of one label; a photograph has more
 LABEL_SUFFIXES = (*IMAGE_SUFFIXES, ".gif")
 ORIENTATION = 0x0112  # of EXIF
 DARK = 15  # of an image that looks black hardly any value is larger: 12-bit data in a 16-bit file
-DARK_OF_16_BITS = 63  # the same for 14-bit data
+DARK_OF_16_BITS = 64  # the same for 14-bit data, whose 63.99 is rounded
 SAMPLED = 2**18  # pixels that tell how bright an image is
 MOST = 0.8  # share of the files that what is called shared is shared by
 LABEL_WORDS = (

@@ -6,8 +6,7 @@ from pathlib import Path
 
 from ...config.errors import DataError
 from ...util.files import write_lines
-from ...util.images import write_png
-from ...util.label_file import read_label
+from ...util.images import read_label, write_png
 from ..description import describe
 from ..labels import read_matlab_label
 from ..layout import read_ids

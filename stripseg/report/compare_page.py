@@ -9,8 +9,7 @@ import numpy as np
 from ..config.errors import DataError
 from ..dataset.lists import is_below
 from ..dataset.results import prediction_names
-from ..util.images import as_rgb, overlay, read_image, shrunk
-from ..util.label_file import read_label
+from ..util.images import as_rgb, overlay, read_image, read_label, shrunk
 from .compare import Comparison, Difference, shown_p
 from .html import figure_cell, jpeg, page, palette_png, sortable, table, text
 from .page import VIEWER, change_cell
