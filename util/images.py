@@ -295,7 +295,7 @@ class LabelFile:
 
         These are of 64 bits, or floats of 16.
         """
-        kind = self.tiff and self.tiff.pages[0].dtype
+        kind = None if self.tiff is None else self.tiff.pages[0].dtype
         return kind is not None and (kind.itemsize == 8 or kind == np.float16)
 
     def values(self) -> np.ndarray:
@@ -333,6 +333,7 @@ class LabelFile:
 
     def wide_values(self) -> np.ndarray:
         """(H, W) of a TIFF of 64-bit numbers or 16-bit floats."""
+        assert self.tiff is not None, "only a TIFF is wide"
         page = self.tiff.pages[0]
         with self.decoding():
             if page.size > PIXELS:

@@ -108,7 +108,7 @@ def is_mask(found: Sequence[Inspection], stored: np.ndarray, choices: Choices) -
 
 def number_mask(found: Sequence[Inspection], stored: np.ndarray) -> ClassNumbering:
     """Two classes: 0, and both 1 and 255."""
-    warnings = ()
+    warnings: tuple[str, ...] = ()
     if 1 in stored:
         by_code = {int(item.values.max()): item.label for item in found}
         warnings = (
@@ -168,7 +168,7 @@ def number_ids(
     count = int(classes.max()) - first + 1
     ids = np.where(stored == choices.ignore, IGNORE_LABEL, stored - first)
     absent = sorted(set(range(count)) - set(ids.tolist()))
-    warnings = ()
+    warnings: tuple[str, ...] = ()
     if absent:
         listed = ", ".join(str(value + first) for value in absent[:8])
         cure = f" (to count from {int(classes.min())}: --ids-from)" if absent[0] == 0 else ""
