@@ -21,7 +21,8 @@ from .families import (
 )
 
 # what programs put around a state_dict, and in front of all its keys
-WRAPPERS = ("state_dict", "model", "model_state", "net", "network", "ema", "weights")
+AVERAGES = ("ema", "model_ema", "ema_model", "state_dict_ema", "ema_state_dict")  # moving averages
+WRAPPERS = ("state_dict", "model", "model_state", "net", "network", "weights", *AVERAGES)
 PREFIXES = ("module.", "_orig_mod.", "model.", "net.", "network.")
 BACKBONE, HEAD, AUXILIARY, CLASSIFIER = "backbone.", "head.", "auxiliary_head.", "classifier."
 DECODER, HEAD_CLASSIFIER = "decoder.", "head.classifier."
@@ -33,6 +34,7 @@ class LoadReport:
 
     `matched` filled the network, `adapted` ones among them to another number of image channels;
     `new` ones of the network were left as they were, `unused` ones of the file have no place in it.
+    `average` is the key of the file below which they lay, where it holds a moving average.
     """
 
     family: str
@@ -40,9 +42,12 @@ class LoadReport:
     adapted: list[str] = field(default_factory=list)
     new: list[str] = field(default_factory=list)
     unused: list[str] = field(default_factory=list)
+    average: str | None = None
 
     def __str__(self) -> str:
         text = f"{self.family}: {self.matched} tensors loaded"
+        if self.average:
+            text += f", the moving average of the weights ('{self.average}')"
         if self.adapted:
             text += f"; adapted from RGB to DATA.in_channels: {first_few(self.adapted)}"
         if self.new:
@@ -92,7 +97,14 @@ def load_weights(network: nn.Module, content: Mapping, *, origin: str, exact: bo
     usable = {k: v for k, v in state.items() if k in target and k not in new}
     network.load_state_dict({**target, **usable}, strict=True)
     unused += [family.theirs(key) for key in spare]
-    return LoadReport(family.name, matched=len(usable), adapted=adapted, new=new, unused=unused)
+    return LoadReport(
+        family.name,
+        matched=len(usable),
+        adapted=adapted,
+        new=new,
+        unused=unused,
+        average=next((key for key in wrappers_of(content) if key in AVERAGES), None),
+    )
 
 
 def adapt_channels(state: dict[str, Tensor], target: Mapping[str, Tensor]) -> list[str]:
@@ -142,11 +154,22 @@ def translate(
     return family, ours, unused
 
 
+def wrappers_of(content: Mapping) -> list[str]:
+    """The keys of `WRAPPERS` that lead to the tensors of a file, from the outside in."""
+    keys: list[str] = []
+    for _ in WRAPPERS:  # so many levels at most: a file may hold a mapping within itself
+        key = next((key for key in WRAPPERS if isinstance(content.get(key), Mapping)), None)
+        if key is None:
+            break
+        content = content[key]
+        keys.append(key)
+    return keys
+
+
 def unwrap(content: Mapping, *, origin: str) -> dict[str, Tensor]:
     """The bare tensors of a file: out of `WRAPPERS`, without `PREFIXES` that all keys share."""
-    for wrapper in WRAPPERS:
-        if isinstance(content.get(wrapper), Mapping):
-            content = content[wrapper]
+    for wrapper in wrappers_of(content):
+        content = content[wrapper]
     tensors = {key: value for key, value in content.items() if isinstance(value, Tensor)}
     if not tensors:
         inside = [key for key, value in content.items() if isinstance(value, Mapping)]

@@ -21,10 +21,11 @@ from stripseg.config.load import load_config
 from stripseg.dataset import build
 from stripseg.dataset.lists import read_list
 from stripseg.dataset.preparation import custom
-from stripseg.dataset.preparation.match import match
+from stripseg.dataset.preparation.match import inspect, match
 from stripseg.model.weights import unwrap
 from stripseg.tool import check, demo, prepare
 from stripseg.training_run import build_trainer
+from stripseg.util import images
 from stripseg.util.distributed import process_group
 from stripseg.util.distributed.slurm import slurm_step
 from stripseg.util.images import read_image, read_label
@@ -403,7 +404,24 @@ def test_lists_as_people_save_them(home: Path, content: bytes) -> None:
     assert pair.label == home / "ma/p0.png"
 
 
-@pytest.mark.parametrize("wrapper", ["net", "ema", "model"])
+def test_a_label_is_opened_once(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tifffile.imwrite("ma/p0.tif", CLASSES, photometric="minisblack")
+    opened: list[str] = []
+
+    def counted(decoder: str, function):
+        return lambda *words, **options: (opened.append(decoder), function(*words, **options))[1]
+
+    monkeypatch.setattr(images, "open_picture", counted("Pillow", images.open_picture))
+    monkeypatch.setattr(tifffile, "TiffFile", counted("tifffile", tifffile.TiffFile))
+    read_label(Path("ma/p0.tif"))
+    assert sorted(opened) == ["Pillow", "tifffile"]
+    opened.clear()
+    label = Path("ma/p0.tif")
+    assert inspect(("p0.png", Path("im/p0.png"), label)).problem is None
+    assert opened.count("tifffile") == 1
+
+
+@pytest.mark.parametrize("wrapper", ["net", "ema", "model", "model_ema", "state_dict_ema"])
 @pytest.mark.parametrize("prefix", ["_orig_mod.", "module._orig_mod.", "model.", "module.module."])
 def test_wrapped_weights(wrapper: str, prefix: str) -> None:
     content = {wrapper: {f"{prefix}a.weight": torch.zeros(1), f"{prefix}b": torch.zeros(1)}}
@@ -480,6 +498,17 @@ def test_float_images_and_two_bands(home: Path) -> None:
 
 COLOURS = np.array([(0, 0, 0), (200, 0, 0), (0, 0, 200)], np.uint8)
 BY_COLOUR = np.array([0, 2, 1], np.uint8)[CLASSES]  # the classes in the order of the colours
+
+
+def test_the_only_files_of_two_folders_are_a_pair(home: Path, capsys) -> None:
+    for index in range(1, 4):
+        Path(f"im/p{index}.png").unlink()
+    grey(0, 1, 2)(CLASSES).save("ma/mask.png")
+    assert run()["DATA"]["classes"] == 3
+    printed = capsys.readouterr().out
+    assert "im/p0.png and ma/mask.png belong together" in printed
+    assert "warning: there is one pair: validation uses the image that is trained on" in printed
+    assert np.array_equal(stored(), CLASSES)
 
 
 @pytest.mark.parametrize("kind", ["int64", "uint64", "float64", "float16"])
@@ -721,6 +750,34 @@ def test_twelve_bits_with_a_hot_pixel(home: Path, capsys) -> None:
         Image.fromarray(values).save(f"im/p{index}.png")
     run()
     assert "hardly any value is above 15 of 255" in printed(capsys)
+
+
+def test_fourteen_bits_in_a_tiff_of_three_bands(home: Path, capsys) -> None:
+    masks(grey(0, 1, 2))
+    values = np.random.default_rng(2).integers(0, 2**14, (SIZE, SIZE, 3), np.uint16)
+    for index in range(4):
+        Path(f"im/p{index}.png").unlink()
+        tifffile.imwrite(f"im/p{index}.tif", values, photometric="rgb")
+    run()
+    assert "hardly any value is above 6" in capsys.readouterr().out
+
+
+def test_colours_of_jpeg_saved_as_png_name_the_option(home: Path) -> None:
+    """Even where noise leaves more colours than there may be classes."""
+    colors = np.array([(0, 0, 0), (128, 0, 0), (0, 128, 0)], np.uint8)
+
+    def noisy(ids: np.ndarray) -> Image.Image:
+        file = io.BytesIO()
+        Image.fromarray(colors[ids]).save(file, "JPEG", quality=75)
+        return Image.open(file)
+
+    masks(noisy)
+    Path("t.txt").write_text("0 0 0 ground\n128 0 0 car\n0 128 0 tree\n")
+    for words in ([], ["--colors", "t.txt"]):
+        with pytest.raises(DataError, match="--snap"):
+            run(*words)
+    run("--colors", "t.txt", "--snap")
+    assert (stored() == CLASSES).mean() > 0.97
 
 
 @pytest.mark.parametrize("kind", ["int16", "int32", "uint32", "int8"])

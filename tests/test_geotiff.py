@@ -78,6 +78,61 @@ def test_rasters_are_cut_with_their_place(home: Path) -> None:
             assert window.transform * (0, 0) == (500_000 + left / 2, 5_400_000 - top / 2)
 
 
+def nodata(value: int) -> list:
+    text = f"{value}\0"
+    return [*PLACE, (42113, 2, len(text), text, True)]
+
+
+def windows() -> np.ndarray:
+    """All labels of the windows that are listed."""
+    found = [
+        read_label(Path("dataset/mine/windows", line.split("\t")[1])).ravel()
+        for part in ("train", "val")
+        for line in Path(f"dataset/mine/{part}.txt").read_text().splitlines()
+    ]
+    return np.concatenate(found)
+
+
+def test_pixels_without_data_are_ignored(home: Path, capsys) -> None:
+    """Of the image and of the label; windows that hold nothing else are left out."""
+    pytest.importorskip("rasterio")
+    pixels = np.random.default_rng(0).integers(1, 256, (HEIGHT, WIDTH, 3), np.uint8)
+    pixels[:, :90] = 0  # one window of three, and a part of the next
+    write("im/a.tif", pixels, nodata(0))
+    labels = CLASSES + 1
+    labels[100:, 200:] = 0
+    write("ma/a.tif", labels, nodata(0))
+    run("--windows", "90")
+    assert "have no data and are ignored (255): ma/a.tif and others declare 0" in (
+        capsys.readouterr().out
+    )
+    expected = labels.copy()
+    expected[:, :90] = 0
+    counts = np.bincount(windows(), minlength=256)
+    assert counts[:3].tolist() == [np.count_nonzero(expected == value) for value in (1, 2, 3)]
+
+
+def test_a_class_of_the_value_of_pixels_without_data_asks(home: Path) -> None:
+    pytest.importorskip("rasterio")
+    pixels = np.full((HEIGHT, WIDTH, 3), 9, np.uint8)
+    pixels[:9] = 0
+    write("im/a.tif", pixels, nodata(0))
+    write("ma/a.tif", (CLASSES > 0).astype(np.uint8) * 255)
+    with pytest.raises(DataError, match=r"ma/a.tif: has the value 255, and .* --ignore VALUE"):
+        run("--windows", "100")
+    run("--windows", "100", "--ignore", "254")
+    assert set(np.unique(windows())) == {0, 1, 255}
+
+
+def test_nodata_of_a_label_that_is_not_cut_is_named(home: Path, capsys) -> None:
+    write("ma/a.tif", CLASSES, nodata(0))
+    run()
+    warning = "1 label(s), such as ma/a.tif, declare 0 as nodata, and it is taken for a class"
+    assert warning in capsys.readouterr().out
+    run("--ignore", "0")
+    assert warning not in capsys.readouterr().out
+
+
 def test_rasters_of_two_places_are_refused(home: Path) -> None:
     pytest.importorskip("rasterio")
     moved = [PLACE[0], (*PLACE[1][:3], (0.0, 0.0, 0.0, 0.0, 0.0, 0.0), True), PLACE[2]]

@@ -117,6 +117,37 @@ def test_a_damaged_grey_label_is_refused(tmp_path: Path) -> None:
             read_label(tmp_path / "label.png")
 
 
+def test_damaged_data_of_a_deflate_tiff_are_refused(photo: np.ndarray, tmp_path: Path) -> None:
+    """Its strips have checksums, which libtiff reports on a line of the terminal alone."""
+    path = tmp_path / "a.tif"
+    for pixels, read in ((photo, read_image), (photo[..., 0], read_label)):
+        tifffile.imwrite(path, pixels, compression="zlib", rowsperstrip=8)
+        content = path.read_bytes()
+        with tifffile.TiffFile(path) as file:
+            page = file.pages[0]
+            start, size = page.dataoffsets[2], page.databytecounts[2]
+        assert np.array_equal(read(path), pixels)
+        for place in range(start + 2, start + size, max(1, size // 9)):
+            damaged = bytearray(content)
+            damaged[place] ^= 4
+            path.write_bytes(damaged)
+            with pytest.raises(DataError, match=r"a\.tif: cannot be decoded as an? (label )?image"):
+                read(path)
+
+
+@pytest.mark.parametrize("lossless", [True, False])
+def test_a_cut_webp_is_refused(photo: np.ndarray, tmp_path: Path, lossless: bool) -> None:
+    """By the length that it tells: libwebp fills what is missing."""
+    path = tmp_path / "a.webp"
+    Image.fromarray(photo).save(path, lossless=lossless)
+    content = path.read_bytes()
+    assert read_image(path).shape == photo.shape
+    for length in (len(content) - 2, len(content) // 2, 40):
+        path.write_bytes(content[:length])
+        with pytest.raises(DataError, match=rf"a\.webp: image file is truncated \({length} bytes"):
+            read_image(path)
+
+
 @pytest.mark.parametrize("suffix", ["jpg", "png", "bmp", "tif", "webp"])
 def test_colours_have_opencvs_order_of_every_file_type(photo, tmp_path: Path, suffix: str) -> None:
     Image.fromarray(photo).save(tmp_path / f"a.{suffix}")

@@ -25,7 +25,7 @@ from stripseg.tool import prepare, test, train
 from stripseg.util.checkpoint import read_checkpoint
 from stripseg.util.experiments.report import as_csv, latex, markdown
 from stripseg.util.files import write_text
-from stripseg.util.images import read_image, read_label, stored_channels, stored_pixels
+from stripseg.util.images import LabelFile, read_image, read_label, stored_channels, stored_pixels
 
 ROOT = Path(__file__).resolve().parent.parent
 # the first versions without holes that a file of a stranger reaches
@@ -60,7 +60,7 @@ def ghostscript(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     "reader",
     [
         read_label,
-        read_any_label,
+        lambda path: read_any_label(LabelFile(path)),
         stored_channels,
         stored_pixels,
         read_image,

@@ -89,6 +89,15 @@ def test_the_wrapping_does_not_matter(author: str, wrap: Callable[[State], Mappi
     assert list(translated) == list(bare[1])
 
 
+def test_a_moving_average_is_taken_last_and_said():
+    state = spnet().state_dict()
+    report = load(spnet(), {"model_ema": {"state_dict": state}})
+    assert report.matched == len(state)
+    assert "tensors loaded, the moving average of the weights ('model_ema')" in str(report)
+    report = load(spnet(), {"model_ema": {}, "model": state})
+    assert (report.matched, report.average) == (len(state), None)
+
+
 @pytest.mark.parametrize("spnets", SPNET_NAMES)
 def test_spnets_names_become_ours(spnets: str):
     marks = ("pretrained.conv1.0.weight", "head.trans_layer.0.weight")

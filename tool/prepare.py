@@ -53,18 +53,15 @@ from stripseg.dataset.description import (
 )
 from stripseg.dataset.generated.shapes import write_shapes
 from stripseg.dataset.generated.shapes10 import write_shapes10
-from stripseg.dataset.labels import choose_encoding
+from stripseg.dataset.labels import IGNORE_LABEL, choose_encoding
 from stripseg.dataset.layout import official_pairs, official_root
 from stripseg.dataset.lists import Pair
 from stripseg.dataset.packed.writer import pack
 from stripseg.dataset.preparation import custom, parquet, rasters
 from stripseg.dataset.preparation import match as inspection
+from stripseg.dataset.preparation.class_numbering import ClassNumbering, read_choices
 from stripseg.dataset.preparation.convert import convert
-from stripseg.dataset.preparation.label_values import (
-    ClassNumbering,
-    number_classes,
-    read_choices,
-)
+from stripseg.dataset.preparation.label_values import number_classes
 from stripseg.dataset.preparation.sbd import train_aug_ids, write_train_aug
 from stripseg.util.files import write_lines
 from stripseg.util.logger import progress, visible
@@ -410,11 +407,15 @@ def cut_rasters(options: argparse.Namespace) -> None:
     pairs, alone, unused = inspection.match(options.images, options.labels)
     report_broken([], alone, unused, options)
     folder = Path("dataset") / options.name / "windows"
-    cut = rasters.cut_pairs(pairs, options.images, folder, options.windows)
-    count = sum(1 for _ in cut)
-    if count == 0:
+    given = options.ignore is not None
+    cut = rasters.Cut(options.ignore if given else IGNORE_LABEL, given=given)
+    rasters.cut_pairs(pairs, options.images, folder, options.windows, cut)
+    if cut.windows == 0:
         raise DataError(f"{options.images}: no raster with a label holds data")
-    print(f"{len(pairs)} raster(s) are cut into {count} windows: {folder}/")
+    print(f"{len(pairs)} raster(s) are cut into {cut.windows} windows: {folder}/")
+    if cut.without_data:
+        print(f"warning: {rasters.said_of(cut)}")
+        options.ignore = cut.ignore
     options.images, options.labels = folder / "images", folder / "labels"
 
 
@@ -425,6 +426,13 @@ def number_masks(
     table = custom.read_table(source.table) if source.table else None
     choices = read_choices(options.values, options.ids_from, options.ignore, snap=options.snap)
     numbering = number_classes(found, table, choices)
+    declared = [i for i in found if i.nodata is not None and i.nodata != choices.ignore]
+    if declared:
+        value = declared[0].nodata
+        print(
+            f"warning: {len(declared)} label(s), such as {declared[0].label}, declare {value} "
+            f"as nodata, and it is taken for a class. If it is ignored: --ignore {value}"
+        )
     if options.turn_labels:
         for item in found:
             item.turned = item.orientation > 1

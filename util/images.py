@@ -2,7 +2,9 @@
 
 import io
 import zlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from functools import cached_property
 from pathlib import Path
 from typing import BinaryIO
 
@@ -18,17 +20,19 @@ from ..config.limits import PIXELS
 from .files import atomic_write
 from .png import with_stored_data
 
-PACKED_GREY = {b"\x02\x00": 85, b"\x04\x00": 17}  # depth and colour type of a PNG
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp")
 # what Pillow may open: the suffixes above, and GIF and PPM of older label sets. It knows forty more
 # formats, and one of them, EPS, starts Ghostscript
 FORMATS = ("JPEG", "PNG", "BMP", "TIFF", "WEBP", "GIF", "PPM")
-DEFLATE = (8, 32946)  # TIFF's compressions that carry a checksum
-PIECE = 2**16  # compressed bytes that are checked together: what they inflate to is not kept
-TIFF_MARKS = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")  # classic and big, of either byte order
+PACKED_GREY = {b"\x02\x00": 85, b"\x04\x00": 17}  # depth and colour type of a PNG
 GREY_8_BIT = (
     b"\x08\x00"  # depth and colour type in a PNG's header; OpenCV loses a palette's indices
 )
+GDAL_NODATA = 42113  # a tag of TIFF
+FILMS = (".gif", ".webp", ".png")  # formats that may hold several pictures
+DEFLATE = (8, 32946)  # TIFF's compressions that carry a checksum
+PIECE = 2**16  # compressed bytes that are checked together: what they inflate to is not kept
+TIFF_MARKS = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")  # classic and big, of either byte order
 Image.MAX_IMAGE_PIXELS = (
     2**27
 )  # Pillow refuses twice this: OpenCV's limit, set in stripseg/__init__
@@ -70,13 +74,13 @@ def decode_image(content: bytes, channels: int = 3, *, origin: Path) -> np.ndarr
     direct = DECODES_TO_RGB and content.startswith((b"\x89PNG", b"\xff\xd8"))
     color = cv2.IMREAD_COLOR_RGB if direct else cv2.IMREAD_COLOR
     flag = color if channels == 3 else cv2.IMREAD_GRAYSCALE
-    image = _decode(path, content, flag, "an image")
+    image = _decode(path, content, flag, what="an image")
     if channels == 1:
         return image[..., None]
     return image if direct else cv2.cvtColor(image, cv2.COLOR_BGR2RGB)
 
 
-def _decode(path: Path, content: bytes, flag: int, what: str) -> np.ndarray:
+def _decode(path: Path, content: bytes, flag: int, *, what: str) -> np.ndarray:
     """OpenCV's reading of a file's content."""
     try:
         image = cv2.imdecode(np.frombuffer(with_stored_data(content), np.uint8), flag)
@@ -101,15 +105,6 @@ def _tiff_bands(path: Path, content: bytes) -> int:
             "16 bits without sign"
         )
     return bands
-
-
-def _tiff_label_parts(path: Path, content: bytes) -> None:
-    """Raises DataError for a label whose parts are damaged; Pillow judges everything else."""
-    try:
-        with tifffile.TiffFile(io.BytesIO(content)) as file:
-            _refuse_damaged_parts(file.pages[0], content)
-    except Exception as error:  # decoders raise whatever they like on damaged bytes
-        raise DataError(f"{path}: cannot be decoded as a label image ({error})") from error
 
 
 def _refuse_damaged_parts(page: tifffile.TiffPage, content: bytes) -> None:
@@ -179,31 +174,33 @@ def stored_channels(path: Path) -> int:
         raise DataError(f"{path}: cannot be decoded as an image ({error})") from error
 
 
-def _frames(path: Path) -> int:
-    """Frames of a film; 1 of what cannot be opened, whose reader tells best what is wrong."""
-    try:
-        with open_picture(path) as picture:
-            return getattr(picture, "n_frames", 1)
-    except Exception:  # decoders raise whatever they like on damaged bytes
-        return 1
-
-
 def stored_pages(path: Path) -> int:
     """Pages of a TIFF that are as large as its first and hold a whole image each; frames of a film.
 
     Raises:
-        DataError: the file is damaged.
+        DataError: the TIFF is damaged. Of other files the reader tells best what is wrong.
     """
     try:
         with open(path, "rb") as file:
             mark = file.read(4)
-        if mark not in TIFF_MARKS:
-            return _frames(path)
-        with tifffile.TiffFile(path) as file:
-            first = file.pages[0].shape
-            return sum(page.shape == first and not page.is_mask for page in file.pages)
+        if mark in TIFF_MARKS:
+            with tifffile.TiffFile(path) as file:
+                return _pages_of(file)
     except Exception as error:  # decoders raise whatever they like on damaged bytes
         raise DataError(f"{path}: cannot be decoded as an image ({error})") from error
+    try:
+        with open_picture(path) as picture:
+            return _pages_of(picture)
+    except Exception:  # its reader tells best what is wrong
+        return 1
+
+
+def _pages_of(file: tifffile.TiffFile | Image.Image) -> int:
+    """The same of an open file."""
+    if isinstance(file, Image.Image):
+        return getattr(file, "n_frames", 1)
+    first = file.pages[0].shape
+    return sum(page.shape == first and not page.is_mask for page in file.pages)
 
 
 def stored_size(path: Path) -> tuple[int, int]:
@@ -257,71 +254,148 @@ def read_label(path: Path) -> np.ndarray:
     Raises:
         DataError: the file is missing, damaged, or a colour picture.
     """
-    content = _read_bytes(path, "label")
-    if content.startswith(b"\x89PNG") and content[24:26] == GREY_8_BIT:
-        # strictly: Pillow fills some of what it cannot read with zeros
-        grey = _decode(path, content, cv2.IMREAD_UNCHANGED, "a label image")
-        if grey.ndim == 2:
-            return grey
-    if content[:4] in TIFF_MARKS:
-        _tiff_label_parts(path, content)
-    if content[:4] in TIFF_MARKS and is_wide(io.BytesIO(content)):
-        return _whole_numbers(path, _wide_label(path, content))
-    try:
-        picture = open_picture(io.BytesIO(content))
-        label = np.array(picture)
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        raise DataError(f"{path}: cannot be decoded as a label image ({error})") from error
-    if picture.mode == "1":
-        label = label.astype(np.uint8)
-    if content.startswith(b"\x89PNG") and content[24:26] in PACKED_GREY:
-        label = label // PACKED_GREY[content[24:26]]  # Pillow stretches 2 and 4 bits to 0..255
-    inverted = {"1": 1, "L": 255}.get(picture.mode)  # what Pillow takes from where white is zero
-    if inverted and content[:4] in TIFF_MARKS and picture.tag_v2.get(262) == 0:
-        label = inverted - label
-    if label.ndim != 2:
-        raise DataError(
-            f"{path}: is a colour picture (mode {picture.mode}); a label file holds one class "
-            "index per pixel (8-bit grey or palette PNG). `stripseg prepare custom` turns colours "
-            "into indices"
-        )
-    return _whole_numbers(path, label)
+    return LabelFile(path).values()
 
 
-def _whole_numbers(path: Path, label: np.ndarray) -> np.ndarray:
-    """Floats as integers; DataError where they are not whole."""
-    if label.dtype.kind != "f":
+class LabelFile:
+    """The content of a label file; each decoder opens it once.
+
+    Raises:
+        DataError: it is missing, empty, cut, or a TIFF with damaged parts.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.content = _read_bytes(path, "label")
+        self.tiff: tifffile.TiffFile | None = None
+        if self.content[:4] in TIFF_MARKS:
+            with self.decoding():
+                self.tiff = tifffile.TiffFile(io.BytesIO(self.content))
+                _refuse_damaged_parts(self.tiff.pages[0], self.content)
+
+    @contextmanager
+    def decoding(self) -> Iterator[None]:
+        """What a decoder raises becomes a DataError that names the file."""
+        try:
+            yield
+        except DataError:
+            raise
+        except Exception as error:  # decoders raise whatever they like on damaged bytes
+            raise DataError(f"{self.path}: cannot be decoded as a label image ({error})") from error
+
+    @cached_property
+    def picture(self) -> Image.Image:
+        """Pillow's view of the file, not decoded yet."""
+        with self.decoding():
+            return open_picture(io.BytesIO(self.content))
+
+    @cached_property
+    def is_wide(self) -> bool:
+        """Return whether it is a TIFF of numbers that Pillow has no mode for.
+
+        These are of 64 bits, or floats of 16.
+        """
+        kind = None if self.tiff is None else self.tiff.pages[0].dtype
+        return kind is not None and (kind.itemsize == 8 or kind == np.float16)
+
+    def values(self) -> np.ndarray:
+        """(H, W) integers: grey values, or a palette's indices.
+
+        Raises:
+            DataError: it is a colour picture, is damaged, or holds numbers that are not whole.
+        """
+        if self.content.startswith(b"\x89PNG") and self.content[24:26] == GREY_8_BIT:
+            # strictly: Pillow fills some of what it cannot read with zeros
+            grey = _decode(self.path, self.content, cv2.IMREAD_UNCHANGED, what="a label image")
+            if grey.ndim == 2:
+                return grey
+        return self.whole(self.wide_values() if self.is_wide else self.values_of_picture())
+
+    def values_of_picture(self) -> np.ndarray:
+        """(H, W) as Pillow reads them, corrected where it changes what is stored."""
+        picture = self.picture
+        with self.decoding():
+            label = np.array(picture)
+        if picture.mode == "1":
+            label = label.astype(np.uint8)
+        if self.content.startswith(b"\x89PNG") and self.content[24:26] in PACKED_GREY:
+            label = label // PACKED_GREY[self.content[24:26]]  # 2 and 4 bits stretched to 0..255
+        inverted = {"1": 1, "L": 255}.get(picture.mode)  # what Pillow takes from: white is zero
+        if inverted and self.tiff is not None and self.tiff.pages[0].photometric == 0:
+            label = inverted - label
+        if label.ndim != 2:
+            raise DataError(
+                f"{self.path}: is a colour picture (mode {picture.mode}); a label file holds one "
+                "class index per pixel (8-bit grey or palette PNG). `stripseg prepare custom` "
+                "turns colours into indices"
+            )
         return label
-    if not np.array_equal(label, np.round(label)):
+
+    def wide_values(self) -> np.ndarray:
+        """(H, W) of a TIFF of 64-bit numbers or 16-bit floats."""
+        assert self.tiff is not None, "only a TIFF is wide"
+        page = self.tiff.pages[0]
+        with self.decoding():
+            if page.size > PIXELS:
+                raise ValueError(f"claims to hold {page.size} values")
+            label = page.asarray()
+        if label.ndim != 2:
+            bands = label.shape[2:]
+            raise DataError(f"{self.path}: has {bands} bands; a label has one index per pixel")
+        return label
+
+    def whole(self, label: np.ndarray) -> np.ndarray:
+        """Floats as integers; DataError where they are not whole."""
+        if label.dtype.kind != "f":
+            return label
+        if not np.array_equal(label, np.round(label)):
+            raise DataError(
+                f"{self.path}: holds values that are not whole ({label.dtype}); a label file holds "
+                "one class index per pixel"
+            )
+        return label.astype(np.int64)
+
+    def palette(self, values: np.ndarray) -> dict[int, int]:
+        """The palette's colours, 0xRRGGBB, of these indices; empty for a file without one."""
+        if self.is_wide or self.picture.mode != "P":
+            return {}
+        colors = np.array(self.picture.getpalette("RGB"), np.int64).reshape(-1, 3)
+        packed = colors @ np.array([1 << 16, 1 << 8, 1])
+        return {int(value): int(packed[value]) for value in values if value < len(packed)}
+
+    def nodata(self) -> float | None:
+        """The value that a GeoTIFF declares to stand for no data."""
+        tag = self.tiff.pages[0].tags.get(GDAL_NODATA) if self.tiff is not None else None
+        try:
+            return None if tag is None else float(tag.value)
+        except (TypeError, ValueError):
+            return None
+
+    def lossy_format(self) -> str | None:
+        """The format of a file that changes values, by its content; None of one that keeps them."""
+        if self.content.startswith(b"\xff\xd8"):
+            return "JPEG"
+        if self.content[:4] == b"RIFF" and self.content[8:12] == b"WEBP":
+            kind = self.content[12:16]
+            extended = kind == b"VP8X" and b"VP8 " in self.content[16:]
+            return "lossy WebP" if extended or kind == b"VP8 " else None
+        return None
+
+    def refuse_pages(self) -> None:
+        """Raises DataError for a file of several pages of one size, of which one would be read."""
+        if self.tiff is not None or self.path.suffix.lower() in FILMS:
+            with self.decoding():
+                count = _pages_of(self.tiff if self.tiff is not None else self.picture)
+            refuse_several(self.path, count)
+
+
+def refuse_several(path: Path, count: int) -> None:
+    """Raises DataError where an image or label file has more than one page."""
+    if count > 1:
         raise DataError(
-            f"{path}: holds values that are not whole ({label.dtype}); a label file holds one "
-            "class index per pixel"
+            f"{path}: has {count} pages, and only the first would be read; save each as a file of "
+            "its own"
         )
-    return label.astype(np.int64)
-
-
-def is_wide(source: Path | BinaryIO) -> bool:
-    """Return whether a TIFF holds numbers that Pillow has no mode for: 64 bits, or floats of 16."""
-    try:
-        with tifffile.TiffFile(source) as file:
-            kind = file.pages[0].dtype
-    except Exception:  # no TIFF, or Pillow says what is wrong with it
-        return False
-    return kind is not None and (kind.itemsize == 8 or kind == np.float16)
-
-
-def _wide_label(path: Path, content: bytes) -> np.ndarray:
-    """(H, W) of such a TIFF."""
-    try:
-        with tifffile.TiffFile(io.BytesIO(content)) as file:
-            if file.pages[0].size > PIXELS:
-                raise ValueError(f"claims to hold {file.pages[0].size} values")
-            label = file.pages[0].asarray()
-    except Exception as error:  # decoders raise whatever they like on damaged bytes
-        raise DataError(f"{path}: cannot be decoded as a label image ({error})") from error
-    if label.ndim != 2:
-        raise DataError(f"{path}: has {label.shape[2:]} bands; a label has one index per pixel")
-    return label
 
 
 def _read_bytes(path: Path, what: str) -> bytes:

@@ -12,19 +12,17 @@ import cv2
 import numpy as np
 
 from ...config.errors import DataError
-from ...util.images import stored_channels
+from ...util.images import LabelFile, stored_channels
 from ..description import default_colors
 from ..labels import LabelEncoding, read_stored
 from ..lists import Pair
 from ..segmentation import EvaluationSet, TrainingSet, read_pair
+from .label_colours import differing_palettes
 from .label_geometry import Geometry, judgements, measure
-from .label_values import differing_palettes
 from .match import (
     darkness,
     is_tiff,
-    lossy_format,
     orientation_of,
-    palette_of,
     refuse_pages,
 )
 
@@ -127,10 +125,13 @@ def examine_pair(
     """What a pair holds; a thorough look measures the label's geometry, too."""
     result = Examination(split, pair.name, pair=pair)
     try:
-        for path in (pair.image if channels in (1, 3) else None, pair.label):
-            if path is not None:  # other numbers of bands are read from all pages
-                refuse_pages(path)
-        if pair.label is not None and (lossy := lossy_format(pair.label)):
+        if channels in (1, 3):  # other numbers of bands are read from all pages
+            refuse_pages(pair.image)
+        stored = None
+        if pair.label is not None and pair.label.suffix != ".mat":
+            stored = LabelFile(pair.label)
+            stored.refuse_pages()
+        if stored is not None and (lossy := stored.lossy_format()):
             raise DataError(
                 f"{pair.label}: is a {lossy}, which changes the values of a label. Take the "
                 "original PNG files, or `stripseg prepare custom ... --snap`."
@@ -147,8 +148,8 @@ def examine_pair(
     result.dark = darkness(sample.image, pair.image)
     if thorough:
         result.geometry = measure(sample.image, label, 255)
-        if pair.label is not None and pair.label.suffix.lower() == ".png":
-            result.palette = palette_of(pair.label, np.flatnonzero(result.pixels[:255]))
+        if stored is not None and pair.label.suffix.lower() == ".png":
+            result.palette = stored.palette(np.flatnonzero(result.pixels[:255]))
         result.orientation = orientation_of(pair.image)
         if is_tiff(pair.image):
             result.dropped = max(0, stored_channels(pair.image) - channels)

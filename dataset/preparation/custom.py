@@ -13,8 +13,8 @@ from PIL import Image
 
 from ...config.errors import DataError
 from ...util.files import link_or_copy, write_lines, write_text
-from ...util.images import write_png
-from .label_values import ClassNumbering, Colour, as_colours
+from ...util.images import LabelFile, write_png
+from .class_numbering import ClassNumbering, Colour, as_colours
 from .match import Inspection, read_any_label
 
 RECORD = ".numbering.json"  # beside labels that were rewritten
@@ -138,6 +138,8 @@ def part_of(name: str) -> str | None:
 
 def split_notes(found: Sequence[Inspection]) -> list[str]:
     """What to say of the user's own split."""
+    if len(found) == 1:
+        return ["warning: there is one pair: validation uses the image that is trained on"]
     own = own_split(found)
     if own is None:
         return []
@@ -158,7 +160,9 @@ def split_notes(found: Sequence[Inspection]) -> list[str]:
 
 def write_label(item: Inspection, numbering: ClassNumbering, path: Path) -> None:
     """The label as an 8-bit PNG of class ids, turned like its image."""
-    label, kind = read_any_label(item.label, alpha=item.alpha, by_palette=item.by_palette)
+    label, kind = read_any_label(
+        LabelFile(item.label), alpha=item.alpha, by_palette=item.by_palette
+    )
     ids = numbering.translate(as_colours(label, kind) if numbering.coloured else label)
     if item.turned:
         ids = np.array(Image.fromarray(ids).transpose(TURNS[item.orientation]))

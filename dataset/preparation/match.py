@@ -17,12 +17,13 @@ from PIL import Image
 from ...config.errors import DataError
 from ...util.geotiff import is_tiff
 from ...util.images import (
+    FILMS,
     IMAGE_SUFFIXES,
     TIFF_MARKS,
-    is_wide,
+    LabelFile,
     open_picture,
     read_image,
-    read_label,
+    refuse_several,
     stored_channels,
     stored_pages,
 )
@@ -32,7 +33,7 @@ COLOURS_AT_MOST = 4096  # of one label; a photograph has more
 LABEL_SUFFIXES = (*IMAGE_SUFFIXES, ".gif")
 ORIENTATION = 0x0112  # of EXIF
 DARK = 15  # of an image that looks black hardly any value is larger: 12-bit data in a 16-bit file
-DARK_OF_16_BITS = 63  # the same for 14-bit data
+DARK_OF_16_BITS = 64  # the same for 14-bit data, whose 63.99 is rounded
 SAMPLED = 2**18  # pixels that tell how bright an image is
 MOST = 0.8  # share of the files that what is called shared is shared by
 LABEL_WORDS = (
@@ -75,6 +76,7 @@ class Inspection:
     lossy: str | None = None  # the label's format, where it changes values
     palette: dict[int, int] = field(default_factory=dict)  # of the label: index -> 0xRRGGBB
     by_palette: bool = False  # values are the palette's colours
+    nodata: int | None = None  # a value that the label declares to stand for no data
     alpha: bool = False  # values are the alpha channel's
     bands: int = 3  # to train with: of a TIFF with more than three, all of them
     orientation: int = 1  # of EXIF
@@ -113,7 +115,8 @@ def match(images: Path, labels: Path) -> tuple[list[tuple[Path, Path]], list[Pat
     """(pairs, images without a label, labels without an image).
 
     A label belongs to the image of the same relative path, else of the same file name, both
-    without what all images' or all labels' names end with (`_leftImg8bit`, `_mask`, `.png`).
+    without what all images' or all labels' names end with (`_leftImg8bit`, `_mask`, `.png`). One
+    image alone and one label alone belong together, whatever they are called.
 
     Raises:
         DataError: two labels would fit one image.
@@ -122,7 +125,13 @@ def match(images: Path, labels: Path) -> tuple[list[tuple[Path, Path]], list[Pat
         return match_within(images)
     image_files = outside(find_images(images), images, labels)
     label_files = outside(find_images(labels, LABEL_SUFFIXES), labels, images)
-    return pair_up(keys_of(image_files, images), keys_of(label_files, labels, labels=True))
+    pairs, alone, unused = pair_up(
+        keys_of(image_files, images), keys_of(label_files, labels, labels=True)
+    )
+    if len(image_files) == len(label_files) == 1 and not pairs:
+        print(f"pairs: {alone[0]} and {unused[0]} belong together, the only files of their folders")
+        return [(alone[0], unused[0])], [], []
+    return pairs, alone, unused
 
 
 def outside(files: Sequence[Path], folder: Path, other: Path) -> list[Path]:
@@ -296,7 +305,8 @@ def inspect(job: tuple[str, Path, Path], *, alpha: bool = False, snap: bool = Fa
     """Read one pair; what is wrong with it becomes its `problem`."""
     result = Inspection(*job, alpha=alpha)
     try:
-        refuse_pages(result.label)
+        stored = LabelFile(result.label)
+        stored.refuse_pages()
         result.channels = stored_channels(result.image)
         bands = result.channels not in (1, 3) if is_tiff(result.image) else result.channels > 4
         result.bands = result.channels if bands else 3
@@ -307,11 +317,12 @@ def inspect(job: tuple[str, Path, Path], *, alpha: bool = False, snap: bool = Fa
         result.orientation = orientation_of(result.image)
         result.size = image.shape[:2]
         result.sums = moments(image)
-        label, result.kind = read_any_label(result.label, alpha=result.alpha)
-        result.lossy = lossy_format(result.label)
-        if result.kind == "index" and not alpha:
-            result.palette = palette_of(result.label, np.unique(label))
+        label, result.kind = read_any_label(stored, alpha=result.alpha)
+        result.lossy = stored.lossy_format()
         result.values, result.counts = np.unique(label, return_counts=True)
+        if result.kind == "index" and not alpha:
+            result.palette = stored.palette(result.values)
+            result.nodata = next((v for v in result.values.tolist() if v == stored.nodata()), None)
         result.solid = solid_pixels(label, result.values)
         if result.kind == "colour" and len(result.values) > COLOURS_AT_MOST and not snap:
             raise DataError(
@@ -362,7 +373,7 @@ def moments(image: np.ndarray) -> np.ndarray:
 
 
 def read_any_label(
-    path: Path, *, alpha: bool = False, by_palette: bool = False
+    file: LabelFile, *, alpha: bool = False, by_palette: bool = False
 ) -> tuple[np.ndarray, Kind]:
     """(H, W) of indices, or of colours as 0xRRGGBB, and which of the two it is.
 
@@ -372,28 +383,28 @@ def read_any_label(
     Raises:
         DataError: the file cannot be read, or everything it shows is in its alpha channel.
     """
-    if not alpha and is_wide(path):
-        return read_label(path), "index"
-    try:
-        with open_picture(path) as picture:
-            indexed = picture.mode in ("L", "P", "1", "I", "I;16", "I;16B", "F")
-            clear = picture.mode == "P" and "transparency" in picture.info
-            with_alpha = picture.mode in ("RGBA", "LA", "PA") or (alpha and clear)
-            colour = not indexed or (by_palette and picture.mode == "P")
-            rgb = np.array(picture.convert("RGB"), np.int32) if colour else None
-            opacity = np.array(picture.convert("RGBA").getchannel("A")) if with_alpha else None
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        raise DataError(f"{path}: cannot be decoded as a label image ({error})") from error
+    if not alpha and file.is_wide:
+        return file.values(), "index"
+    picture = file.picture
+    indexed = picture.mode in ("L", "P", "1", "I", "I;16", "I;16B", "F")
+    clear = picture.mode == "P" and "transparency" in picture.info
+    with_alpha = picture.mode in ("RGBA", "LA", "PA") or (alpha and clear)
+    colour = not indexed or (by_palette and picture.mode == "P")
+    with file.decoding():
+        rgb = np.array(picture.convert("RGB"), np.int32) if colour else None
+        opacity = np.array(picture.convert("RGBA").getchannel("A")) if with_alpha else None
     if alpha:
         if opacity is None:
-            raise DataError(f"{path}: has no alpha channel, and --alpha says the label is there")
+            raise DataError(
+                f"{file.path}: has no alpha channel, and --alpha says the label is there"
+            )
         return opacity, "index"
     if rgb is None:
-        return read_label(path), "index"
+        return file.values(), "index"
     red, green, blue = np.moveaxis(rgb, 2, 0)
     packed = red << 16 | green << 8 | blue
     if opacity is not None and opacity.min() != opacity.max():
-        refuse_alpha(path, packed, opacity)
+        refuse_alpha(file.path, packed, opacity)
     if not by_palette and np.array_equal(red, green) and np.array_equal(green, blue):
         return red, "grey_rgb"
     return packed, "colour"
@@ -419,38 +430,6 @@ def refuse_alpha(path: Path, packed: np.ndarray, opacity: np.ndarray) -> None:
     )
 
 
-def palette_of(path: Path, values: np.ndarray) -> dict[int, int]:
-    """The palette's colours, 0xRRGGBB, of these indices; empty for a file without one."""
-    if is_wide(path):
-        return {}
-    with open_picture(path) as picture:
-        entries = picture.getpalette("RGB") if picture.mode == "P" else None
-    if entries is None:
-        return {}
-    colors = np.array(entries, np.int64).reshape(-1, 3)
-    packed = colors @ np.array([1 << 16, 1 << 8, 1])
-    return {int(value): int(packed[value]) for value in values if value < len(packed)}
-
-
-def lossy_format(path: Path) -> str | None:
-    """The format of a file that changes values, by its content; None of one that keeps them.
-
-    Raises:
-        DataError: it cannot be read.
-    """
-    try:
-        with open(path, "rb") as file:
-            start = file.read(16)
-            if start.startswith(b"\xff\xd8"):
-                return "JPEG"
-            if start[:4] == b"RIFF" and start[8:12] == b"WEBP":
-                extended = start[12:] == b"VP8X" and b"VP8 " in file.read()
-                return "lossy WebP" if extended or start[12:] == b"VP8 " else None
-    except OSError as error:
-        raise DataError(f"{path}: label file cannot be read ({error.strerror})") from error
-    return None
-
-
 def has_16_bits(path: Path) -> bool:
     """Return whether a PNG or TIFF stores 16 bits per value."""
     with open(path, "rb") as file:
@@ -462,15 +441,9 @@ def has_16_bits(path: Path) -> bool:
 
 
 def refuse_pages(path: Path) -> None:
-    """Raises DataError for a file of several pages of one size, of which only one would be read."""
-    if not is_tiff(path) and path.suffix.lower() not in (".gif", ".webp", ".png"):
-        return
-    count = stored_pages(path)
-    if count > 1:
-        raise DataError(
-            f"{path}: has {count} pages, and only the first would be read; save each as a file of "
-            "its own"
-        )
+    """Raises DataError for an image of several pages of one size, of which one would be read."""
+    if is_tiff(path) or path.suffix.lower() in FILMS:
+        refuse_several(path, stored_pages(path))
 
 
 def orientation_of(path: Path) -> int:

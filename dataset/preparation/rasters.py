@@ -1,6 +1,7 @@
 """Large rasters, such as GeoTIFF orthophotos, cut into windows that training can read."""
 
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -13,15 +14,36 @@ from ...util.files import write_changed
 HOW_TO_GET_RASTERIO = "cutting rasters needs rasterio: pip install 'stripseg[geo]'"
 
 
+@dataclass
+class Cut:
+    """What the windows hold, counted while they are cut.
+
+    Args:
+        ignore: value that pixels without data get in the label.
+        given: the user has said that it means ignored.
+    """
+
+    ignore: int
+    given: bool = False
+    windows: int = 0
+    pixels: int = 0
+    without_data: int = 0
+    example: Path | None = None  # a raster with such pixels
+    nodata: float | None = None  # the value that a label declares to be none
+
+
 def cut_pairs(
-    pairs: Sequence[tuple[Path, Path]], images: Path, folder: Path, side: int
-) -> Iterator[tuple[Path, Path]]:
-    """(image, label) windows of every pair, below `folder`/images and `folder`/labels.
+    pairs: Sequence[tuple[Path, Path]], images: Path, folder: Path, side: int, cut: Cut
+) -> None:
+    """Write windows of every pair below `folder`/images and `folder`/labels.
 
     Windows of one raster are about equal and do not overlap; those without data are left out.
+    Pixels without data in the image or its label (their nodata values, masks or alpha) become
+    `cut.ignore` in the label.
 
     Raises:
-        DataError: rasterio is not installed, or two rasters of a pair do not cover each other.
+        DataError: rasterio is not installed, two rasters of a pair do not cover each other, or
+            the value of pixels without data is a class.
     """
     try:
         import rasterio  # the extra `geo`
@@ -36,20 +58,75 @@ def cut_pairs(
                 stem = image_path.relative_to(images).with_suffix("").as_posix()
                 for window in windows_of(image.height, image.width, side):
                     place = rasterio.windows.Window(*window)
-                    if not image.dataset_mask(window=place).any():
+                    valid = (image.dataset_mask(window=place) > 0) & (
+                        label.dataset_mask(window=place) > 0
+                    )
+                    if not valid.any():
                         continue
                     name = f"{stem}_{window[1]:06d}_{window[0]:06d}.tif"
                     targets = folder / "images" / name, folder / "labels" / name
-                    for source, target in zip((image, label), targets, strict=True):
-                        write_window(source, place, target)
-                        kept.add(target)
-                    yield targets
+                    kept.update(targets)
+                    write_window(image, image.read(window=place), place, targets[0])
+                    values = label.read(window=place)
+                    if not valid.all():
+                        values = without_data(values, valid, label, label_path, cut)
+                    write_window(label, values, place, targets[1])
+                    cut.windows += 1
+                    cut.pixels += valid.size
         except rasterio.errors.RasterioError as error:
             raise DataError(
                 f"{image_path} and {label_path}: cannot be read as rasters ({error})"
             ) from error
+    if cut.without_data and not cut.given:
+        refuse_second_meaning(pairs, cut)
     for path in (path for path in folder.rglob("*.tif") if path not in kept):
         path.unlink()  # of an earlier call
+
+
+def without_data(
+    values: np.ndarray, valid: np.ndarray, label: Any, path: Path, cut: Cut
+) -> np.ndarray:
+    """(bands, H, W) label values with `cut.ignore` where there is no data."""
+    if len(values) > 1:
+        raise DataError(
+            f"{path}: is a label in colours, and it or its image has pixels without data, which "
+            "no colour stands for; save it as one band of class ids (gdal_calc, rgb2pct)"
+        )
+    cut.without_data += int(np.count_nonzero(~valid))
+    cut.example = cut.example or path
+    if label.nodata is not None:
+        cut.nodata = label.nodata
+    kind = np.result_type(values.dtype, np.min_scalar_type(cut.ignore))
+    return np.where(valid, values, cut.ignore).astype(kind)
+
+
+def said_of(cut: Cut) -> str:
+    """What became of pixels without data, and how to have it otherwise."""
+    share = cut.without_data / cut.pixels
+    text = f"{share:.2%} of the pixels have no data and are ignored ({cut.ignore})"
+    if cut.nodata is None:
+        return f"{text}: {cut.example} or its image, and others"
+    return (
+        f"{text}: {cut.example} and others declare {cut.nodata:g} as nodata. If {cut.nodata:g} is "
+        f"a class: gdal_edit.py -unsetnodata {cut.example}"
+    )
+
+
+def refuse_second_meaning(pairs: Sequence[tuple[Path, Path]], cut: Cut) -> None:
+    """Raises DataError where a label uses the value of pixels without data for something else."""
+    import rasterio
+
+    for _, path in pairs:
+        with rasterio.open(path) as label:
+            for _, window in label.block_windows(1):
+                values = label.read(1, window=window)
+                if ((values == cut.ignore) & (label.read_masks(1, window=window) > 0)).any():
+                    raise DataError(
+                        f"{path}: has the value {cut.ignore}, and {cut.example} or its image has "
+                        f"pixels without data, which {cut.ignore} would stand for. If it means "
+                        f"ignored: --ignore {cut.ignore}; if it is a class: --ignore VALUE, one "
+                        "that is no class"
+                    )
 
 
 def windows_of(height: int, width: int, side: int) -> Iterator[tuple[int, int, int, int]]:
@@ -81,8 +158,8 @@ def refuse_other_places(image: Any, label: Any, image_path: Path, label_path: Pa
         )
 
 
-def write_window(source: Any, window: Any, target: Path) -> None:
-    """A part of a raster as a GeoTIFF with its own place, unless it is there and the same."""
+def write_window(source: Any, values: np.ndarray, window: Any, target: Path) -> None:
+    """A part of a raster, (bands, H, W), as a GeoTIFF with its place; left alone if it is there."""
     from rasterio.io import MemoryFile
 
     profile = {
@@ -90,7 +167,7 @@ def write_window(source: Any, window: Any, target: Path) -> None:
         "height": window.height,
         "width": window.width,
         "count": source.count,
-        "dtype": source.dtypes[0],
+        "dtype": values.dtype,
         "crs": source.crs,
         "transform": source.window_transform(window),
         "photometric": "RGB" if source.count == 3 else "MINISBLACK",
@@ -99,6 +176,6 @@ def write_window(source: Any, window: Any, target: Path) -> None:
     }
     with MemoryFile() as memory:
         with memory.open(**profile) as written:
-            written.write(source.read(window=window))
+            written.write(values)
         content = memory.read()
     write_changed(target, content)

@@ -1,0 +1,129 @@
+"""Stored label values become class ids: the result, what a user may say, and words for messages."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Protocol
+
+import numpy as np
+
+from ...config.errors import DataError
+from ..labels import IGNORE_LABEL
+from .match import Inspection
+
+Colour = tuple[int, int, int]
+IGNORE_NAMES = ("ignore", "ignored")  # of a colour table's line
+MOST_LEVELS = 16  # values of a label that is drawn in grey levels
+
+
+class HasPalette(Protocol):
+    """A label's palette, index -> 0xRRGGBB, and what messages call it."""
+
+    palette: dict[int, int]
+
+    @property
+    def label(self) -> object: ...
+
+
+@dataclass(frozen=True)
+class Choices:
+    """What a user has said about the values.
+
+    Args:
+        values: {stored value: class name}, in class order (`--values 0=road,128=car`).
+        ids_from: the smallest class id in the files (`--ids-from`), or None.
+        ignore: stored value that is ignored (`--ignore`).
+        snap: take values that are noise for the nearest one that is meant (`--snap`).
+    """
+
+    values: Mapping[int, str] = field(default_factory=dict)
+    ids_from: int | None = None
+    ignore: int = IGNORE_LABEL
+    ignore_given: bool = False
+    snap: bool = False
+
+
+@dataclass(frozen=True)
+class ClassNumbering:
+    """Stored label values -> class ids: `ids[i]` for `stored[i]`.
+
+    `coloured` values are 0xRRGGBB; `plain` files hold ids already and need no rewriting. `notes`
+    say what was decided, `warnings` what only seems likely.
+    """
+
+    stored: np.ndarray
+    ids: np.ndarray
+    names: list[str]
+    colors: list[Colour]
+    coloured: bool = False
+    plain: bool = False
+    notes: tuple[str, ...] = ()
+    warnings: tuple[str, ...] = ()
+
+    def translate(self, label: np.ndarray) -> np.ndarray:
+        return self.ids[np.searchsorted(self.stored, label)].astype(np.uint8)
+
+    def pixels(self, found: Sequence[Inspection]) -> np.ndarray:
+        """(K,) pixels of each class."""
+        total = np.zeros(256, np.int64)
+        for item in found:
+            np.add.at(total, self.translate(item.values), item.counts)
+        return total[: len(self.names)]
+
+
+def read_choices(
+    values: str | None, ids_from: int | None, ignore: int | None, *, snap: bool
+) -> Choices:
+    """The options of the command.
+
+    Raises:
+        DataError: `values` is not of the form 0=road,128=car.
+    """
+    named: dict[int, str] = {}
+    for part in (values or "").split(",") if values else []:
+        number, _, name = part.partition("=")
+        if not number.strip().isdigit() or int(number) in named:
+            raise DataError(f"--values {values}: expected VALUE=NAME,..., each once, not {part!r}")
+        named[int(number)] = name.strip() or f"class {len(named)}"
+    return Choices(
+        named,
+        ids_from=ids_from,
+        ignore=IGNORE_LABEL if ignore is None else ignore,
+        ignore_given=ignore is not None,
+        snap=snap,
+    )
+
+
+def class_names(count: int) -> list[str]:
+    return [f"class {index}" for index in range(count)]
+
+
+def named(values: Sequence[int] | np.ndarray) -> str:
+    """What --values takes, for a message."""
+    listed = ",".join(f"{int(value)}=NAME" for value in values[:MOST_LEVELS])
+    return listed + ",..." * (len(values) > MOST_LEVELS)
+
+
+def example(found: Sequence[Inspection], value: int) -> str:
+    """A file that has the value."""
+    return str(next((item.label for item in found if value in item.values), found[0].label))
+
+
+def unpacked(value: int) -> Colour:
+    return int(value) >> 16, int(value) >> 8 & 255, int(value) & 255
+
+
+def as_colours(values: np.ndarray, kind: str) -> np.ndarray:
+    """Values as 0xRRGGBB; grey ones have three equal channels."""
+    return values if kind == "colour" else values.astype(np.int64) * 0x10101
+
+
+def too_many(found: Sequence[Inspection], classes: np.ndarray) -> None:
+    """Raises DataError for more values or colours than there may be classes."""
+    if len(classes) > 255:
+        worst = max(found, key=lambda item: len(item.values))
+        raise DataError(
+            f"the labels have {len(classes)} different values ({worst.label} has "
+            f"{len(worst.values)}), at most 255 classes are possible; were they saved as JPEG or "
+            "smoothed? Then take the original files, or the nearest of the values that are meant: "
+            "--snap. If they are instance ids, take the files of class ids"
+        )

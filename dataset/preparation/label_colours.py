@@ -1,0 +1,127 @@
+"""What the colours of label files mean: by a table, by palettes, or numbered in their order."""
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from ...config.errors import DataError
+from ..labels import IGNORE_LABEL
+from .class_numbering import (
+    IGNORE_NAMES,
+    Choices,
+    ClassNumbering,
+    Colour,
+    HasPalette,
+    as_colours,
+    too_many,
+    unpacked,
+)
+from .label_noise import FAR, peaks, refuse_colour_noise, totals
+from .match import Inspection
+
+
+def number_colours(
+    found: Sequence[Inspection],
+    table: Sequence[tuple[Colour, str]] | None,
+    choices: Choices,
+) -> ClassNumbering:
+    if choices.values or choices.ids_from is not None or choices.ignore_given:
+        raise DataError(
+            f"{found[0].label} and others are colours, and --values, --ids-from and --ignore are "
+            "of labels that hold indices; name the classes with --colors TABLE, lines of 'R G B "
+            "name' (the name ignore: pixels that are ignored)"
+        )
+    for item in found:
+        item.values = as_colours(item.values, item.kind)
+        item.kind = "colour"
+    stored, shares = totals(found)
+    channels = np.array([unpacked(value) for value in stored]).reshape(-1, 3)
+    if choices.snap:
+        return snapped_colours(found, stored, channels, table)
+    if table is None:
+        refuse_colour_noise(found, stored, channels, shares)
+        too_many(found, stored)
+        colors = [unpacked(value) for value in stored]
+        names = [f"colour {r} {g} {b}" for r, g, b in colors]
+        ids = np.arange(len(stored))
+        return ClassNumbering(stored, ids, names, colors, coloured=True)
+    names, colors, numbers = table_classes(table)
+    known = {r << 16 | g << 8 | b: numbers[r, g, b] for (r, g, b), _ in table}
+    strange = [unpacked(value) for value in stored if int(value) not in known]
+    if strange:
+        refuse_colour_noise(found, stored, channels, shares)
+        raise DataError(
+            f"the labels have {len(strange)} colours that the table does not list, such as "
+            f"{strange[:5]}; add them, leave the table out to see all colours, or, where they are "
+            "noise of JPEG or smoothing, take the nearest of the table: --snap"
+        )
+    ids = np.array([known[int(value)] for value in stored])
+    return ClassNumbering(stored, ids, names, colors, coloured=True)
+
+
+def table_classes(
+    table: Sequence[tuple[Colour, str]],
+) -> tuple[list[str], list[Colour], dict[Colour, int]]:
+    """Names, colours, and the value of every colour; one that is called ignore is none."""
+    classes = [(color, name) for color, name in table if name.casefold() not in IGNORE_NAMES]
+    numbers = {color: IGNORE_LABEL for color, _ in table}
+    numbers |= {color: index for index, (color, _) in enumerate(classes)}
+    return [name for _, name in classes], [color for color, _ in classes], numbers
+
+
+def snapped_colours(
+    found: Sequence[Inspection],
+    stored: np.ndarray,
+    channels: np.ndarray,
+    table: Sequence[tuple[Colour, str]] | None,
+) -> ClassNumbering:
+    """`--snap` of colours: to the nearest of the table, or of those that hold much.
+
+    Raises:
+        DataError: a colour that holds much is far from all of the table.
+    """
+    _, weights = totals(found, solid=True)
+    meant = sorted(peaks(channels, weights))
+    if table is None:
+        table = [(unpacked(stored[i]), "colour {} {} {}".format(*channels[i])) for i in meant]
+    too_many(found, np.arange(len(table)))
+    centres = np.array([color for color, _ in table])
+    strange = [i for i in meant if np.abs(centres - channels[i]).max(axis=1).min() > FAR]
+    if strange:
+        raise DataError(
+            f"the labels have the colour {unpacked(stored[strange[0]])}, which is far from all of "
+            "the table; add it"
+        )
+    names, colors, numbers = table_classes(table)
+    nearest = [int(np.abs(centres - color).sum(axis=1).argmin()) for color in channels]
+    ids = np.array([numbers[table[place][0]] for place in nearest])
+    note = f"--snap: {len(stored)} colours are taken for the nearest of {len(table)}"
+    return ClassNumbering(stored, ids, names, colors, coloured=True, notes=(note,))
+
+
+def differing_palettes(found: Sequence[HasPalette]) -> tuple[str, str, int] | None:
+    """Two files that give one index different colours, and the index."""
+    seen: dict[int, tuple[int, str]] = {}
+    for item in found:
+        for value, color in item.palette.items():
+            before = seen.setdefault(value, (color, str(item.label)))
+            if before[0] != color:
+                return before[1], str(item.label), value
+    return None
+
+
+def by_palette(found: Sequence[Inspection]) -> None:
+    """Replace indices by the colours of each file's own palette."""
+    for item in found:
+        if not item.palette:
+            raise DataError(
+                f"{item.label}: has no palette, and others have different ones; labels must all be "
+                "of one kind"
+            )
+        item.values = np.array([item.palette[int(value)] for value in item.values])
+        item.kind = "colour"
+        item.by_palette = True
+        merged, index = np.unique(item.values, return_inverse=True)
+        item.counts = np.bincount(index, weights=item.counts).astype(np.int64)
+        item.solid = np.bincount(index, weights=item.solid).astype(np.int64)
+        item.values = merged
