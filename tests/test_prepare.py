@@ -324,3 +324,18 @@ def test_recipe_options_follow_the_data(
     assert ("  # class 2 has 0.1" in text) == rare
     assert train.color_jitter == ([0.4] * 3 if few else [0] * 3)
     assert ("training images: fewer than 200, so colours are varied" in text) == few
+
+
+@pytest.mark.parametrize(("width", "decoder"), [(3, "deeplabv3plus"), (8, "none")])
+def test_thin_classes_get_a_decoder(home: Path, width: int, decoder: str) -> None:
+    for number in range(4):
+        label = np.zeros((40, 60), np.uint8)
+        label[:, 20:40] = 1
+        label[5:-5, 8 : 8 + width] = 2
+        save(home / f"images/{number}.png", label[..., None] * np.uint8([50, 60, 70]))
+        save(home / f"labels/{number}.png", label)
+    prepare.main(["custom", "--images", "images", "--labels", "labels", "--name", "mine"])
+    path = home / "config/mine/mine_spnet18.yaml"
+    assert load_config(path).TRAIN.decoder == decoder
+    reason = "  # class 2 is mostly up to 3 pixels wide"
+    assert (reason in path.read_text()) == (decoder != "none")

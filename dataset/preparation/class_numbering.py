@@ -1,6 +1,6 @@
 """Stored label values become class ids: the result, what a user may say, and words for messages."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -64,9 +64,16 @@ class ClassNumbering:
 
     def pixels(self, found: Sequence[Inspection]) -> np.ndarray:
         """(K,) pixels of each class."""
+        return self._summed((item.values, item.counts) for item in found)
+
+    def inner_pixels(self, found: Sequence[Inspection]) -> np.ndarray:
+        """(K,) of these the pixels whose four neighbours are of the same class."""
+        return self._summed((item.values, item.solid) for item in found)
+
+    def _summed(self, parts: Iterable[tuple[np.ndarray, np.ndarray]]) -> np.ndarray:
         total = np.zeros(256, np.int64)
-        for item in found:
-            np.add.at(total, self.translate(item.values), item.counts)
+        for values, counts in parts:
+            np.add.at(total, self.translate(values), counts)
         return total[: len(self.names)]
 
 

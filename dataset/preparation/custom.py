@@ -20,6 +20,7 @@ from .match import Inspection, read_any_label
 RECORD = ".numbering.json"  # beside labels that were rewritten
 
 RARE = 0.005  # share of the labelled pixels below which crops are laid around a class
+THIN = 0.4  # share of inner pixels below which a class is thin: a line of 3 pixels has a third
 FEW = 200  # training images below which colours are varied
 SEQUENCE = "tag:yaml.org,2002:seq"
 TURNS = {
@@ -352,6 +353,11 @@ def recipe(
     if share[rarest] < RARE:
         reason = f"class {rarest} has {share[rarest]:.3%} of the labelled pixels"
         chosen["rare_class_crop"] = (0.5, reason)
+    inner = numbering.inner_pixels(training)
+    thin = [int(index) for index in present if inner[index] < THIN * pixels[index]]
+    if thin:
+        reason = f"class {thin[0]} is mostly up to 3 pixels wide: classified at stride 4"
+        chosen["decoder"] = ("deeplabv3plus", reason)
     if len(training) < FEW and bands_of(training) == 3:
         images = f"{len(training)} training image{'s' * (len(training) > 1)}"
         reason = f"{images}: fewer than {FEW}, so colours are varied"
