@@ -326,6 +326,27 @@ def test_recipe_options_follow_the_data(
     assert ("training images: fewer than 200, so colours are varied" in text) == few
 
 
+@pytest.mark.parametrize(("bands", "written"), [(3, True), (4, False)])
+def test_few_images_get_a_second_config_with_pretrained_weights(
+    home: Path, capsys, bands: int, written: bool
+) -> None:
+    for number in range(4):
+        image, label = pair(number, classes=2)
+        image = np.dstack([image, image])[..., :bands]
+        (home / "images").mkdir(exist_ok=True)
+        tifffile.imwrite(home / f"images/{number}.tif", image, photometric="rgb")
+        save(home / f"labels/{number}.png", label)
+    prepare.main(["custom", "--images", "images", "--labels", "labels", "--name", "mine"])
+    path = home / "config/mine/mine_spnet_lite0.yaml"
+    assert path.is_file() == written
+    assert ("sh tool/train.sh mine spnet_lite0" in capsys.readouterr().out) == written
+    if written:
+        config = load_config(path)
+        assert config.TRAIN.backbone == "timm/tf_efficientnet_lite0"
+        assert config.DATA.mean == [127, 127, 127]
+        assert config.DATA.train_list == load_config(path.with_stem("mine_spnet18")).DATA.train_list
+
+
 @pytest.mark.parametrize(("width", "decoder"), [(3, "deeplabv3plus"), (8, "none")])
 def test_thin_classes_get_a_decoder(home: Path, width: int, decoder: str) -> None:
     for number in range(4):

