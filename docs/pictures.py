@@ -14,12 +14,12 @@ from playwright.sync_api import sync_playwright
 
 IMAGES = Path(__file__).with_name("images")
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
-SHOWN = 4  # scenes of prediction.png
+SHOWN = 4  # scenes of prediction.jpg
 SIDE = 240  # pixels of each
 
 
 def predictions(result: Path, data: Path) -> None:
-    """prediction.png: scenes above, their predicted classes below."""
+    """prediction.jpg: scenes above, their predicted classes below."""
     columns = []
     for path in sorted((result / "color").glob("*.png"))[:SHOWN]:
         photo = cv2.imread(str(data / "images/val" / f"{path.stem}.jpg"))
@@ -27,7 +27,7 @@ def predictions(result: Path, data: Path) -> None:
         columns.append(np.vstack(pair))
     gap = np.full((2 * SIDE, 8, 3), 255, np.uint8)
     row = [part for column in columns for part in (column, gap)][:-1]
-    cv2.imwrite(str(IMAGES / "prediction.png"), np.hstack(row))
+    cv2.imwrite(str(IMAGES / "prediction.jpg"), np.hstack(row))
 
 
 def report(result: Path) -> None:
