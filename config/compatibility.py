@@ -7,6 +7,8 @@ from .errors import CheckpointError
 from .schema import Config, NetworkOptions
 
 OF_DATA = ("in_channels", "classes", "mean", "std")
+# what networks were before these options: checkpoints of then do not name them, and fit both values
+ADDED = {"strip_pooling": "average", "spm_control": False, "mixed_pooling_branches": "both"}
 
 
 def compared_options(arch: str) -> Iterator[tuple[str, str]]:
@@ -35,9 +37,12 @@ def check_same_network(content: Mapping[str, Any], config: Config, *, origin: st
         return  # weights alone, or another author's
     given = config.model_dump(mode="json")
     for section, key in compared_options(config.TRAIN.arch):
-        before = stored.get(section, {})
-        if key in before and before[key] != given[section][key]:
+        options = stored.get(section) or {}
+        if key not in options and key not in ADDED:
+            continue
+        before = options.get(key, ADDED.get(key))
+        if before != given[section][key]:
             raise CheckpointError(
-                f"{origin}: was trained with {section}.{key} {before[key]}, and now it is "
+                f"{origin}: was trained with {section}.{key} {before}, and now it is "
                 f"{given[section][key]}; use the config beside the checkpoint, or set the option"
             )

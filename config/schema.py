@@ -185,7 +185,8 @@ class NetworkOptions(Section):
     )
     spm_control: bool = option(
         False,
-        "for ablations: in place of strip pooling modules 1x1 convolutions with as many parameters",
+        "for ablations: in place of strip pooling modules 1x1 convolutions with about as many "
+        "parameters (7 C^2 + 9 C instead of 7 C^2 + 5 C)",
         arch="spnet",
     )
     mixed_pooling_modules: int = option(

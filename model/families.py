@@ -130,9 +130,9 @@ CLASSIC_STEM: Pairs = (
 )
 
 FAMILIES = (
-    Family("stripseg", (r"backbone\..+", r"head\..+")),
+    Family("stripseg", (r"backbone\.(stem|network)\..+", r"head\..+")),
     # perhaps with a classifier
-    Family("stripseg encoder", (r"backbone\..+",), whole=False),
+    Family("stripseg encoder", (r"backbone\.(stem|network)\..+",), whole=False),
     Family(
         "stripseg backbone",
         (r"stem\.0\.weight", r"layer1\.0\..+"),
@@ -161,6 +161,8 @@ FAMILIES = (
             r"pretrained\.bn1\.running_mean",
             r"pretrained\.layer1\.0\.conv3\.weight",
             r"head\.strip_pool2\.conv3\.1\.running_mean",
+            r"head\.strip_pool2\.conv2_5\.0\.weight",  # both branches
+            r"head\.strip_pool2\.conv2_6\.0\.weight",
         ),
         never=r".*\.levels\..+|.*\.downsample\.2\.weight|head\.mixed_pooling\..+",
     ),
@@ -288,10 +290,19 @@ def timm_efficientnet(state: Mapping) -> dict:
     return renamed
 
 
-def recognise(keys: Iterable[str]) -> Family | None:
-    """The family of a file's keys (without `module.`), or None."""
-    keys = tuple(keys)
-    return next((family for family in FAMILIES if family.fits(keys)), None)
+def recognise(keys: Iterable[str], target: Iterable[str] = ()) -> Family | None:
+    """The family of a file's keys (without `module.`), or None.
+
+    Args:
+        target: keys of the network to load. A file that has all of its backbone's, which you may
+            have added under names of your own, is stripseg's.
+    """
+    keys = frozenset(keys)
+    known = next((family for family in FAMILIES if family.fits(keys)), None)
+    backbone = [key for key in target if key.startswith("backbone.")]
+    if known is None and backbone and keys.issuperset(backbone):
+        return FAMILIES[0] if any(key.startswith("head.") for key in keys) else FAMILIES[1]
+    return known
 
 
 def authors_keys(state: Mapping, family: Family) -> dict:

@@ -92,7 +92,7 @@ class StripPoolingModule(nn.Module):
 
 
 class PointwiseControl(nn.Module):
-    """For ablations: what an SPM is without its strips, with as many parameters.
+    """For ablations: what an SPM is without its strips, with about as many parameters.
 
     (N, C, H, W) -> (N, C, H, W), every position scaled by attention from itself alone, through 1x1
     convolutions of C, 3 C, C and C channels: 7 C^2 + 9 C parameters with batch norm.

@@ -5,7 +5,7 @@ names it.
 """
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
 from torch import Tensor, nn
@@ -74,7 +74,9 @@ def load_weights(network: nn.Module, content: Mapping, *, origin: str, exact: bo
         CheckpointError: the file is of no known family or a tensor that should match does not.
     """
     target = network.state_dict()
-    family, state, unused = translate(content, origin=origin, for_timm=has_timm_backbone(target))
+    family, state, unused = translate(
+        content, origin=origin, for_timm=has_timm_backbone(target), target=target
+    )
     if exact and not family.whole and HEAD in prefixes_of(target):
         raise CheckpointError(
             f"{origin}: holds only a backbone ({family.name}); a whole trained model is needed"
@@ -132,16 +134,17 @@ def adapt_channels(state: dict[str, Tensor], target: Mapping[str, Tensor]) -> li
 
 
 def translate(
-    content: Mapping, *, origin: str, for_timm: bool = False
+    content: Mapping, *, origin: str, for_timm: bool = False, target: Iterable[str] = ()
 ) -> tuple[Family, dict[str, Tensor], list[str]]:
     """(family, tensors under our keys, keys of the file that have no place in our networks).
 
-    `for_timm` takes what is not stripseg's own for the names of the timm network it is for.
+    `for_timm` takes what is not stripseg's own for the names of the timm network it is for;
+    `target` are the keys of the network to load, as in `recognise`.
     """
     state = unwrap(content, origin=origin)
     if for_timm and EFFICIENTNET_PYTORCH.fits(state):
         state = timm_efficientnet(state)
-    family = recognise(state)
+    family = recognise(state, target)
     if for_timm and (family is None or not family.name.startswith("stripseg")):
         family = TIMM
     if family is None:
@@ -274,7 +277,8 @@ def differences(
     cause = (
         "another class count: check DATA.classes"
         if only_classifier and not missing and not extra
-        else "another architecture: check TRAIN.arch, backbone, stem, attention, decoder and spm_on"
+        else "another architecture: check TRAIN.arch, backbone, width, stem, attention, "
+        "decoder and spm_on"
     )
     return f"{origin} ({family.name}) does not fit the network, {cause}. " + ". ".join(parts)
 

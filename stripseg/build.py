@@ -122,8 +122,8 @@ def load_network(config: Config, device: torch.device) -> nn.Module:
         check_same_network({"config": content.card.config}, config, origin=path)
         return content
     network = build_network(config)
+    check_same_network(content, config, origin=path)  # first: it knows which option differs
     load_weights(network, content, origin=str(path), exact=True)
-    check_same_network(content, config, origin=path)
     network.eval().to(device)
     if config.TEST.channels_last:
         network.to(memory_format=torch.channels_last)

@@ -29,10 +29,11 @@ from .onnx_network import OnnxNetwork
 from .trained_network import inference_config
 from .util.distributed import process_group
 from .util.distributed.slurm import slurm_step
-from .util.logger import QUIET
+from .util.logger import QUIET, quiet
 from .util.signals import STOPPED, Stopped
 
 INTERRUPTED = 130
+CLOSED_PIPE = 141
 
 
 @dataclass(frozen=True)
@@ -81,6 +82,9 @@ def run_command(main: Main) -> None:
         if process_group.is_main():
             print(reason, file=sys.stderr)
         code = STOPPED
+    except BrokenPipeError:  # the reader of stdout has left, as `head` does
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        code = CLOSED_PIPE
     except OSError as error:
         if error.filename is None:
             raise
@@ -99,7 +103,7 @@ def run_command(main: Main) -> None:
 @contextmanager
 def prints_to(wanted: argparse.Namespace) -> Iterator[None]:
     """Lead what is printed to where `--json` and `--quiet` want it."""
-    if wanted.quiet:
+    if wanted.quiet or quiet():
         os.environ[QUIET] = "1"
         with open(os.devnull, "w", encoding="utf-8") as nowhere, redirect_stdout(nowhere):
             yield

@@ -10,31 +10,17 @@ from typing import Any
 
 import torch
 
-from .config.errors import ConfigError, TrainingError
+from .config.errors import ConfigError
 from .config.load import config_from, find_config, load_config, option_meant
 from .config.schema import Config
 from .config.validate import check_files
 from .dataset.build import official_splits
 from .model.build import check_arch
-from .training_run import OnEpoch, build_trainer
-from .util.checkpoint import folder_lock, move_aside, read_checkpoint
+from .training_run import OnEpoch, build_trainer, refuse_other_options
+from .util.checkpoint import folder_lock, move_aside
 from .util.distributed import process_group
 from .util.precision import restored_numerics
 from .util.training.epoch_log import read_epochs
-from .util.training.trainer import Trainer
-
-# options that may differ between a finished run and the call that finds it finished
-AFTERWARDS = (
-    "train_gpu",
-    "workers",
-    "resume",
-    "save_path",
-    "print_freq",
-    "keep_last",
-    "trackers",
-    "tensorboard",
-    "sample_predictions",
-)
 
 
 @dataclass(frozen=True)
@@ -100,7 +86,7 @@ def train(
             if trainer.step < trainer.total_steps:
                 trainer.fit()
             else:
-                refuse_other_options(trainer)
+                refuse_other_options(trainer, again="train with fresh=True")
     epochs = read_epochs(folder)
     best = trainer.checkpoints.best if trainer.best_score >= 0 else folder / "none"
     return TrainingResult(
@@ -126,28 +112,6 @@ def device_of(config: Config) -> torch.device:
             "one, or use the command: stripseg train"
         )
     return devices[0]
-
-
-def refuse_other_options(trainer: Trainer) -> None:
-    """Check that a run that is finished already was trained with these options.
-
-    Raises:
-        TrainingError: it was not, so that its figures are not theirs.
-    """
-    last = trainer.checkpoints.last
-    stored = read_checkpoint(last).get("config", {}).get("TRAIN", {}) if last.is_file() else {}
-    given = trainer.config.model_dump(mode="json")["TRAIN"]
-    changed = [
-        key
-        for key, value in given.items()
-        if key in stored and key not in AFTERWARDS and stored[key] != value
-    ]
-    if changed:
-        raise TrainingError(
-            f"{last}: this run is finished, with another TRAIN.{changed[0]} "
-            f"({stored[changed[0]]}, now {given[changed[0]]}); train with fresh=True, or give "
-            "another save_path"
-        )
 
 
 def config_of(

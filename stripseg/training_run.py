@@ -2,7 +2,7 @@
 
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from .batch_size import settle_batch_size
 from .build import loss_of, optimizer_of
 from .config.compatibility import check_same_network
-from .config.errors import CheckpointError, ConfigError
+from .config.errors import CheckpointError, ConfigError, TrainingError
 from .config.schema import AUTO, TIMM, Config
 from .config.types import shown
 from .dataset.build import build_training_loader, build_training_set
@@ -170,10 +170,62 @@ def build_planned(plan: Plan, *, on_epoch: OnEpoch | None = None) -> Trainer:
             trainer.load_state_dict(plan.checkpoint, origin=plan.origin)
     if plan.checkpoint is not None:
         log.info(f"resuming from {plan.origin} at step {trainer.step} of {trainer.total_steps}")
+        if trainer.step < trainer.total_steps:
+            for key, before, now in changed_options(plan.checkpoint, config):
+                log.warning(f"warning: TRAIN.{key} is {now} from here on; it was {before}")
     if process_group.is_main() and trainer.step < trainer.total_steps:
         save_effective(config, folder / "config.yaml")
     describe_run(plan, parts)
     return trainer
+
+
+# options of TRAIN that change nothing about what is learnt
+AFTERWARDS = (
+    "train_gpu",
+    "workers",
+    "resume",
+    "save_path",
+    "print_freq",
+    "keep_last",
+    "save_freq",
+    "save_steps",
+    "save_minutes",
+    "compile",
+    "channels_last",
+    "activation_checkpointing",
+    "trackers",
+    "tensorboard",
+    "sample_predictions",
+)
+
+
+def changed_options(content: Mapping[str, Any], config: Config) -> list[tuple[str, Any, Any]]:
+    """[(key of TRAIN, value in the checkpoint, value now)] of options that training depends on."""
+    stored = (content.get("config") or {}).get("TRAIN") or {}
+    given = config.model_dump(mode="json")["TRAIN"]
+    return [
+        (key, stored[key], value)
+        for key, value in given.items()
+        if key in stored and key not in AFTERWARDS and stored[key] != value
+    ]
+
+
+def refuse_other_options(trainer: Trainer, *, again: str) -> None:
+    """Check that a run that is finished already was trained with these options.
+
+    Args:
+        again: how to train from scratch, for the message.
+    Raises:
+        TrainingError: it was not, so that its figures are not theirs.
+    """
+    last = trainer.checkpoints.last
+    changed = changed_options(read_checkpoint(last), trainer.config) if last.is_file() else []
+    if changed:
+        key, before, now = changed[0]
+        raise TrainingError(
+            f"{last}: this run is finished, with another TRAIN.{key} ({before}, now {now}); "
+            f"{again}, or give another save_path"
+        )
 
 
 def build_parts(plan: Plan) -> Parts:

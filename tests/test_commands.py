@@ -14,7 +14,13 @@ from PIL import Image
 from processes import run_command
 
 from stripseg import testing
-from stripseg.config.errors import CheckpointError, DataError, DeviceError, StripsegError
+from stripseg.config.errors import (
+    CheckpointError,
+    DataError,
+    DeviceError,
+    StripsegError,
+    TrainingError,
+)
 from stripseg.tool import demo, prepare, test, train
 from stripseg.util.distributed import process_group
 
@@ -291,13 +297,20 @@ def test_another_depth_is_told_by_its_option(trained_config: Path) -> None:
         train.main(words)
 
 
+def test_a_finished_run_is_not_taken_for_one_of_other_options(trained_config: Path) -> None:
+    words = ["--config", str(trained_config)]
+    train.main([*words, "TRAIN.print_freq", "7"])  # changes nothing
+    with pytest.raises(TrainingError, match=r"finished, with another TRAIN.loss .*--fresh"):
+        train.main([*words, "TRAIN.loss", "dice"])
+
+
 def test_wrong_checkpoints_are_refused(trained_config: Path, tmp_path: Path) -> None:
     arguments = ["--config", str(trained_config)]
     other = ["DATA.classes", "7", "DATA.dataset", "mine", "TEST.test_list", "val.txt"]
     other += ["DATA.data_root", str(one_image(tmp_path))]
-    with pytest.raises(CheckpointError, match=r"check DATA.classes\. head.classifier.weight is"):
+    with pytest.raises(CheckpointError, match=r"with DATA.classes \d, and now it is 7"):
         test.main([*arguments, *other])
-    with pytest.raises(CheckpointError, match="another architecture"):
+    with pytest.raises(CheckpointError, match=r"TRAIN.backbone resnet18, and now it is resnet34"):
         test.main([*arguments, "TRAIN.layers", "34"])
     with pytest.raises(CheckpointError, match="does not exist"):
         test.main([*arguments, "TEST.model_path", str(tmp_path / "absent.pth")])

@@ -381,3 +381,32 @@ def test_windows_are_resized_on_gpus_as_on_the_cpu(low: tuple[int, int]) -> None
     chunks = [(0, 10), (10, 32), (32, 33)]
     in_parts = torch.cat(list(resized_rows(logits, size, chunks)), dim=1)
     torch.testing.assert_close(resized_window(logits, size), in_parts, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("image", "message"),
+    [
+        (np.zeros((20, 30, 3)), r"uint8, RGB, values 0 to 255, not \(20, 30, 3\) float64"),
+        (np.zeros((20, 30), np.uint8), r"not \(20, 30\) uint8"),
+        ("photo.jpg", "not str"),
+    ],
+)
+def test_what_is_no_image_is_refused(image: object, message: str) -> None:
+    settings = InferenceSettings(CLASSES, crop=(16, 16))
+    engine = SlidingWindow(Network().eval(), settings)
+    with pytest.raises(TypeError, match=message):
+        engine.predict(image)
+
+
+def test_networks_of_other_outputs_are_refused() -> None:
+    class Named(nn.Module):
+        def forward(self, x: Tensor) -> dict[str, Tensor]:
+            return {"out": x}
+
+    settings = InferenceSettings(CLASSES, crop=(16, 16))
+    image = np.zeros((16, 16, 3), np.uint8)
+    with pytest.raises(TypeError, match="returned a dict; wrap it"):
+        SlidingWindow(Named().eval(), settings).predict(image)
+    other = InferenceSettings(CLASSES + 2, crop=(16, 16))
+    with pytest.raises(ValueError, match=f"gives {CLASSES} classes, and InferenceSettings.classes"):
+        SlidingWindow(Network().eval(), other).predict(image)

@@ -75,7 +75,7 @@ def test_two_commands_lead_to_a_training_run(home: Path, capsys) -> None:
     custom("--workers", "2")
     printed = capsys.readouterr().out
     assert "class 2" in printed
-    assert "sh tool/train.sh mine spnet18" in printed
+    assert "stripseg train mine spnet18" in printed
     check_labels(8)
     words = ["TRAIN.batch_size", "2", "TRAIN.workers", "0", "TRAIN.evaluate", "False"]
     config = load_config("config/mine/mine_spnet18.yaml", words)
@@ -326,6 +326,27 @@ def test_recipe_options_follow_the_data(
     assert ("training images: fewer than 200, so colours are varied" in text) == few
 
 
+def test_snapped_labels_say_nothing_of_thin_classes(home: Path) -> None:
+    """Their stored values vary within a class, so no pixel has neighbours of its value."""
+    rng = np.random.default_rng(0)
+    for number in range(4):
+        label = np.zeros((40, 60), np.uint8)
+        label[:, 30:] = 200
+        save(home / f"images/{number}.png", label[..., None] * np.uint8([1, 1, 1]))
+        noisy = (label + rng.integers(0, 6, label.shape)).astype(np.uint8)
+        save(home / f"labels/{number}.png", noisy)
+    words = ["--images", "images", "--labels", "labels", "--name", "mine"]
+    prepare.main(["custom", *words, "--values", "0=left,200=right", "--snap"])
+    assert load_config(home / "config/mine/mine_spnet18.yaml").TRAIN.decoder == "none"
+
+
+def test_a_lone_pair_in_other_subfolders_is_none(home: Path) -> None:
+    image, label = pair(0)
+    save(home / "in/images/train/one.png", image)
+    save(home / "in/labels/val/two.png", label)
+    assert match(Path("in/images"), Path("in/labels"))[0] == []
+
+
 @pytest.mark.parametrize(("bands", "written"), [(3, True), (4, False)])
 def test_few_images_get_a_second_config_with_pretrained_weights(
     home: Path, capsys, bands: int, written: bool
@@ -339,7 +360,7 @@ def test_few_images_get_a_second_config_with_pretrained_weights(
     prepare.main(["custom", "--images", "images", "--labels", "labels", "--name", "mine"])
     path = home / "config/mine/mine_spnet_lite0.yaml"
     assert path.is_file() == written
-    assert ("sh tool/train.sh mine spnet_lite0" in capsys.readouterr().out) == written
+    assert ("stripseg train mine spnet_lite0" in capsys.readouterr().out) == written
     if written:
         config = load_config(path)
         assert config.TRAIN.backbone == "timm/tf_efficientnet_lite0"

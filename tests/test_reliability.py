@@ -12,8 +12,10 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
+from PIL import Image
 from processes import Command
 
+from stripseg.config.compatibility import check_same_network
 from stripseg.config.errors import CheckpointError, DataError, TrainingError
 from stripseg.config.load import load_config
 from stripseg.tool import test as tool_test
@@ -332,6 +334,25 @@ def test_bad_files_stop_the_run_or_are_left_out(
     assert all(p.isfinite().all() for p in skipping.segmenter.parameters())
 
 
+def test_skipping_is_not_for_labels_that_would_be_misread(
+    small_config: Path, small_shapes: Path, tmp_path: Path
+) -> None:
+    """A label saved as JPEG can be read, perhaps with other classes; all bad is nothing to learn."""
+    root = tmp_path / "data"
+    shutil.copytree(small_shapes, root)
+    words = ["DATA.data_root", str(root), "TRAIN.bad_data", "skip"]
+    config = load_config(small_config, words)
+    pairs = [line.split() for line in (root / "train.txt").read_text().splitlines()]
+    label = root / pairs[0][1]
+    Image.new("L", Image.open(label).size, 3).save(label, format="JPEG")
+    with pytest.raises(DataError, match="is a JPEG"):
+        build_trainer(config, CPU)
+    for image, _ in pairs:
+        (root / image).write_bytes(b"no image")
+    with pytest.raises(DataError, match="cannot be|not an image|no image"):
+        build_trainer(config, CPU)
+
+
 # ---- processes
 
 
@@ -391,6 +412,16 @@ def test_a_checkpoint_knows_the_options_that_its_tensors_do_not_show(
     for command in (train.main, tool_test.main):
         with pytest.raises(CheckpointError, match=f"was trained with {key} .*, and now it is"):
             command(["--config", str(small_config), key, value])
+
+
+def test_a_checkpoint_from_before_an_option_had_its_default(small_config: Path) -> None:
+    """Strips that average and those that take the maximum have the same tensors."""
+    config = load_config(small_config, ["TRAIN.strip_pooling", "max"])
+    content = {"config": config.model_dump(mode="json")}
+    del content["config"]["TRAIN"]["strip_pooling"]
+    with pytest.raises(CheckpointError, match="with TRAIN.strip_pooling average, and now it is m"):
+        check_same_network(content, config, origin="old.pth")
+    check_same_network(content, load_config(small_config), origin="old.pth")
 
 
 @pytest.mark.parametrize(

@@ -8,6 +8,7 @@ from authors import AUTHORS, BACKBONES, WHOLE, build, expected, load, refusal, t
 from reference import spnet
 from torch import nn
 
+from stripseg.model.families import recognise
 from stripseg.model.weights import FAMILIES
 
 
@@ -155,3 +156,19 @@ def test_half_precision_weights_become_the_networks_precision():
     weight = network.head.classifier.weight
     assert weight.dtype == torch.float32
     assert torch.equal(weight, half["head.classifier.weight"].float())
+
+
+@pytest.mark.parametrize(
+    "keys",
+    [
+        ("backbone.conv1.weight", "decode_head.conv_seg.weight"),  # mmsegmentation
+        ("backbone.conv1.weight", "classifier.0.weight"),  # torchvision
+        ("backbone.layer1.0.conv1.weight", "head.fc.weight"),  # mmpretrain
+    ],
+)
+def test_backbones_of_others_are_not_ours(keys: tuple[str, ...]) -> None:
+    own = ["backbone.stages.0.weight", "head.classifier.weight"]  # a network with a backbone added
+    assert recognise(keys) is None
+    assert recognise(keys, target=own) is None
+    assert recognise(own) is None
+    assert recognise(own, target=own).name == "stripseg"

@@ -7,6 +7,7 @@ Reads everything that a training run of this config will read. Exits with 1 if i
 """
 
 import os
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -52,10 +53,11 @@ def main(argv: Sequence[str]) -> Result:
     print(class_shares(found, names))
     print(size_line(found, crop))
     for finding in findings:
-        print(f"{finding.severity}: {finding.message}")
+        lines = [f"{finding.severity}: {finding.message}"]
         if finding.kind != "unusable":
-            for file in finding.files[:FILES_SHOWN]:
-                print(f"    {file}")
+            lines += [f"    {file}" for file in finding.files[:FILES_SHOWN]]
+        # what was asked for, so on stdout; --quiet leaves warnings and errors
+        print("\n".join(lines), file=sys.stderr if options.quiet else sys.stdout)
     errors = sum(finding.severity == "error" for finding in findings)
     print(f"{len(found)} pairs: {errors} error(s), {len(findings) - errors} warning(s)")
     if options.html:

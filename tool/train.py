@@ -17,7 +17,7 @@ from stripseg.command_line import Result
 from stripseg.config.schema import Config
 from stripseg.config.validate import check_files
 from stripseg.dataset.build import official_splits
-from stripseg.training_run import build_trainer
+from stripseg.training_run import build_trainer, refuse_other_options
 from stripseg.util.checkpoint import folder_lock, move_aside
 from stripseg.util.distributed import process_group
 from stripseg.util.training.epoch_log import NAME as EPOCHS
@@ -68,6 +68,7 @@ def run(config: Config, device: torch.device) -> Result:
     log = trainer.run_log.log
     with closing(trainer.run_log):
         if trainer.step >= trainer.total_steps:
+            refuse_other_options(trainer, again="train from scratch with --fresh")
             log.info(
                 f"{trainer.checkpoints.last} has all {config.TRAIN.epochs} epochs already: nothing "
                 "to do. Raise TRAIN.epochs, or train from scratch: --fresh, or another "

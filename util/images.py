@@ -404,7 +404,7 @@ def _read_bytes(path: Path, what: str) -> bytes:
         content = Path(path).read_bytes()
     except FileNotFoundError:
         raise DataError(
-            f"{path}: {what} file does not exist; check DATA.data_root and the list"
+            f"{path}: {what} file does not exist; check the path, or DATA.data_root and the list"
         ) from None
     except OSError as error:
         raise DataError(f"{path}: {what} file cannot be read ({error.strerror})") from error

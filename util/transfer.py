@@ -8,9 +8,9 @@ from torch import Tensor
 def upload(array: np.ndarray, device: torch.device) -> Tensor:
     """Copy to the device; a GPU's copy is from pinned memory, and the host does not wait for it.
 
-    On the CPU the tensor and the array are the same memory.
+    On the CPU the tensor and the array are the same memory, where the array can be written to.
     """
-    tensor = torch.from_numpy(array)
+    tensor = torch.from_numpy(array if array.flags.writeable else array.copy())
     if device.type == "cuda":
         tensor = tensor.pin_memory()
     return tensor.to(device, non_blocking=True)

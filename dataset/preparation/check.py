@@ -95,23 +95,35 @@ def refuse_bad_data(
     """Look at a few pairs, evenly spaced, before a run starts.
 
     Args:
-        skip: the run leaves out pairs that cannot be used, so they are no reason to refuse.
+        skip: the run leaves out pairs that cannot be read, so they are no reason to refuse, unless
+            all of these are such.
     Raises:
-        DataError: one of them cannot be used; the message names the command that looks deeper.
+        DataError: one of them cannot be used; the message names the command that checks all.
     """
     chosen = np.unique(np.linspace(0, len(dataset) - 1, QUICK).round().astype(int))
     pixels, drawn = np.zeros(256, np.int64), True
+    skipped = 0
     for index in chosen:
         pair = dataset.pairs[index]
         seen = examine_pair(pair, split="", encoding=dataset.encoding, channels=dataset.channels)
-        if seen.error and skip:
-            continue
-        if seen.error:
+        skipped += bool(seen.error)
+        if seen.error and not (skip and skipped < len(chosen) and cannot_be_read(pair, dataset)):
             raise DataError(f"{seen.error} To see all that is wrong with the data: {command}")
+        if seen.error:
+            continue
         pixels += seen.pixels
         drawn &= bool(seen.pixels[0] and seen.pixels[255])
     if (reason := mask_of_two_values(pixels, dataset.encoding, drawn=drawn)) is not None:
         raise DataError(f"{dataset.pairs[chosen[0]].label} and others: {reason}")
+
+
+def cannot_be_read(pair: Pair, dataset: TrainingSet | EvaluationSet) -> bool:
+    """Return whether training would leave the pair out, where bad data are skipped."""
+    try:
+        read_pair(pair, dataset.encoding, 0, channels=dataset.channels)
+    except DataError:
+        return True
+    return False
 
 
 def examine_pair(

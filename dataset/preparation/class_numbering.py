@@ -66,8 +66,18 @@ class ClassNumbering:
         """(K,) pixels of each class."""
         return self._summed((item.values, item.counts) for item in found)
 
-    def inner_pixels(self, found: Sequence[Inspection]) -> np.ndarray:
-        """(K,) of these the pixels whose four neighbours are of the same class."""
+    def is_class(self, value: int) -> bool:
+        """Return whether a stored index is a class, not ignored and not absent."""
+        places = np.flatnonzero(self.stored == value)
+        return not self.coloured and places.size > 0 and self.ids[places[0]] < len(self.names)
+
+    def inner_pixels(self, found: Sequence[Inspection]) -> np.ndarray | None:
+        """(K,) of these the pixels whose four neighbours are of the same class.
+
+        None where several stored values are one class: values are what neighbours were compared by.
+        """
+        if len(np.unique(self.ids)) < len(self.ids):
+            return None
         return self._summed((item.values, item.solid) for item in found)
 
     def _summed(self, parts: Iterable[tuple[np.ndarray, np.ndarray]]) -> np.ndarray:

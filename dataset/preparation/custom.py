@@ -355,7 +355,7 @@ def recipe(
         reason = f"class {rarest} has {share[rarest]:.3%} of the labelled pixels"
         chosen["rare_class_crop"] = (0.5, reason)
     inner = numbering.inner_pixels(training)
-    thin = [int(index) for index in present if inner[index] < THIN * pixels[index]]
+    thin = [] if inner is None else present[inner[present] < THIN * pixels[present]].tolist()
     if thin:
         reason = f"class {thin[0]} is mostly up to 3 pixels wide: classified at stride 4"
         chosen["decoder"] = ("deeplabv3plus", reason)

@@ -128,10 +128,15 @@ def match(images: Path, labels: Path) -> tuple[list[tuple[Path, Path]], list[Pat
     pairs, alone, unused = pair_up(
         keys_of(image_files, images), keys_of(label_files, labels, labels=True)
     )
-    if len(image_files) == len(label_files) == 1 and not pairs:
+    only = len(image_files) == len(label_files) == 1 and not pairs
+    if only and subfolder(image_files[0], images) == subfolder(label_files[0], labels):
         print(f"pairs: {alone[0]} and {unused[0]} belong together, the only files of their folders")
         return [(alone[0], unused[0])], [], []
     return pairs, alone, unused
+
+
+def subfolder(path: Path, folder: Path) -> Path:
+    return path.relative_to(folder).parent
 
 
 def outside(files: Sequence[Path], folder: Path, other: Path) -> list[Path]:

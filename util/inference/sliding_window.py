@@ -155,7 +155,15 @@ class SlidingWindow:
 
         Raises:
             RuntimeError: the network is in training mode; its batch norm would see the images.
+            TypeError: an image is not an (H, W, C) array of uint8.
         """
+        for image in images:
+            if not isinstance(image, np.ndarray) or image.ndim != 3 or image.dtype != np.uint8:
+                shown = getattr(image, "shape", ""), getattr(image, "dtype", type(image).__name__)
+                raise TypeError(
+                    "an image must be an (H, W, C) array of uint8, RGB, values 0 to 255, not "
+                    f"{shown[0]} {shown[1]}".replace("  ", " ")
+                )
         if self.network.training:
             raise RuntimeError("call network.eval() before inference")
         pixels = sum(image.shape[0] * image.shape[1] for image in images)
@@ -227,7 +235,17 @@ class SlidingWindow:
         mixed = self.dtype != torch.float32
         with torch.autocast(self.device.type, self.dtype, enabled=mixed):
             output = self.logits(pixels.contiguous(memory_format=self.memory_format))
+        if not isinstance(output, Tensor | tuple | list):
+            raise TypeError(
+                f"the network returned a {type(output).__name__}; wrap it in a function that "
+                "returns the logits, (N, K, h, w)"
+            )
         logits = (output if isinstance(output, Tensor) else output[0]).float()
+        if logits.shape[1] != self.settings.classes:
+            raise ValueError(
+                f"the network gives {logits.shape[1]} classes, and InferenceSettings.classes is "
+                f"{self.settings.classes}"
+            )
         if self.settings.flip:
             logits = torch.cat([logits[:count], logits[count:].flip(-1)])
         return logits
