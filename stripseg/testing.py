@@ -19,6 +19,7 @@ from .config.schema import Config, NetworkOptions
 from .dataset.build import Classes, build_classes, build_evaluation_set, description_of
 from .dataset.classification.build import build_evaluation_images, class_names
 from .dataset.loader import evaluation_samples, shares
+from .dataset.preparation.check import refuse_bad_data
 from .dataset.results import (
     BoundedThreadPool,
     PredictionFiles,
@@ -255,7 +256,12 @@ def digest_of(path: str) -> str:
 
 
 def chosen_images(config: Config) -> EvaluationSet:
-    """The images from `index_start` on, `index_step` of them (0: to the end), as in semseg."""
+    """The images from `index_start` on, `index_step` of them (0: to the end), as in semseg.
+
+    Raises:
+        DataError: there are none, or some of a few that are looked at cannot be used: labels of 0
+            and 255 would be scored as one class and ignored pixels.
+    """
     test = config.TEST
     dataset = build_evaluation_set(config, test.test_list, split=test.split)
     end = test.index_start + test.index_step if test.index_step else len(dataset)
@@ -264,7 +270,10 @@ def chosen_images(config: Config) -> EvaluationSet:
         raise DataError(
             f"TEST.index_start {test.index_start}: {test.test_list} has only {len(dataset)} images"
         )
-    return EvaluationSet(pairs, dataset.encoding, channels=dataset.channels)
+    chosen = EvaluationSet(pairs, dataset.encoding, channels=dataset.channels)
+    if test.split != "test" and len(chosen) > 1:  # one image may well have one class
+        refuse_bad_data(chosen, command=f"stripseg check {config.command_arguments()}")
+    return chosen
 
 
 def run_classification_test(config: Config, device: torch.device, log: logging.Logger) -> None:

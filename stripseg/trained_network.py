@@ -23,13 +23,12 @@ from .config.errors import CheckpointError, ConfigError, DataError
 from .config.legacy import drop_retired
 from .config.load import config_from, options_named, suggestion
 from .config.schema import SECTIONS, Config
-from .dataset.build import build_evaluation_set
 from .model.build import build_network
 from .model.weights import load_weights
 from .model_card import ModelCard, card_of_checkpoint
 from .network_file import read_network
 from .onnx_network import OnnxNetwork
-from .testing import TestResult, evaluate, run_segmentation_test
+from .testing import TestResult, chosen_images, evaluate, run_segmentation_test
 from .util.distributed import process_group
 from .util.images import IMAGE_SUFFIXES, colorize, decode_image, overlay, read_image, write_png
 from .util.inference.sliding_window import SlidingWindow, usual_batch_size
@@ -282,7 +281,7 @@ class TrainedNetwork:
                 return run_segmentation_test(  # type: ignore[return-value]
                     config, self.device, log, engine=same.engine()
                 )
-        dataset = build_evaluation_set(config, config.TEST.test_list, split=config.TEST.split)
+        dataset = chosen_images(config)
         with exact_numerics():
             return evaluate(config, same.engine(), dataset, self.names)
 

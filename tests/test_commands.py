@@ -1,6 +1,7 @@
 """The commands, as a user types them, on generated data; and what they say to mistakes."""
 
 import json
+import shutil
 import socket
 import subprocess
 import sys
@@ -13,6 +14,7 @@ import yaml
 from PIL import Image
 from processes import run_command
 
+import stripseg
 from stripseg import testing
 from stripseg.config.errors import (
     CheckpointError,
@@ -302,6 +304,23 @@ def test_a_finished_run_is_not_taken_for_one_of_other_options(trained_config: Pa
     train.main([*words, "TRAIN.print_freq", "7"])  # changes nothing
     with pytest.raises(TrainingError, match=r"finished, with another TRAIN.loss .*--fresh"):
         train.main([*words, "TRAIN.loss", "dice"])
+
+
+def test_masks_of_0_and_255_are_not_scored(trained_config: Path, tmp_path: Path) -> None:
+    """255 would be ignored, and the object's class would have no pixel."""
+    Image.new("RGB", (64, 64)).save(tmp_path / "i.png")
+    mask = np.zeros((64, 64), np.uint8)
+    mask[20:40, 20:40] = 255
+    Image.fromarray(mask).save(tmp_path / "l.png")
+    shutil.copy(tmp_path / "i.png", tmp_path / "j.png")
+    (tmp_path / "list.txt").write_text("i.png l.png\nj.png l.png\n")
+    words = ["TEST.test_list", "list.txt", "DATA.data_root", str(tmp_path)]
+    with pytest.raises(DataError, match="0 and 255"):
+        test.main(["--config", str(trained_config), *words])
+    with pytest.raises(DataError, match="0 and 255"):
+        stripseg.load(tmp_path / "run/model/last.pth").test(
+            tmp_path / "list.txt", data_root=str(tmp_path)
+        )
 
 
 def test_wrong_checkpoints_are_refused(trained_config: Path, tmp_path: Path) -> None:

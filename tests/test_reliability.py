@@ -337,7 +337,7 @@ def test_bad_files_stop_the_run_or_are_left_out(
 def test_skipping_is_not_for_labels_that_would_be_misread(
     small_config: Path, small_shapes: Path, tmp_path: Path
 ) -> None:
-    """A label saved as JPEG can be read, perhaps with other classes; all bad is nothing to learn."""
+    """A label saved as JPEG can be read, perhaps with other classes; all bad is nothing."""
     root = tmp_path / "data"
     shutil.copytree(small_shapes, root)
     words = ["DATA.data_root", str(root), "TRAIN.bad_data", "skip"]
