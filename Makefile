@@ -1,5 +1,6 @@
 # make demo   install, then train, test and show SPNet on the built-in shapes dataset
 # make test   install, then run the tests
+# make install  install stripseg and what it needs into .venv
 # make test-long  what takes minutes each: the code of long pages, notebooks, every export
 # make test-gpu   the tests for a GPU, on a machine that has one
 # make gpu-check   install, then check and measure a GPU for some minutes: benchmark/gpu_check.py
