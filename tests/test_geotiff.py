@@ -128,9 +128,9 @@ def test_nodata_of_a_label_that_is_not_cut_is_named(home: Path, capsys) -> None:
     write("ma/a.tif", CLASSES, nodata(0))
     run()
     warning = "1 label(s), such as ma/a.tif, declare 0 as nodata, and it is taken for a class"
-    assert warning in capsys.readouterr().out
+    assert warning in capsys.readouterr().err
     run("--ignore", "0")
-    assert warning not in capsys.readouterr().out
+    assert warning not in capsys.readouterr().err
 
 
 def test_rasters_of_two_places_are_refused(home: Path) -> None:

@@ -67,7 +67,7 @@ def test_bytes_after_the_picture_do_no_harm(photo: np.ndarray, tmp_path: Path) -
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (None, "does not exist; check DATA.data_root"),
+        (None, "does not exist; check the path, or DATA.data_root"),
         (b"", "is empty"),
         (b"hello", "cannot be dec"),
     ],

@@ -161,7 +161,12 @@ class TensorBoard:
         from tensorboardX.summary import hparams
 
         step = self.step
-        self.writer = SummaryWriter(str(self.folder), purge_step=step + 1 if step else None)
+        self.writer = SummaryWriter(
+            str(self.folder),
+            purge_step=step + 1 if step else None,
+            # its files are named by the second, and one of the same name would be overwritten
+            filename_suffix=f".{time.time_ns()}",
+        )
         # in the run's own file: `add_hparams` would make a second run in a folder below it
         for summary in hparams(plain(options), dict.fromkeys(FIGURES_OF_HPARAMS, 0.0)):
             self.writer.file_writer.add_summary(summary)
