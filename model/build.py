@@ -33,7 +33,7 @@ def spnet_options(train: TrainSection) -> dict:
         "mixed_pooling_modules": train.mixed_pooling_modules,
         "pool_sizes": train.mixed_pooling_sizes,
         "branches": train.mixed_pooling_branches,
-        "strip_pooling": train.strip_pooling,
+        "pooling": train.strip_pooling,
     }
 
 

@@ -12,8 +12,8 @@ class SPNetHead(nn.Module):
     """Reduction, N mixed pooling modules, classifier: last stage (N, C, h, w) -> (N, K, h, w).
 
     Inner widths follow the backbone: C / 2 through the modules and C / 4 before the classifier
-    (2048 -> 1024 -> 512 on ResNet-50, as released). `branches` and `strip_pooling` are the mixed
-    pooling modules'.
+    (2048 -> 1024 -> 512 on ResNet-50, as released). `branches` and `pooling` are the mixed pooling
+    modules'.
     """
 
     def __init__(
@@ -24,7 +24,7 @@ class SPNetHead(nn.Module):
         mixed_pooling_modules: int = 2,
         pool_sizes: Sequence[int] = (20, 12),
         branches: str = "both",
-        strip_pooling: str = "average",
+        pooling: str = "average",
         dropout: float = 0.1,
         norm_layer: NormLayer = nn.BatchNorm2d,
     ) -> None:
@@ -37,7 +37,7 @@ class SPNetHead(nn.Module):
                     width,
                     pool_sizes,
                     branches=branches,
-                    pooling=strip_pooling,
+                    pooling=pooling,
                     norm_layer=norm_layer,
                 )
                 for _ in range(mixed_pooling_modules)

@@ -17,20 +17,22 @@ LONG_RANGE = ("reduce_long", "columns", "rows", "fuse_long")
 
 def pool_rows(x: Tensor, pooling: str = "average") -> Tensor:
     """y^h (eq. 2), the mean of every row, or its "max": (N, C, H, W) -> (N, C, H, 1)."""
-    return x.amax(3, keepdim=True) if pooling == "max" else strip_means(x, 3)
+    return pool_strips(x, 3, pooling)
 
 
 def pool_columns(x: Tensor, pooling: str = "average") -> Tensor:
     """y^v (eq. 3), the mean of every column, or its "max": (N, C, H, W) -> (N, C, 1, W)."""
-    return x.amax(2, keepdim=True) if pooling == "max" else strip_means(x, 2)
+    return pool_strips(x, 2, pooling)
 
 
-def strip_means(x: Tensor, dim: int) -> Tensor:
-    """`x.mean(dim, keepdim=True)` for dim 2 or 3.
+def pool_strips(x: Tensor, dim: int, pooling: str) -> Tensor:
+    """`x.mean(dim, keepdim=True)`, or `amax` for "max", for dim 2 or 3.
 
     Of channels-last maps on the CPU, `mean` takes twenty times as long as average pooling with the
     strip as kernel; of planes it is the faster one.
     """
+    if pooling == "max":
+        return x.amax(dim, keepdim=True)
     if not (x.is_cpu and x.is_contiguous(memory_format=torch.channels_last)):
         return x.mean(dim, keepdim=True)
     height, width = x.shape[2:]

@@ -40,6 +40,25 @@ from .util.training.trackers import Trackers, open_trackers
 from .util.training.trainer import Trainer
 from .validation import validation_data, validator
 
+# options of TRAIN that change nothing about what is learnt
+WITHOUT_EFFECT = (
+    "train_gpu",
+    "workers",
+    "resume",
+    "save_path",
+    "print_freq",
+    "keep_last",
+    "save_freq",
+    "save_steps",
+    "save_minutes",
+    "compile",
+    "channels_last",
+    "activation_checkpointing",
+    "trackers",
+    "tensorboard",
+    "sample_predictions",
+)
+
 OnEpoch = Callable[[int, dict[str, dict[str, float]]], None]
 
 
@@ -179,26 +198,6 @@ def build_planned(plan: Plan, *, on_epoch: OnEpoch | None = None) -> Trainer:
     return trainer
 
 
-# options of TRAIN that change nothing about what is learnt
-AFTERWARDS = (
-    "train_gpu",
-    "workers",
-    "resume",
-    "save_path",
-    "print_freq",
-    "keep_last",
-    "save_freq",
-    "save_steps",
-    "save_minutes",
-    "compile",
-    "channels_last",
-    "activation_checkpointing",
-    "trackers",
-    "tensorboard",
-    "sample_predictions",
-)
-
-
 def changed_options(content: Mapping[str, Any], config: Config) -> list[tuple[str, Any, Any]]:
     """[(key of TRAIN, value in the checkpoint, value now)] of options that training depends on."""
     stored = (content.get("config") or {}).get("TRAIN") or {}
@@ -206,7 +205,7 @@ def changed_options(content: Mapping[str, Any], config: Config) -> list[tuple[st
     return [
         (key, stored[key], value)
         for key, value in given.items()
-        if key in stored and key not in AFTERWARDS and stored[key] != value
+        if key in stored and key not in WITHOUT_EFFECT and stored[key] != value
     ]
 
 

@@ -48,7 +48,7 @@ class BasicBlock(nn.Module):
         *,
         width: int,
         out_channels: int,
-        strip_pooling: Callable[..., nn.Module] | None,
+        strip_module: Callable[..., nn.Module],
         attention: str,
         norm_layer: NormLayer,
     ) -> None:
@@ -58,9 +58,7 @@ class BasicBlock(nn.Module):
         self.conv2 = conv2
         self.bn2 = norm_layer(out_channels)
         self.relu = nn.ReLU(inplace=True)
-        self.strip_pooling = (
-            strip_pooling(width, norm_layer=norm_layer) if strip_pooling else nn.Identity()
-        )
+        self.strip_pooling = strip_module(width, norm_layer=norm_layer)
         self.attention = build_attention(attention, out_channels, norm_layer)
         self.downsample = shortcut
 
@@ -87,7 +85,7 @@ class Bottleneck(nn.Module):
         *,
         width: int,
         out_channels: int,
-        strip_pooling: Callable[..., nn.Module] | None,
+        strip_module: Callable[..., nn.Module],
         attention: str,
         norm_layer: NormLayer,
     ) -> None:
@@ -99,9 +97,7 @@ class Bottleneck(nn.Module):
         self.conv3 = nn.Conv2d(width, out_channels, 1, bias=False)
         self.bn3 = norm_layer(out_channels)
         self.relu = nn.ReLU(inplace=True)
-        self.strip_pooling = (
-            strip_pooling(width, norm_layer=norm_layer) if strip_pooling else nn.Identity()
-        )
+        self.strip_pooling = strip_module(width, norm_layer=norm_layer)
         self.attention = build_attention(attention, out_channels, norm_layer)
         self.downsample = shortcut
 
@@ -284,7 +280,7 @@ class ResNet(nn.Module):
                 "shortcut": self.shortcut(self._in_channels, out_channels, options["stride"]),
                 "width": width,
                 "out_channels": out_channels,
-                "strip_pooling": self.strip_module if index in carriers else None,
+                "strip_module": self.strip_module if index in carriers else nn.Identity,
                 "attention": self.attention,
                 "norm_layer": self.norm_layer,
             }
