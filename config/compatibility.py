@@ -8,7 +8,12 @@ from .schema import Config, NetworkOptions
 
 OF_DATA = ("in_channels", "classes", "mean", "std")
 # what networks were before these options: checkpoints of then do not name them, and fit both values
-ADDED = {"strip_pooling": "average", "spm_control": False, "mixed_pooling_branches": "both"}
+ADDED = {
+    "strip_pooling": "average",
+    "spm_control": False,
+    "spm_stages": [],
+    "mixed_pooling_branches": "both",
+}
 
 
 def compared_options(arch: str) -> Iterator[tuple[str, str]]:

@@ -178,6 +178,15 @@ class NetworkOptions(Section):
         length=4,
         arch="spnet",
     )
+    spm_stages: list[int] = option(
+        [],
+        "the stages, 1 to 4, whose features pass a strip pooling module between the backbone and "
+        "the head, with any backbone: 4 is what the head sees, 1 the `decoder`, 3 the auxiliary "
+        "head",
+        ge=1,
+        le=4,
+        arch="spnet",
+    )
     strip_pooling: Literal["average", "max"] = option(
         "average",
         "how strips are pooled, in the strip and the mixed pooling modules; the paper averages",

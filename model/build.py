@@ -122,9 +122,43 @@ def build_segmenter(config: Config) -> Segmenter:
     auxiliary = None
     if train.aux_weight > 0:
         auxiliary = FCNHead(backbone.channels, classes, stage=2, **options)
-    network = Segmenter(backbone, head, auxiliary, decoder=decoder, zoom_factor=train.zoom_factor)
+    network = Segmenter(
+        backbone,
+        head,
+        auxiliary,
+        decoder=decoder,
+        strip_pooling=stage_modules(config, backbone.channels),
+        zoom_factor=train.zoom_factor,
+    )
     freeze_unused(network, image_shape(config))
     return network
+
+
+def stage_modules(config: Config, channels: Sequence[int]) -> dict[str, nn.Module]:
+    """{stage: strip pooling module} of `TRAIN.spm_stages`, for features of so many `channels`.
+
+    Raises:
+        ConfigError: nothing looks at the features of a stage.
+    """
+    train = config.TRAIN
+    if train.arch != "spnet":
+        return {}
+    seen = {
+        4: "",
+        3: "" if train.aux_weight > 0 else "TRAIN.aux_weight above 0",
+        1: "" if train.decoder != "none" else "a TRAIN.decoder",
+    }
+    for stage in train.spm_stages:
+        if missing := seen.get(stage, "no option"):
+            raise ConfigError(
+                f"{config.source}: TRAIN.spm_stages: nothing looks at the features of stage "
+                f"{stage}" + (f"; only {missing} does" if stage in seen else "; leave it out")
+            )
+    module = strip_module_of(train)
+    return {
+        str(stage): module(channels[stage - 1], norm_layer=norm_layer_of(train))
+        for stage in sorted(set(train.spm_stages))
+    }
 
 
 def check_early_stage(backbone: nn.Module, name: str) -> None:

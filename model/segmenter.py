@@ -1,6 +1,6 @@
 """Backbone + head + decoder + auxiliary head: what is trained, tested and exported."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 from torch import Tensor, nn
@@ -26,6 +26,8 @@ class Segmenter(nn.Module):
         head: features -> (N, K, h, w).
         auxiliary_head: the same from an earlier stage; evaluated in training mode only.
         decoder: (head's features, first stage) -> (N, K, h, w); the head then gives features.
+        strip_pooling: {stage: module} that the features of a stage, "1" to "4", pass before the
+            head, decoder and auxiliary head see them.
         zoom_factor: 8 gives logits of the input's size. 2 and 4 give the smaller
             (size - 1) // 8 * zoom_factor + 1 of semseg's networks, to save memory in training; 1
             leaves the logits as head or decoder give them.
@@ -38,6 +40,7 @@ class Segmenter(nn.Module):
         auxiliary_head: nn.Module | None = None,
         *,
         decoder: nn.Module | None = None,
+        strip_pooling: Mapping[str, nn.Module] | None = None,
         zoom_factor: int = 8,
     ) -> None:
         super().__init__()
@@ -47,18 +50,26 @@ class Segmenter(nn.Module):
         self.head = head
         self.auxiliary_head = auxiliary_head
         self.decoder = decoder
+        self.strip_pooling = nn.ModuleDict(strip_pooling)
         self.zoom_factor = zoom_factor
 
     def forward(self, image: Tensor) -> SegmenterOutput:
-        features = self.backbone(image)
+        features = self.features(image)
         logits = self.zoom(self.decode(features), image.shape[-2:])
         auxiliary = None
         if self.training and self.auxiliary_head is not None:
             auxiliary = resize(self.auxiliary_head(features), logits.shape[-2:])
         return SegmenterOutput(logits, auxiliary)
 
+    def features(self, image: Tensor) -> list[Tensor]:
+        """The features of the four stages, (N, C, h, w) each, as head and decoder see them."""
+        features = list(self.backbone(image))
+        for stage, module in self.strip_pooling.items():
+            features[int(stage) - 1] = module(features[int(stage) - 1])
+        return features
+
     def decode(self, features: Sequence[Tensor]) -> Tensor:
-        """The backbone's features -> logits (N, K, h, w) of the head's or decoder's size."""
+        """The features of the stages -> logits (N, K, h, w) of the head's or decoder's size."""
         output = self.head(features)
         return output if self.decoder is None else self.decoder(output, features[0])
 
@@ -67,7 +78,7 @@ class Segmenter(nn.Module):
 
         With `zoom_factor` 2 or 4 these are the logits that training sees.
         """
-        logits = self.decode(self.backbone(image))
+        logits = self.decode(self.features(image))
         return logits if self.zoom_factor == 8 else self.zoom(logits, image.shape[-2:])
 
     def zoom(self, logits: Tensor, size: Sequence[int]) -> Tensor:
@@ -81,4 +92,4 @@ class Segmenter(nn.Module):
     def new_layers(self) -> list[nn.Module]:
         """The parts that no backbone's weights initialise; `head_lr_factor` is for them."""
         parts = (self.head, self.decoder, self.auxiliary_head)
-        return [part for part in parts if part is not None]
+        return [*(part for part in parts if part is not None), *self.strip_pooling.values()]

@@ -26,6 +26,7 @@ WRAPPERS = ("state_dict", "model", "model_state", "net", "network", "weights", *
 PREFIXES = ("module.", "_orig_mod.", "model.", "net.", "network.")
 BACKBONE, HEAD, AUXILIARY, CLASSIFIER = "backbone.", "head.", "auxiliary_head.", "classifier."
 DECODER, HEAD_CLASSIFIER = "decoder.", "head.classifier."
+STAGES = "strip_pooling."  # TRAIN.spm_stages
 
 
 @dataclass
@@ -210,6 +211,8 @@ def may_stay_new(key: str, family: Family, state: Mapping[str, Tensor], *, exact
         return False
     if key.startswith(DECODER):
         return DECODER not in prefixes_of(state)
+    if key.startswith(STAGES):
+        return STAGES not in prefixes_of(state)
     if not family.whole and not key.startswith(BACKBONE):
         return is_spare(key, state) or key.startswith(HEAD)
     for module in (".strip_pooling.", ".attention."):
@@ -278,7 +281,7 @@ def differences(
         "another class count: check DATA.classes"
         if only_classifier and not missing and not extra
         else "another architecture: check TRAIN.arch, backbone, width, stem, attention, "
-        "decoder and spm_on"
+        "decoder, spm_on and spm_stages"
     )
     return f"{origin} ({family.name}) does not fit the network, {cause}. " + ". ".join(parts)
 

@@ -58,7 +58,12 @@ def create_model(
     """
     config = network_config(model, classes, backbone, in_channels, options)
     segmenter = build_segmenter(config)
-    network = LogitsSegmenter(segmenter.backbone, segmenter.head, decoder=segmenter.decoder)
+    network = LogitsSegmenter(
+        segmenter.backbone,
+        segmenter.head,
+        decoder=segmenter.decoder,
+        strip_pooling=segmenter.strip_pooling,
+    )
     word = TIMM if pretrained is True else pretrained
     if word == TIMM and not backbone.startswith("timm/"):
         raise ConfigError(

@@ -139,12 +139,19 @@ def summarise(segmenter: nn.Module, size: tuple[int, int], *, in_channels: int =
     if not isinstance(network.backbone, ResNet):
         field = Field(UNKNOWN)
         part, features = measure("backbone", network.backbone, image, size, field)
-        parts, fields = [part], [field, field]
+        parts, fields = [part], [field] * len(features)
     else:
         parts, features, fields = stages(network.backbone, image, size)
     if isinstance(network, ImageClassifier):
         means, field = features[-1].mean(dim=(2, 3)), Field(None)
         return [*parts, measure("classifier", network.classifier, means, size, field)[0]]
+    features = list(features)
+    for stage, module in network.strip_pooling.items():
+        index = int(stage) - len(features) - 1  # from the end: `fields` may begin with the stem
+        fields[index] = field_after(module, fields[index])
+        name = f"strip pooling {stage}"
+        part, features[index] = measure(name, module, features[index], size, fields[index])
+        parts.append(part)
     field = field_after(network.head, fields[-1])
     part, out = measure("head", network.head, features, size, field)
     parts.append(part)
