@@ -145,6 +145,12 @@ def _backbone(train: TrainSection) -> Iterator[Problem]:
             f"TRAIN.drop_path {train.drop_path:g} is for backbones of timm, not for "
             f"{train.backbone}; leave it out",
         )
+    if train.attention == "strip_pool" and train.strip_pooling != "average":
+        yield (
+            _of("TRAIN", "strip_pooling", "attention"),
+            f"TRAIN.strip_pooling {train.strip_pooling} is for SPNet's own modules; "
+            "TRAIN.attention strip_pool averages, so leave one of them out",
+        )
     blocks = 2 if depth == 18 else 3  # in the last stage of every ResNet we have
     if depth and isinstance(train.multi_grid, list) and len(train.multi_grid) != blocks:
         yield (

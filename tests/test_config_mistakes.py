@@ -123,6 +123,10 @@ def test_a_wrong_value_gets_one_line(write: Write, key: str, value: str, words: 
         ("Distributed.rank 1", "Distributed.rank 1 must be below Distributed.world_size 1"),
         ("TRAIN.layers 50 TRAIN.backbone resnet101", "contradicts TRAIN.layers 50"),
         ("TRAIN.backbone resnet51", "TRAIN.backbone resnet51 does not exist"),
+        (
+            "TRAIN.attention strip_pool TRAIN.strip_pooling max",
+            "TRAIN.attention strip_pool averages, so leave one of them out",
+        ),
         ("TRAIN.multi_grid [4,8]", "TRAIN.multi_grid must have 3 dilations"),
         ("TRAIN.mask_h 59", "TRAIN.mask_h and TRAIN.mask_w must be given together"),
         ("TRAIN.mask_h 58 TRAIN.mask_w 59", "TRAIN.mask_h must be odd, not 58"),

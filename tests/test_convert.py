@@ -45,6 +45,18 @@ def assert_same(first: dict[str, Tensor], second: dict[str, Tensor]) -> None:
     assert all(torch.equal(first[key], second[key]) for key in first)
 
 
+def test_maxima_are_not_written_for_a_program_that_averages(tmp_path: Path) -> None:
+    network, path = NETWORKS["spnet"](), tmp_path / "max.pth"
+    train = {"arch": "spnet", "strip_pooling": "max"}
+    torch.save({"state_dict": network.state_dict(), "config": {"TRAIN": train}}, path)
+    with pytest.raises(CheckpointError, match="strip_pooling max, and that program averages"):
+        main([str(path), str(tmp_path / "theirs.pth"), "--to", "spnet"])
+    assert not (tmp_path / "theirs.pth").exists()
+    train["strip_pooling"] = "average"
+    torch.save({"state_dict": network.state_dict(), "config": {"TRAIN": train}}, path)
+    main([str(path), str(tmp_path / "theirs.pth"), "--to", "spnet"])
+
+
 @pytest.mark.parametrize("suffix", [".pth", ".safetensors"])
 @pytest.mark.parametrize("author", NETWORKS)
 def test_there_and_back_is_exact(author: str, suffix: str, tmp_path: Path) -> None:

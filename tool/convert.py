@@ -5,8 +5,9 @@ names of its own, say --timm. OUTPUT, .pth or .safetensors, has the same tensors
 names, or with --to under an author's, as the author's own program loads them.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from torch import Tensor
 
@@ -38,14 +39,14 @@ def main(argv: Sequence[str]) -> Result:
     )
     parser.add_argument("--timm", action="store_true", help="INPUT is of a network of timm")
     options = parser.parse_args(argv)
-    source, state, unused = translate(
-        read_checkpoint(options.input), origin=str(options.input), for_timm=options.timm
-    )
+    content = read_checkpoint(options.input)
+    source, state, unused = translate(content, origin=str(options.input), for_timm=options.timm)
     target = next(family for family in TARGETS if word(family) == options.to)
     if target.name == "stripseg":
         tensors = state
         content = {"format": "stripseg", "version": 1, "state_dict": state}
     else:
+        check_means_the_same(content, target, origin=options.input)
         tensors = in_layout_of(target, state, origin=options.input)
         content = as_saved_by(target, tensors)
     write_weights(options.output, content, tensors)
@@ -61,6 +62,21 @@ def main(argv: Sequence[str]) -> Result:
             "left_out": unused,
         }
     )
+
+
+def check_means_the_same(content: Mapping[str, Any], target: Family, *, origin: Path) -> None:
+    """Check that the author's program computes with these tensors what the network here does.
+
+    Raises:
+        CheckpointError: an option that leaves no trace in the tensors is unknown to that program.
+    """
+    config = content.get("config")
+    train = config.get("TRAIN", {}) if isinstance(config, Mapping) else {}
+    if train.get("arch") == "spnet" and train.get("strip_pooling", "average") != "average":
+        raise CheckpointError(
+            f"{origin}: cannot be written for {target.name}: the network was trained with "
+            f"TRAIN.strip_pooling {train['strip_pooling']}, and that program averages"
+        )
 
 
 def in_layout_of(target: Family, state: dict[str, Tensor], *, origin: Path) -> dict[str, Tensor]:
