@@ -8,7 +8,7 @@ lists are replaced.
 
 import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -179,9 +179,7 @@ def _sections(content: dict[Any, Any], where: str) -> Tree:
 
 def _override_layer(overrides: Sequence[Any]) -> Layer:
     layer = Layer(COMMAND_LINE)
-    if len(overrides) % 2:
-        raise ConfigError(f"{COMMAND_LINE}: {overrides[-1]} has no value; give options in pairs")
-    for key, value in zip(overrides[::2], overrides[1::2], strict=True):
+    for key, value in _pairs(overrides):
         if isinstance(value, str):
             value = parse_yaml(value, f"{COMMAND_LINE}: {key} {shown(value)}", lines=False)
         if key == "experiment":
@@ -190,6 +188,19 @@ def _override_layer(overrides: Sequence[Any]) -> Layer:
         section, option = _split_key(str(key))
         layer.tree.setdefault(section, {})[option] = value
     return layer
+
+
+def _pairs(words: Sequence[Any]) -> Iterator[tuple[Any, Any]]:
+    """(key, value) of `epochs 5` and of `epochs=5`."""
+    rest = iter(words)
+    for key in rest:
+        name, equals, value = key.partition("=") if isinstance(key, str) else (key, "", None)
+        try:
+            yield name, value if equals else next(rest)
+        except StopIteration:
+            raise ConfigError(
+                f"{COMMAND_LINE}: {key} has no value; give options in pairs, such as: epochs 5"
+            ) from None
 
 
 def _split_key(key: str) -> tuple[str, str]:

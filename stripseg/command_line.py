@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, redirect_stdout
 from dataclasses import asdict, dataclass, is_dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 from urllib.parse import urlparse
 
 import cv2
@@ -20,7 +20,7 @@ import torch
 
 from .config.errors import DeviceError, StripsegError
 from .config.limits import PROCESSES_PER_CPU
-from .config.load import find_config, load_config
+from .config.load import find_config, load_config, options_named
 from .config.schema import Config
 from .model.build import check_arch, check_segments
 from .model_card import ModelCard, card_of_checkpoint
@@ -161,13 +161,24 @@ def command_parser(
     Args:
         figures: as in `output_options`.
     """
-    return argparse.ArgumentParser(
+    return CommandParser(
         prog=command,
         description=description,
         formatter_class=argparse.RawDescriptionHelpFormatter,
         usage=usage,
         parents=[output_options(figures=figures)],
     )
+
+
+class CommandParser(argparse.ArgumentParser):
+    """Knows options of the config that were typed like options of the command."""
+
+    def error(self, message: str) -> NoReturn:
+        typed = message.partition("unrecognized arguments: --")[2].split(maxsplit=1)
+        name = typed[0].partition("=")[0] if typed else ""
+        if options_named(name.rpartition(".")[2]):
+            message += f"; options of the config have no dashes: {name} VALUE"
+        super().error(message)
 
 
 def config_parser(command: str, description: str) -> argparse.ArgumentParser:

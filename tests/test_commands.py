@@ -16,6 +16,7 @@ from processes import run_command
 
 import stripseg
 from stripseg import testing
+from stripseg.command_line import config_parser, parse_config
 from stripseg.config.errors import (
     CheckpointError,
     DataError,
@@ -198,6 +199,21 @@ def test_prepare_writes_shapes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setattr(prepare, "write_shapes", lambda root: original(root, train=2, val=1))
     prepare.main(["shapes", str(tmp_path / "out")])
     assert len((tmp_path / "out" / "train.txt").read_text().splitlines()) == 2
+
+
+def test_options_of_the_config_have_no_dashes(
+    small_config: Path, capsys: pytest.CaptureFixture
+) -> None:
+    for typed in (["--epochs", "5"], ["--TRAIN.epochs=5"]):
+        with pytest.raises(SystemExit):
+            parse_config(
+                config_parser("stripseg train", ""), ["--config", str(small_config), *typed]
+            )
+        name = typed[0].strip("-").removesuffix("=5")
+        assert f"options of the config have no dashes: {name} VALUE" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        parse_config(config_parser("stripseg train", ""), ["--epohcs", "5"])
+    assert "dashes" not in capsys.readouterr().err
 
 
 def test_messages_are_one_line_and_exit_with_2(small_config: Path) -> None:

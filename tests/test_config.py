@@ -77,6 +77,8 @@ def test_the_least_config_has_every_value_filled_in(write: Write) -> None:
         ),
         ("experiment second", {"TRAIN.save_path": "exp/mine/second/model"}),
         ("epochs 7 rank 0", {"TRAIN.epochs": 7}),  # no section needed where only one has the key
+        ("epochs=7 TEST.scales=[0.5,1] TRAIN.base_lr 1e-4", {"TRAIN.epochs": 7}),
+        ("TRAIN.save_path=a=b", {"TRAIN.save_path": "a=b"}),
         ("DATA.classes 255", {"DATA.classes": 255}),
     ],
 )

@@ -155,6 +155,8 @@ def test_all_mistakes_are_told_at_once(write: Write) -> None:
     ("overrides", "words"),
     [
         (["TRAIN.epochs"], "TRAIN.epochs has no value; give options in pairs"),
+        (["TRAIN.lr=3"], "TRAIN.lr is not an option"),
+        (["epochs=3", "classes"], "classes has no value; give options in pairs, such as: epochs"),
         (["TRAIN.epoch", "3"], "TRAIN.epoch is not an option; did you mean TRAIN.epochs?"),
         (["epoch", "3"], "epoch is not an option; did you mean TRAIN.epochs?"),
         (["train.epochs", "3"], "train is not a section; did you mean TRAIN?"),
