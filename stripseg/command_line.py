@@ -148,7 +148,7 @@ def output_options(*, figures: bool) -> argparse.ArgumentParser:
             help="print the results as one JSON document; everything else comes to stderr",
         )
     parser.add_argument(
-        "--quiet", action="store_true", help="warnings and errors alone; files are written as ever"
+        "--quiet", action="store_true", help="warnings and errors alone; files are written as usual"
     )
     return parser
 

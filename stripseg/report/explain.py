@@ -245,7 +245,7 @@ def scale_and_shift(norm: nn.Module, x: Tensor) -> tuple[Tensor, Tensor]:
 
 @contextmanager
 def strips_left_out(network: nn.Module) -> Iterator[None]:
-    """Within the block the network computes without strip pooling, and is not trained anew.
+    """Within the block the network computes without strip pooling, and is not retrained.
 
     Strip pooling modules let everything through (their weights are 1), and the long-range branch of
     mixed pooling modules gives zeros.

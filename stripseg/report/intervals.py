@@ -1,7 +1,7 @@
 """How sure the figures of a test are: intervals by resampling its images.
 
 The mean IoU of a dataset is a ratio of sums over images, so images are drawn with replacement and
-the figures are computed anew from the summed counts (Efron and Tibshirani 1993, An Introduction to
+the figures are computed again from the summed counts (Efron and Tibshirani 1993, An Introduction to
 the Bootstrap; bias-corrected and accelerated intervals: chapter 14.3). Images of one sequence are
 not independent and are drawn together.
 """

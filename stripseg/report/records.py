@@ -133,7 +133,7 @@ def examine(
 def boundary_distance(classes: np.ndarray) -> np.ndarray:
     """(H, W) uint8: pixels (chessboard) from each to the nearest one of another value, 255 at most.
 
-    1 at a boundary. Unlabelled pixels are another value; the image's border is no boundary.
+    1 at a boundary. Unlabelled pixels are another value; the image's border is not a boundary.
     """
     around = np.ones((3, 3), np.uint8)
     interior = (cv2.dilate(classes, around) == cv2.erode(classes, around)).view(np.uint8)

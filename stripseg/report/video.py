@@ -71,7 +71,7 @@ def opened(source: Path | int, *, warn: Callable[[str], None]) -> Iterator[Video
     """A video file, or the camera of a number.
 
     Raises:
-        DataError: it does not exist, is no video, or of a codec that OpenCV lacks here.
+        DataError: it does not exist, is not a video, or of a codec that OpenCV lacks here.
     """
     camera = isinstance(source, int)
     name = f"--camera {source}" if camera else str(source)
