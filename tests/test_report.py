@@ -346,7 +346,8 @@ def test_tests_are_compared_in_words_figures_and_pictures(tmp_path: Path, capsys
     assert data["layers"] == ["image", "a", "b"]
     assert len(data["full"]) == len(data["images"]) > 0
     assert "<i>b" not in content.replace("\\u003c", "<").split("data")[0]
-    result = compare.main([str(a), str(b), "--output", str(page)])
+    result = compare.main([str(a), str(b), "--output", str(tmp_path / "folder")])
+    assert (tmp_path / "folder/compare.html").read_text() == content
     (figures,) = json.loads(as_json(result.figures))
     assert figures["difference"]["p"] < 0.05
     assert set(figures["classes"]) == {"a", "<i>b", "c"}

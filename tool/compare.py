@@ -37,8 +37,12 @@ def main(argv: Sequence[str]) -> Result:
     first, *others = map(method, options.tests, names)
     results = [(other, compare(first.runs, other.runs, groups=options.groups)) for other in others]
     print("\n\n".join(comparison_text(first, *entry) for entry in results))
-    write_text(options.output, comparison_page(first, results))
-    print(f"page: {options.output}")
+    page = options.output
+    if page.suffix.lower() != ".html":
+        page = page / "compare.html"
+    page.parent.mkdir(parents=True, exist_ok=True)
+    write_text(page, comparison_page(first, results))
+    print(f"page: {page}")
     return Result([figures_of(first, *entry) for entry in results])
 
 
@@ -49,7 +53,12 @@ def parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--groups", default="auto", help="images drawn together, as in `stripseg test --groups`"
     )
-    parser.add_argument("--output", type=Path, default=Path("compare.html"), help="the page")
+    parser.add_argument(
+        "--output",
+        type=Path,
+        default=Path("compare.html"),
+        help="the page: FILE.html, or a folder (default: compare.html)",
+    )
     return parser
 
 
