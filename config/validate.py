@@ -2,7 +2,7 @@
 
 import os
 import re
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -194,6 +194,17 @@ def _channels(data: DataSection) -> Iterator[Problem]:
             f"DATA.mean {data.mean} and DATA.std {data.std} are for images of 0 to 1, but "
             "pixel values here are 0 to 255; multiply both by 255",
         )
+    elif max(data.std) < 1 <= max(data.mean):
+        yield _of("DATA", "std"), _of_unit_range("std", data.std)
+    elif 0 < max(data.mean) < min(1, max(data.std) ** 2 / 255):  # none of 0 to 255 have these
+        yield _of("DATA", "mean"), _of_unit_range("mean", data.mean)
+
+
+def _of_unit_range(key: str, values: Sequence[float]) -> str:
+    return (
+        f"DATA.{key} {list(values)} is for images of 0 to 1, but pixel values here are 0 to 255; "
+        "multiply it by 255"
+    )
 
 
 def _labels(data: DataSection, train: TrainSection, *, classifies: bool) -> Iterator[Problem]:

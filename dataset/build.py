@@ -16,7 +16,7 @@ from .augmentation import Augmentation
 from .description import (
     DatasetDescription,
     available,
-    default_colors,
+    colors_of,
     describe,
     read_colors,
     read_names,
@@ -67,7 +67,7 @@ def build_classes(config: Config) -> Classes:
             f"{config.origin('DATA.classes', 'TEST.names_path')}: DATA.classes is {count}, and "
             f"{origin} names {len(names)} classes"
         )
-    colors = default_colors(count)
+    colors = colors_of(names)
     if colors_file:
         colors = read_colors(colors_file)
     elif description:
@@ -88,8 +88,10 @@ def first_file(*candidates: str | Path | None) -> Path | None:
     return None
 
 
-def build_pairs(config: Config, list_path: str, *, split: str) -> list[Pair]:
-    """The pairs of a list of the config, all files present.
+def build_pairs(
+    config: Config, list_path: str, *, split: str, check_files: bool = True
+) -> list[Pair]:
+    """The pairs of a list of the config; all files are present, unless `check_files` is False.
 
     For a dataset whose official layout the catalog knows, the list may be missing, and its name
     then says the official split (`val.txt`); or it may hold bare ids, as PASCAL VOC's do.
@@ -101,7 +103,8 @@ def build_pairs(config: Config, list_path: str, *, split: str) -> list[Pair]:
             labelled = split != "test"
             description = describe(config.dataset)
             return official_pairs(description, root, path.stem, ids=ids, with_labels=labelled)
-    return read_list(path, root, split=split, outside=config.DATA.outside_root)
+    outside = config.DATA.outside_root
+    return read_list(path, root, split=split, check_files=check_files, outside=outside)
 
 
 def official_splits(config: Config) -> Collection[str]:

@@ -6,7 +6,7 @@
 [255, 0, 149, -1]
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from difflib import get_close_matches
 from functools import cache
 from pathlib import Path
@@ -223,6 +223,13 @@ def default_colors(count: int) -> list[Colour]:
     return [
         (_spread(index), _spread(index >> 1), _spread(index >> 2)) for index in range(1, count + 1)
     ]
+
+
+def colors_of(names: Sequence[str]) -> list[Colour]:
+    """The same for classes of these names; a first one that is called background is black."""
+    if names and names[0].strip("_ ").casefold() == "background":
+        return [(0, 0, 0), *default_colors(len(names) - 1)]
+    return default_colors(len(names))
 
 
 def _spread(bits: int) -> int:

@@ -3,6 +3,7 @@
 import json
 import os
 import posixpath
+import re
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
@@ -35,11 +36,14 @@ def read_list(
     try:
         content = path.read_bytes()
         utf16 = content.startswith((b"\xff\xfe", b"\xfe\xff"))
-        lines = content.decode("utf-16" if utf16 else "utf-8-sig").split("\n")
+        text = content.decode("utf-16" if utf16 else "utf-8-sig")
+        lines = (text if "\n" in text else text.replace("\r", "\n")).split("\n")
     except (OSError, UnicodeDecodeError) as error:
         raise DataError(
             f"{path}: the list cannot be read ({error}); save it as text in UTF-8"
         ) from error
+    if "\0" in text:
+        raise DataError(f"{path}: has zero bytes, as UTF-16 without a mark; save it in UTF-8")
     while lines and not lines[-1].strip():
         lines.pop()
     if not lines:
@@ -77,6 +81,9 @@ def read_list(
 def why_missing(line: str, number: int, root: Path) -> str:
     """The likeliest reason why a line names no file, and the cure."""
     text = line.strip()
+    hidden = next((sign for sign in text if not sign.isprintable() and sign != "\t"), None)
+    if hidden is not None:
+        return f"the line has the invisible character U+{ord(hidden):04X}: remove it"
     if "\\" in text:
         return "paths have / and not \\, also on Windows: replace them in the list"
     if text.startswith("#"):
@@ -92,6 +99,8 @@ def parse_line(line: str, root: Path, *, split: str, where: str) -> Pair:
     fields = line.split()
     if separator == "\t" or (separator and len(fields) != 2 and line.count(separator) == 1):
         fields = [f.strip().strip('"') for f in line.split(separator)]
+    elif re.fullmatch(r'\s*"[^"]+"\s+"[^"]+"\s*', line):
+        fields = re.findall('"([^"]+)"', line)
     fields = [field for field in fields if field]
     if not fields:
         raise DataError(f"{where}: the line is empty; remove it or name an image and its label")

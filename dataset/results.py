@@ -116,6 +116,11 @@ class PredictionFiles:
         if self.submission is not None:
             self.submission.save(name, prediction)
 
+    def left_over(self) -> list[Path]:
+        """Predictions in `gray/` of images that are not of this test, sorted."""
+        wanted = {self.gray / file for file in self.relative.values()}
+        return sorted(path for path in self.gray.rglob("*.png") if path not in wanted)
+
     def read(self, name: str) -> np.ndarray:
         return read_label(self.gray / self.relative[name])
 

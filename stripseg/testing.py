@@ -167,6 +167,12 @@ def run_segmentation_test(
     process_group.barrier()
     if not process_group.is_main():
         return None
+    in_parts = config.TEST.index_start or config.TEST.index_step
+    if (left := files.left_over()) and not in_parts:
+        log.warning(
+            f"{files.gray} has {len(left)} prediction(s) of an earlier test, such as "
+            f"{left[0].name}, of images that are not in this list; they are kept"
+        )
     if submission is not None:
         log.info(f"for {config.dataset}'s server: {submission.pack(names)}")
     result = None

@@ -3,12 +3,13 @@
 Reads everything that a training run of this config will read. Exits with 1 if it found an error.
 
     stripseg check camvid spnet18 --html camvid.html     findings and statistics as one page
-    stripseg check mine run --fix clean                  lists without what is certainly wrong
+    stripseg check mine run --fix clean                  lists and labels without what is certainly
+                                                         wrong
 """
 
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -18,8 +19,15 @@ from stripseg import command_line
 from stripseg.command_line import Result
 from stripseg.config.schema import Config
 from stripseg.config.validate import check_files
-from stripseg.dataset.build import build_classes, build_pairs, label_encoding, official_splits
+from stripseg.dataset.build import (
+    Classes,
+    build_classes,
+    build_pairs,
+    label_encoding,
+    official_splits,
+)
 from stripseg.dataset.preparation import check as doctor
+from stripseg.dataset.preparation.corrected import corrected_labels
 from stripseg.dataset.preparation.custom import relative
 from stripseg.report.dataset_page import dataset_page
 from stripseg.util.files import write_lines, write_text
@@ -39,7 +47,8 @@ def main(argv: Sequence[str]) -> Result:
         type=Path,
         metavar="FOLDER",
         help="write lists there without pairs that cannot be used, are ignored entirely, stand "
-        "twice, or are in training and tested; no image or label is changed",
+        "twice, or are in training and tested, and corrected copies of labels whose values or turn "
+        "are certain; your own files are not changed",
     )
     parser.add_argument("--workers", type=int, default=min(16, os.cpu_count() or 1))
     argv, json_file = without_json_file(argv)
@@ -65,7 +74,8 @@ def main(argv: Sequence[str]) -> Result:
         write_text(options.html, dataset_page(title, found, findings, names, classes.colors))
         print(f"page: {options.html}")
     if options.fix:
-        write_fixed(options.fix, found, Path(config.DATA.data_root))
+        copies = correct(config, options.fix, found, classes, options.workers) if errors else {}
+        write_fixed(options.fix, found, Path(config.DATA.data_root), copies)
     figures = figures_of(found, findings, names)
     if json_file:
         write_text(json_file, command_line.as_json(figures) + "\n")
@@ -88,23 +98,66 @@ def examine_all(config: Config, workers: int) -> list[doctor.Examination]:
     if config.TRAIN.evaluate:
         lists["val"] = config.DATA.val_list
     for split, path in lists.items():
-        pairs = build_pairs(config, path, split=split)
-        encoding = label_encoding(config, pairs)
+        pairs = build_pairs(config, path, split=split, check_files=False)
+        there = [pair for pair in pairs if pair.image.is_file() and is_there(pair.label)]
+        if not there:
+            build_pairs(config, path, split=split)  # which says why, such as a wrong root
+        encoding = label_encoding(config, there)
         channels = config.DATA.in_channels
         items = doctor.examine(split, pairs, encoding, channels=channels, workers=workers)
         found += progress(items, total=len(pairs), unit="pair", what=f"reading {split}")
     return found
 
 
-def write_fixed(folder: Path, found: Sequence[doctor.Examination], root: Path) -> None:
+def is_there(label: Path | None) -> bool:
+    return label is None or label.is_file()
+
+
+def correct(
+    config: Config,
+    folder: Path,
+    found: Sequence[doctor.Examination],
+    classes: Classes,
+    workers: int,
+) -> dict[Path, Path]:
+    """{label: its corrected copy}, and say what was decided; empty where nothing is certain."""
+    pairs = [item.pair for item in found if item.pair is not None]
+    named = config.TEST.colors_path is not None
+    colors = [(int(r), int(g), int(b)) for r, g, b in classes.colors]
+    copies, told = corrected_labels(
+        pairs,
+        label_encoding(config, [pair for pair in pairs if is_there(pair.label)]),
+        folder / "labels",
+        table=list(zip(colors, classes.names, strict=True)) if named else None,
+        workers=workers,
+    )
+    if told:
+        print(f"labels: {told}")
+    return copies
+
+
+def write_fixed(
+    folder: Path,
+    found: Sequence[doctor.Examination],
+    root: Path,
+    copies: Mapping[Path, Path],
+) -> None:
     """Write the lists without what is certainly wrong, and say how to use them."""
-    kept, reasons = doctor.kept_pairs(found)
+    kept, reasons = doctor.kept_pairs(found, copies)
     for split, pairs in kept.items():
-        lines = [f"{relative(p.image, root)}\t{relative(p.label, root)}" for p in pairs]
+        labels = [copies.get(p.label, p.label) for p in pairs]
+        lines = [
+            f"{relative(p.image, root)}\t{relative(label, root)}"
+            for p, label in zip(pairs, labels, strict=True)
+        ]
         write_lines(folder / f"{split}.txt", lines)
+    if copies:
+        print(f"{len(copies)} label(s) are corrected: copies in {folder / 'labels'}")
     told = ", ".join(f"{count} {reason}" for reason, count in reasons.items()) or "nothing"
     print(f"lists in {folder} without: {told}")
-    print("to use them: " + " ".join(f"DATA.{s}_list {folder / s}.txt" for s in kept))
+    outside = any(not copy.resolve().is_relative_to(root.resolve()) for copy in copies.values())
+    words = [f"DATA.{split}_list {folder / split}.txt" for split in kept]
+    print("to use them: " + " ".join(words + ["DATA.outside_root True"] * outside))
 
 
 def class_shares(found: Sequence[doctor.Examination], names: Sequence[str]) -> str:

@@ -158,7 +158,11 @@ def add_custom(own: argparse.ArgumentParser) -> None:
     own.add_argument("--name", required=True, help="name of the dataset")
     own.add_argument("--colors", type=Path, help="table of `R G B name` lines, or labelmap.txt")
     meaning = own.add_argument_group("what label values mean (found out if left out)")
-    meaning.add_argument("--values", metavar="0=road,128=car", help="value and name of each class")
+    meaning.add_argument(
+        "--values",
+        metavar="0=road,128=car",
+        help="value and name of each class; 1-255=cell for several, NAME ignore for ignored ones",
+    )
     meaning.add_argument(
         "--ids-from", type=int, metavar="ID", help="smallest class id in the files"
     )
@@ -456,7 +460,7 @@ def write_dataset(
     chosen = custom.recipe(training, numbering)
     custom.write_config(config, content, {key: reason for key, (_, reason) in chosen.items()})
     print(class_summary(found, numbering))
-    for line in custom.split_notes(found):
+    for line in custom.split_notes(found, len(validation)):
         print(line)
     if (bands := custom.bands_of(found)) > 3:
         print(f"channels: all {bands} bands of the TIFF files (DATA.in_channels {bands})")
@@ -486,6 +490,11 @@ def find_source(options: argparse.Namespace) -> Source:
         DataError: no image has a label, or an option that does not fit them.
     """
     images = inspection.find_images(options.images)
+    for suffix, paths in inspection.unread_files(options.images).items():
+        inspection.warn(
+            f"{len(paths)} file(s) such as {paths[0]} are left out: {suffix} is not read here. If "
+            "they are images, save them as JPEG or PNG"
+        )
     labels = read_labels(options.labels, options.images, images)
     if isinstance(labels, Annotations):
         return draw_annotations(labels, images, options)

@@ -29,6 +29,7 @@ GREY_8_BIT = (
     b"\x08\x00"  # depth and colour type in a PNG's header; OpenCV loses a palette's indices
 )
 GDAL_NODATA = 42113  # a tag of TIFF
+ORIENTATION = 0x0112  # of EXIF
 FILMS = (".gif", ".webp", ".png")  # formats that may hold several pictures
 DEFLATE = (8, 32946)  # TIFF's compressions that carry a checksum
 PIECE = 2**16  # compressed bytes that are checked together: what they inflate to is not kept
@@ -66,6 +67,8 @@ def read_image(path: Path, channels: int = 3) -> np.ndarray:
 def decode_image(content: bytes, channels: int = 3, *, origin: Path) -> np.ndarray:
     """The same for the bytes of a file; `origin` is its name, for messages."""
     path = origin
+    if content[:4] in TIFF_MARKS:
+        _refuse_inks(path, content)
     if channels not in (1, 3):
         return _read_channels(path, content, channels)
     if content[:4] in TIFF_MARKS and _tiff_bands(path, content) > 3:
@@ -89,6 +92,19 @@ def _decode(path: Path, content: bytes, flag: int, *, what: str) -> np.ndarray:
     if image is None:
         raise DataError(f"{path}: cannot be decoded as {what}; replace or remove it")
     return image
+
+
+def _refuse_inks(path: Path, content: bytes) -> None:
+    """Raises DataError for a TIFF of CMYK, whose bands are no light but ink."""
+    try:
+        with tifffile.TiffFile(io.BytesIO(content)) as file:
+            page = file.pages[0]
+            inks = page.photometric == tifffile.PHOTOMETRIC.SEPARATED
+            cmyk = inks and page.samplesperpixel == 4 and page.tags.valueof("InkSet", 1) == 1
+    except Exception as error:  # decoders raise whatever they like on damaged bytes
+        raise DataError(f"{path}: cannot be decoded as an image ({error})") from error
+    if cmyk:
+        raise DataError(f"{path}: holds CMYK, inks for print; save it as RGB")
 
 
 def _tiff_bands(path: Path, content: bytes) -> int:
@@ -180,6 +196,8 @@ def stored_pages(path: Path) -> int:
     Raises:
         DataError: the TIFF is damaged. Of other files the reader tells best what is wrong.
     """
+    if not path.is_file():
+        return 1
     try:
         with open(path, "rb") as file:
             mark = file.read(4)
@@ -287,7 +305,23 @@ class LabelFile:
     def picture(self) -> Image.Image:
         """Pillow's view of the file, not decoded yet."""
         with self.decoding():
-            return open_picture(io.BytesIO(self.content))
+            try:
+                return open_picture(io.BytesIO(self.content))
+            except OSError:
+                bands = 1 if self.tiff is None else self.tiff.pages[0].samplesperpixel
+                if bands > 1:
+                    raise DataError(
+                        f"{self.path}: has {bands} bands; a label has one index per pixel"
+                    ) from None
+                raise
+
+    def orientation(self) -> int:
+        """EXIF's orientation of a PNG or WebP, which is not applied to labels; else 1."""
+        if b"eXIf" not in self.content and self.content[:4] != b"RIFF":
+            return 1
+        with self.decoding():
+            value = self.picture.getexif().get(ORIENTATION, 1)
+        return value if value in range(1, 9) else 1
 
     @cached_property
     def is_wide(self) -> bool:
@@ -410,6 +444,12 @@ def _read_bytes(path: Path, what: str) -> bytes:
         raise DataError(f"{path}: {what} file cannot be read ({error.strerror})") from error
     if not content:
         raise DataError(f"{path}: {what} file is empty")
+    if content.startswith(b"version https://git-lfs"):
+        raise DataError(
+            f"{path}: holds a pointer of Git LFS and not the {what}: `git lfs pull` fetches it"
+        )
+    if content[:64].lstrip().lower().startswith((b"<!doctype html", b"<html")):
+        raise DataError(f"{path}: holds a web page and not the {what}; download it again")
     if _is_cut(content):
         raise DataError(f"{path}: {what} file is truncated ({len(content)} bytes); copy it again")
     return content

@@ -14,6 +14,7 @@ import cv2
 import numpy as np
 
 from ...util.files import atomic_write, write_lines
+from ...util.logger import progress
 from ..description import describe
 from ..labels import IGNORE_LABEL
 from .canvas import UNITS, Canvas, Point
@@ -211,7 +212,8 @@ def write_shapes(
     write_lines(root / "colors.txt", colors)
     for stream, (split, count) in enumerate((("train", train), ("val", val))):
         pairs = []
-        for index in range(1, count + 1):
+        indices = range(1, count + 1)
+        for index in progress(indices, total=count, unit="image", what=f"drawing {split}"):
             scene = render_scene(2 * seed + stream, index, height=height, width=width)
             pairs.append(_write_pair(root, split, f"shapes_{split}_{index:04}", *scene))
         write_lines(root / f"{split}.txt", pairs)

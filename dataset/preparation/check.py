@@ -1,22 +1,26 @@
 """The dataset doctor: reads what a training run will read, and says what is wrong with it."""
 
 import hashlib
+import sys
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
+from pathlib import Path
 from typing import Literal
 
 import cv2
 import numpy as np
 
 from ...config.errors import DataError
-from ...util.images import LabelFile, stored_channels
+from ...util.distributed import process_group
+from ...util.images import LabelFile, stored_channels, stored_size
 from ..description import default_colors
 from ..labels import LabelEncoding, read_stored
 from ..lists import Pair
 from ..segmentation import EvaluationSet, TrainingSet, read_pair
+from .class_numbering import MOST_LEVELS, counted_objects, named
 from .label_colours import differing_palettes
 from .label_geometry import Geometry, judgements, measure
 from .match import (
@@ -27,6 +31,8 @@ from .match import (
 )
 
 QUICK = 12  # pairs that a training run looks at before it starts
+USUAL_PALETTE = 21  # classes, PASCAL VOC's
+LEVELS_FROM = 64  # grey levels, of a label that is drawn in these
 NEAR = 3  # differing bits of 64 up to which two pictures look alike
 
 
@@ -115,6 +121,23 @@ def refuse_bad_data(
         drawn &= bool(seen.pixels[0] and seen.pixels[255])
     if (reason := mask_of_two_values(pixels, dataset.encoding, drawn=drawn)) is not None:
         raise DataError(f"{dataset.pairs[chosen[0]].label} and others: {reason}")
+    doubt = doubt_of_classes(pixels[: dataset.encoding.classes])
+    if doubt and isinstance(dataset, TrainingSet) and process_group.is_main():
+        print(
+            f"warning: in {len(chosen)} of {len(dataset)} labels, which were looked at, {doubt}? "
+            f"To look at all: {command}",
+            file=sys.stderr,
+        )
+
+
+def doubt_of_classes(pixels: np.ndarray) -> str | None:
+    """What is strange about (K,) pixels of each class in some labels; None where nothing is."""
+    present = np.flatnonzero(pixels).tolist()
+    if len(present) == 1:
+        return f"all pixels are of class {present[0]} or ignored: is that the right list"
+    if len(present) > 1 and present == list(range(1, len(pixels))):
+        return "every class but 0 occurs: do ids count from 1 (`stripseg prepare custom`)"
+    return None
 
 
 def cannot_be_read(pair: Pair, dataset: TrainingSet | EvaluationSet) -> bool:
@@ -136,6 +159,7 @@ def examine_pair(
 ) -> Examination:
     """What a pair holds; a thorough look measures the label's geometry, too."""
     result = Examination(split, pair.name, pair=pair)
+    lossy = None
     try:
         if channels in (1, 3):  # other numbers of bands are read from all pages
             refuse_pages(pair.image)
@@ -150,7 +174,7 @@ def examine_pair(
             )
         sample = read_pair(pair, encoding, 0, channels=channels)
     except DataError as error:
-        result.error = f"{error}{likely_cause(pair, encoding)}"
+        result.error = f"{error}{'' if lossy else likely_cause(pair, encoding)}"
         return result
     result.size = sample.image.shape[:2]
     label = np.where(sample.label == encoding.ignore_label, 255, sample.label)
@@ -179,16 +203,24 @@ def look(image: np.ndarray) -> int:
 def likely_cause(pair: Pair, encoding: LabelEncoding) -> str:
     """What a label with values outside the classes most likely is, as a sentence or nothing."""
     try:
-        values = set(np.unique(read_stored(pair.label)).tolist()) if pair.label else set()
+        label = read_stored(pair.label) if pair.label else np.zeros((0, 0), np.uint8)
+        height, width = stored_size(pair.image)
     except DataError:
         return ""
+    if label.shape == (height, width) != (width, height) and orientation_of(pair.image) >= 5:
+        return (
+            ". The label has the size of the photo before its EXIF orientation turns it: "
+            "`stripseg prepare custom`, or `stripseg check ... --fix FOLDER`, turns the label, too"
+        )
+    values = set(np.unique(label).tolist())
     strange = {v for v in values if v >= len(encoding.table) or encoding.table[v] < 0}
     if not strange:
         return ""
     if max(values) >= 1000:
         return " They look like instance ids (class * 1000 + instance): take the label ids."
-    greys = {(299 * r + 587 * g + 114 * b + 500) // 1000 for r, g, b in default_colors(255)}
     classes = encoding.classes
+    palette = default_colors(max(classes, USUAL_PALETTE))
+    greys = {(299 * r + 587 * g + 114 * b + 500) // 1000 for r, g, b in palette}
     if values - {0, 255} <= {grey + d for grey in greys for d in (-1, 0, 1)} and max(values) > 34:
         return " They look like a palette PNG that was saved as grey: take the original files."
     if classes == 19 and max(values - {255}, default=0) <= 33:
@@ -198,6 +230,11 @@ def likely_cause(pair: Pair, encoding: LabelEncoding) -> str:
             f" Either there are {classes + 1} classes, and DATA.classes is too small, or these are "
             "labels that count from 1, with 0 for unlabelled (ADE20K's are such): subtract 1 and "
             f"make 0 {encoding.ignore_label}, or name the dataset in DATA.dataset."
+        )
+    if len(values) <= MOST_LEVELS and max(values) >= LEVELS_FROM:
+        return (
+            " Codes of classes become ids by `stripseg prepare custom ... --values "
+            f"{named(sorted(values))}`."
         )
     return ""
 
@@ -215,6 +252,7 @@ def diagnose(
             if not item.error and item.pixels[:255].sum() == 0
         ),
         *binary_masks(found, names),
+        *objects(found),
         *photos(found, names),
         *dark_images(found),
         *absent_classes(found, names),
@@ -271,6 +309,19 @@ def binary_masks(found: Sequence[Examination], names: Sequence[str]) -> Iterator
             "binary",
             "labels hold 0 and the ignored value alone, so that only class 0 would be learnt. "
             "Masks of 0 and 255 become 0 and 1 by `stripseg prepare custom`",
+        )
+
+
+def objects(found: Sequence[Examination]) -> Iterator[Finding]:
+    """Labels that seem to number objects."""
+    values = [np.flatnonzero(i.pixels[:255]).tolist() for i in found if not i.error]
+    if (largest := counted_objects(values)) is not None:
+        yield Finding(
+            "warning",
+            "objects",
+            f"every label counts 1, 2, 3, ... anew, to {largest} at most: are these numbers of "
+            "objects (instances)? `stripseg prepare custom ... --values "
+            f"0=background,1-{largest}=object` makes one class of them",
         )
 
 
@@ -392,28 +443,36 @@ def split_pixels(found: Iterable[Examination], split: str) -> np.ndarray:
     return sum((i.pixels for i in found if i.split == split), np.zeros(256, np.int64))
 
 
-def kept_pairs(found: Sequence[Examination]) -> tuple[dict[str, list[Pair]], dict[str, int]]:
+def kept_pairs(
+    found: Sequence[Examination], corrected: Collection[Path | None] = ()
+) -> tuple[dict[str, list[Pair]], dict[str, int]]:
     """({split: pairs}, {reason: how many are left out}): what is certainly better left out.
 
     Pairs that cannot be used, labels that are ignored entirely, pictures that occur again in their
-    split, and training pictures that another split has.
+    split, and training pictures that another split has. Labels that are `corrected` can be used.
     """
-    tested = {item.digest for item in found if item.split != "train" and not item.error}
+    digests = {id(item): item.digest for item in found}
+    for item in found:
+        if item.error and item.pair is not None and item.pair.label in corrected:
+            digests[id(item)] = hashlib.sha256(item.pair.image.read_bytes()).hexdigest()
+    tested = {digests[id(item)] for item in found if item.split != "train"} - {""}
     kept: dict[str, list[Pair]] = {item.split: [] for item in found}
     reasons: dict[str, int] = defaultdict(int)
     seen: set[tuple[str, str]] = set()
     for item in found:
-        if item.error:
+        digest = digests[id(item)]
+        as_read = item.pair is None or item.pair.label not in corrected
+        if as_read and item.error:
             reason = "cannot be used"
-        elif item.pixels[:255].sum() == 0:
+        elif as_read and item.pixels[:255].sum() == 0:
             reason = "entirely ignored"
-        elif (item.split, item.digest) in seen:
+        elif (item.split, digest) in seen:
             reason = "there twice"
-        elif item.split == "train" and item.digest in tested:
+        elif item.split == "train" and digest in tested:
             reason = "also tested"
         else:
             kept[item.split].append(item.pair)
-            seen.add((item.split, item.digest))
+            seen.add((item.split, digest))
             continue
         reasons[reason] += 1
     return kept, dict(reasons)

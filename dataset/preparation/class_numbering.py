@@ -1,5 +1,6 @@
 """Stored label values become class ids: the result, what a user may say, and words for messages."""
 
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
@@ -12,6 +13,9 @@ from .match import Inspection
 
 Colour = tuple[int, int, int]
 IGNORE_NAMES = ("ignore", "ignored")  # of a colour table's line
+FEWEST_COUNTED = 3  # labels, and different counts of objects, that tell of such numbers
+MOST_NESTED = 6  # classes that may well lie within each other, so that labels leave no gap
+MOST_VALUES = 2**16  # of a range that --values names
 MOST_LEVELS = 16  # values of a label that is drawn in grey levels
 
 
@@ -29,7 +33,8 @@ class Choices:
     """What a user has said about the values.
 
     Args:
-        values: {stored value: class name}, in class order (`--values 0=road,128=car`).
+        values: {stored value: class name}, in class order (`--values 0=road,128=car`); values of
+            one name are one class, and those called ignore are ignored.
         ids_from: the smallest class id in the files (`--ids-from`), or None.
         ignore: stored value that is ignored (`--ignore`).
         snap: take values that are noise for the nearest one that is meant (`--snap`).
@@ -93,14 +98,20 @@ def read_choices(
     """The options of the command.
 
     Raises:
-        DataError: `values` is not of the form 0=road,128=car.
+        DataError: `values` is not of the form 0=road,128=car or 0=none,1-255=cell.
     """
     named: dict[int, str] = {}
     for part in (values or "").split(",") if values else []:
-        number, _, name = part.partition("=")
-        if not number.strip().isdigit() or int(number) in named:
-            raise DataError(f"--values {values}: expected VALUE=NAME,..., each once, not {part!r}")
-        named[int(number)] = name.strip() or f"class {len(named)}"
+        numbers, _, name = part.partition("=")
+        found = re.fullmatch(r"\s*([0-9]{1,9})(?:-([0-9]{1,9}))?\s*", numbers)
+        first, last = (int(found[1]), int(found[2] or found[1])) if found else (1, 0)
+        several = range(first, last + 1)
+        if not 0 < len(several) <= MOST_VALUES or any(value in named for value in several):
+            raise DataError(
+                f"--values {values}: expected VALUE=NAME or FIRST-LAST=NAME,..., each value once, "
+                f"not {part!r}"
+            )
+        named |= dict.fromkeys(several, name.strip() or f"class {len(named)}")
     return Choices(
         named,
         ids_from=ids_from,
@@ -118,6 +129,23 @@ def named(values: Sequence[int] | np.ndarray) -> str:
     """What --values takes, for a message."""
     listed = ",".join(f"{int(value)}=NAME" for value in values[:MOST_LEVELS])
     return listed + ",..." * (len(values) > MOST_LEVELS)
+
+
+def counted_objects(values: Iterable[Iterable[int]]) -> int | None:
+    """The largest value where labels seem to number objects: 1, 2, 3, ... anew in every file.
+
+    None where they do not. Class ids leave gaps: few images have all classes up to their largest.
+
+    Args:
+        values: what occurs in each label, without ignored pixels.
+    """
+    every = [sorted(set(label) - {0}) for label in values]
+    labels = [label for label in every if label]
+    counts = {len(label) for label in labels}
+    gapless = all(label == list(range(1, len(label) + 1)) for label in labels)
+    if len(labels) < FEWEST_COUNTED or len(counts) < FEWEST_COUNTED or not gapless:
+        return None
+    return max(counts) if max(counts) >= MOST_NESTED else None
 
 
 def example(found: Sequence[Inspection], value: int) -> str:

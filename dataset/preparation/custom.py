@@ -138,13 +138,18 @@ def part_of(name: str) -> str | None:
     return next((PARTS[word] for word in words if word in PARTS), None)
 
 
-def split_notes(found: Sequence[Inspection]) -> list[str]:
-    """What to say of the user's own split."""
+def split_notes(found: Sequence[Inspection], validating: int) -> list[str]:
+    """What to say of the split, by the user's own folders or not, with so many to validate on."""
     if len(found) == 1:
         return ["warning: there is one pair: validation uses the image that is trained on"]
     own = own_split(found)
+    few = []
+    if validating == 1:
+        few = ["warning: there is one image to validate on: its figures tell of little but itself"]
+        if own is None or not own["val"]:
+            few[0] += ". More of them: --validation 0.3"
     if own is None:
-        return []
+        return few
     if own["val"]:
         lines = ["split: by your own folders train and val; folders called test are left out"]
     else:
@@ -157,7 +162,7 @@ def split_notes(found: Sequence[Inspection]) -> list[str]:
             f"warning: {len(own['other'])} image(s), such as {own['other'][0].image}, are in no "
             "folder called train, val or test; they are trained on"
         )
-    return lines
+    return lines + few
 
 
 def write_label(item: Inspection, numbering: ClassNumbering, path: Path) -> None:
@@ -269,6 +274,12 @@ def photo_warnings(found: Sequence[Inspection]) -> list[str]:
             f"{len(ambiguous)} photo(s), such as {ambiguous[0].image}, are turned upright by "
             "their EXIF orientation, and their labels are taken to fit the upright photo. If they "
             "fit the stored pixels: --turn-labels"
+        )
+    turned = [item for item in found if item.own_turn not in (1, item.orientation)]
+    if turned:
+        lines.append(
+            f"{len(turned)} label(s), such as {turned[0].label}, have an EXIF orientation that "
+            "their photos do not have; it is not applied. If it should be, save them turned"
         )
     dark = [item for item in found if item.dark is not None]
     if dark:

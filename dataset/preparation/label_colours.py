@@ -1,6 +1,6 @@
 """What the colours of label files mean: by a table, by palettes, or numbered in their order."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 import numpy as np
 
@@ -24,7 +24,9 @@ def number_colours(
     found: Sequence[Inspection],
     table: Sequence[tuple[Colour, str]] | None,
     choices: Choices,
+    void: Collection[int] = (),
 ) -> ClassNumbering:
+    """What colours mean; those of `void`, 0xRRGGBB, are ignored where no table says otherwise."""
     if choices.values or choices.ids_from is not None or choices.ignore_given:
         raise DataError(
             f"{found[0].label} and others are colours, and --values, --ids-from and --ignore are "
@@ -37,13 +39,14 @@ def number_colours(
     stored, shares = totals(found)
     channels = np.array([unpacked(value) for value in stored]).reshape(-1, 3)
     if choices.snap:
-        return snapped_colours(found, stored, channels, table)
+        return snapped_colours(found, stored, channels, table, void)
     if table is None:
         refuse_colour_noise(found, stored, channels, shares)
         too_many(found, stored)
-        colors = [unpacked(value) for value in stored]
+        ignored = np.isin(stored, list(void))
+        colors = [unpacked(value) for value in stored[~ignored]]
         names = [f"colour {r} {g} {b}" for r, g, b in colors]
-        ids = np.arange(len(stored))
+        ids = np.where(ignored, IGNORE_LABEL, np.cumsum(~ignored) - 1)
         return ClassNumbering(stored, ids, names, colors, coloured=True)
     names, colors, numbers = table_classes(table)
     known = {r << 16 | g << 8 | b: numbers[r, g, b] for (r, g, b), _ in table}
@@ -74,6 +77,7 @@ def snapped_colours(
     stored: np.ndarray,
     channels: np.ndarray,
     table: Sequence[tuple[Colour, str]] | None,
+    void: Collection[int],
 ) -> ClassNumbering:
     """`--snap` of colours: to the nearest of the table, or of those that hold much.
 
@@ -83,7 +87,11 @@ def snapped_colours(
     _, weights = totals(found, solid=True)
     meant = sorted(peaks(channels, weights))
     if table is None:
-        table = [(unpacked(stored[i]), "colour {} {} {}".format(*channels[i])) for i in meant]
+        names = ["colour {} {} {}".format(*channels[i]) for i in meant]
+        names = [
+            IGNORE_NAMES[0] if stored[i] in void else n for i, n in zip(meant, names, strict=True)
+        ]
+        table = [(unpacked(stored[i]), name) for i, name in zip(meant, names, strict=True)]
     too_many(found, np.arange(len(table)))
     centres = np.array([color for color, _ in table])
     strange = [i for i in meant if np.abs(centres - channels[i]).max(axis=1).min() > FAR]
@@ -100,14 +108,41 @@ def snapped_colours(
 
 
 def differing_palettes(found: Sequence[HasPalette]) -> tuple[str, str, int] | None:
-    """Two files that give one index different colours, and the index."""
+    """Two files that give one index different colours, and the index.
+
+    That of ignored pixels does not count where there are others than 0 and 255.
+    """
     seen: dict[int, tuple[int, str]] = {}
+    free = {IGNORE_LABEL} if any(set(item.palette) - {0, IGNORE_LABEL} for item in found) else set()
     for item in found:
         for value, color in item.palette.items():
+            if value in free:
+                continue
             before = seen.setdefault(value, (color, str(item.label)))
             if before[0] != color:
                 return before[1], str(item.label), value
     return None
+
+
+def ignored_colours(found: Sequence[Inspection]) -> frozenset[int]:
+    """What palettes show 255 as, 0xRRGGBB, where labels have other classes than a mask's.
+
+    Raises:
+        DataError: it is the colour of a class in another file.
+    """
+    used = {color: item for item in found for v, color in item.palette.items() if v != IGNORE_LABEL}
+    void = {item.palette[IGNORE_LABEL] for item in found if IGNORE_LABEL in item.palette}
+    if not any(set(item.palette) - {0, IGNORE_LABEL} for item in found):
+        return frozenset()
+    if both := void & used.keys():
+        color = both.pop()
+        raise DataError(
+            "the palettes differ: the colour {} {} {} is that of ignored pixels (255) in some "
+            "files and of a class in {}; name the classes with --colors TABLE".format(
+                *unpacked(color), used[color].label
+            )
+        )
+    return frozenset(void)
 
 
 def by_palette(found: Sequence[Inspection]) -> None:
@@ -117,6 +152,11 @@ def by_palette(found: Sequence[Inspection]) -> None:
             raise DataError(
                 f"{item.label}: has no palette, and others have different ones; labels must all be "
                 "of one kind"
+            )
+        beyond = [value for value in item.values.tolist() if value not in item.palette]
+        if beyond:
+            raise DataError(
+                f"{item.label}: has the index {beyond[0]}, and its palette has no colour for it"
             )
         item.values = np.array([item.palette[int(value)] for value in item.values])
         item.kind = "colour"

@@ -136,6 +136,21 @@ def are_blends(found: Sequence[Inspection], points: np.ndarray, chosen: Sequence
     return True
 
 
+def values_between(found: Sequence[Inspection], classes: np.ndarray) -> list[int]:
+    """Ids that fill no area in any label and lie between ids that do; none for a single one.
+
+    A class of thin lines fills no area either, and resizing with smoothing leaves several such ids.
+    """
+    points = np.unique(np.concatenate([item.values for item in found]))
+    solid = sum((solid_of(item, points[:, None]) for item in found), np.zeros(len(points)))
+    filling = np.intersect1d(points[solid > 0], classes)
+    if len(filling) < 2:
+        return []
+    empty = np.setdiff1d(classes, filling)
+    between = empty[(empty > filling.min()) & (empty < filling.max())]
+    return between.tolist() if len(between) == len(empty) > 1 else []
+
+
 def solid_of(item: Inspection, points: np.ndarray) -> np.ndarray:
     """(n,) pixels of a label inside areas of each of the values, one or three channels each."""
     packed = points @ (np.array([1 << 16, 1 << 8, 1]) if points.shape[1] == 3 else np.array([1]))

@@ -11,21 +11,23 @@ from dataclasses import replace
 import numpy as np
 
 from ...config.errors import DataError
-from ..description import default_colors
+from ..description import colors_of, default_colors
 from ..labels import IGNORE_LABEL
 from .class_numbering import (
+    IGNORE_NAMES,
     MOST_LEVELS,
     Choices,
     ClassNumbering,
     Colour,
     class_names,
+    counted_objects,
     example,
     named,
     too_many,
     unpacked,
 )
-from .label_colours import by_palette, differing_palettes, number_colours
-from .label_noise import FAR, NEAR, peaks, refuse_noise, totals
+from .label_colours import by_palette, differing_palettes, ignored_colours, number_colours
+from .label_noise import FAR, NEAR, peaks, refuse_noise, totals, values_between
 from .match import Inspection
 
 INSTANCES = 1000  # from this value on labels hold instances, in Cityscapes and its kin
@@ -44,9 +46,11 @@ def number_classes(
             values that may mean several things: the message names the option that decides.
     """
     choices = choices or Choices()
+    void: frozenset[int] = frozenset()
     if table is not None or "colour" in {item.kind for item in found}:
         indexed = [item for item in found if item.kind == "index"]
         if all(item.palette for item in indexed):
+            void = ignored_colours(indexed) if table is None else void
             by_palette(indexed)  # colours of a table, or of other files, are their palette's
     kinds = {item.kind for item in found}
     if {"index", "colour"} <= kinds:
@@ -56,8 +60,10 @@ def number_classes(
             "labels must all be of one kind: save all of them in the same way"
         )
     warnings = []
-    if (pair := differing_palettes(found)) is not None:
+    by_index = [item for item in found if item.kind == "index"]
+    if (pair := differing_palettes(by_index)) is not None:
         first, second, value = pair
+        void = ignored_colours(found)
         by_palette(found)
         kinds = {"colour"}
         warnings.append(
@@ -65,7 +71,7 @@ def number_classes(
             " classes are taken by colour, not by index"
         )
     if "colour" in kinds or table is not None:
-        numbering = number_colours(found, table, choices)
+        numbering = number_colours(found, table, choices, void)
     else:
         numbering = number_indices(found, choices)
     refuse_one_class(found, numbering)
@@ -90,6 +96,8 @@ def number_indices(found: Sequence[Inspection], choices: Choices) -> ClassNumber
     refuse_grey_levels(found, stored, choices)
     refuse_below_zero(found, classes)
     codes = two_codes(found, choices)
+    if choices.ignore not in (IGNORE_LABEL, *stored.tolist()):
+        codes += (f"no label has the value {choices.ignore}, which --ignore names",)
     first, counted = first_id(found, classes, choices)
     if are_ids(classes, first):
         numbering = number_ids(found, stored, first, choices)
@@ -120,10 +128,15 @@ def number_mask(found: Sequence[Inspection], stored: np.ndarray) -> ClassNumberi
         stored,
         np.minimum(stored, 1),
         class_names(2),
-        default_colors(2),
+        mask_colors(),
         notes=("values 0 and 255 are the two classes of a mask",),
         warnings=warnings,
     )
+
+
+def mask_colors() -> list[Colour]:
+    """Of the two classes of a mask: black, and the first of the usual colours."""
+    return [(0, 0, 0), *default_colors(1)]
 
 
 def refuse_below_zero(found: Sequence[Inspection], classes: np.ndarray) -> None:
@@ -177,6 +190,7 @@ def number_ids(
             f"{', ...' * bool(absent[8:])}{cure}. To name those that are meant: --values "
             f"{named(classes)}",
         )
+    warnings += doubts_of_ids(found, classes, choices)
     indices = {item.kind for item in found} == {"index"}
     return ClassNumbering(
         stored,
@@ -187,6 +201,29 @@ def number_ids(
         notes=(f"values are class ids, {first} to {int(classes.max())}",),
         warnings=warnings,
     )
+
+
+def doubts_of_ids(
+    found: Sequence[Inspection], classes: np.ndarray, choices: Choices
+) -> tuple[str, ...]:
+    """Warnings where class ids may be numbers of objects, or be mixed by resizing."""
+    lines = []
+    values = [set(item.values.tolist()) - {choices.ignore} for item in found]
+    if (largest := counted_objects(values)) is not None:
+        lines.append(
+            f"every label counts 1, 2, 3, ... anew, to {largest} at most: are these numbers of "
+            f"objects (instances)? Then --values 0=background,1-{largest}=object"
+        )
+    mixed = values_between(found, classes)
+    if mixed:
+        listed = ", ".join(map(str, mixed[:8]))
+        meant = [value for value in classes.tolist() if value not in mixed]
+        lines.append(
+            f"the values {listed} fill no area anywhere and lie between others: were labels "
+            "resized with smoothing? Then resize them with nearest neighbours, or take the nearest "
+            f"of the others: --values {named(meant)} --snap"
+        )
+    return tuple(lines)
 
 
 def number_codes(
@@ -204,7 +241,27 @@ def number_codes(
     ids = np.where(stored == choices.ignore, IGNORE_LABEL, np.searchsorted(classes, stored))
     names = [f"value {value}" for value in classes]
     notes = (f"{len(names)} values far apart are numbered in their order",)
-    return ClassNumbering(stored, ids, names, default_colors(len(names)), notes=notes)
+    colors = default_colors(len(names))
+    warnings = one_class_in_codes(found, classes)
+    return ClassNumbering(stored, ids, names, colors, notes=notes, warnings=warnings)
+
+
+def one_class_in_codes(found: Sequence[Inspection], classes: np.ndarray) -> tuple[str, ...]:
+    """A warning where each label has 0 and one other value, which is not the same in all."""
+    others = {}
+    for item in found:
+        drawn = set(item.values.tolist()) & set(classes.tolist()) - {0}
+        if len(drawn) > 1:
+            return ()
+        others |= dict.fromkeys(drawn, item.label)
+    if len(others) < 2 or 0 not in classes:
+        return ()
+    (first, one), (second, two) = sorted(others.items())[:2]
+    same = ",".join(f"{value}=object" for value in sorted(others))
+    return (
+        f"each label has 0 and one other value, such as {first} in {one} and {second} in {two}; "
+        f"they are taken for different classes. If they are one: --values 0=background,{same}",
+    )
 
 
 def refuse_instances(found: Sequence[Inspection], classes: np.ndarray) -> None:
@@ -267,7 +324,10 @@ def refuse_one_class(found: Sequence[Inspection], numbering: ClassNumbering) -> 
 
 def as_said(found: Sequence[Inspection], stored: np.ndarray, choices: Choices) -> ClassNumbering:
     """`--values`: exactly these; with --snap others are taken for the nearest of them."""
-    known = {value: index for index, value in enumerate(choices.values)}
+    names = [n for n in dict.fromkeys(choices.values.values()) if n.casefold() not in IGNORE_NAMES]
+    too_many(found, np.arange(len(names)))
+    number = {name: index for index, name in enumerate(names)}
+    known = {value: number.get(name, IGNORE_LABEL) for value, name in choices.values.items()}
     strange = [int(v) for v in stored if int(v) not in known and int(v) != choices.ignore]
     if choices.snap:
         _, weights = totals(found, solid=True)
@@ -275,14 +335,18 @@ def as_said(found: Sequence[Inspection], stored: np.ndarray, choices: Choices) -
         strange = [v for v in meant if v in strange and min(abs(v - k) for k in known) > FAR]
     if strange:
         raise DataError(
-            f"--values names {', '.join(map(str, known))}, and {example(found, strange[0])} has "
-            f"{', '.join(map(str, strange[:5]))}; add them, ignore one with --ignore"
-            f"{'' if choices.snap else ', or take the nearest with --snap'}"
+            f"--values names {', '.join(map(str, list(known)[:MOST_LEVELS]))}, and "
+            f"{example(found, strange[0])} has {', '.join(map(str, strange[:5]))}; add them, "
+            f"ignore one with --ignore{'' if choices.snap else ', or take the nearest with --snap'}"
         )
     ids = np.array([class_of(int(value), known, choices) for value in stored])
-    names = list(choices.values.values())
+    absent = sorted(set(range(len(names))) - set(ids.tolist()))
+    warnings = tuple(
+        f"no label has a value of the class {names[index]!r}, which --values names"
+        for index in absent
+    )
     return ClassNumbering(
-        stored, ids, names, default_colors(len(names)), notes=("as --values says",)
+        stored, ids, names, colors_of(names), notes=("as --values says",), warnings=warnings
     )
 
 

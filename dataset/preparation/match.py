@@ -2,6 +2,8 @@
 
 import os
 import re
+import sys
+import unicodedata
 from collections import Counter
 from collections.abc import Collection, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
@@ -19,6 +21,7 @@ from ...util.geotiff import is_tiff
 from ...util.images import (
     FILMS,
     IMAGE_SUFFIXES,
+    ORIENTATION,
     TIFF_MARKS,
     LabelFile,
     open_picture,
@@ -31,7 +34,11 @@ from ...util.images import (
 PIECE = 2**18  # pixels
 COLOURS_AT_MOST = 4096  # of one label; a photograph has more
 LABEL_SUFFIXES = (*IMAGE_SUFFIXES, ".gif")
-ORIENTATION = 0x0112  # of EXIF
+OTHER_PICTURES = (  # which are not read, and would be missed in silence
+    *(".heic", ".heif", ".avif", ".jxl", ".jp2", ".jfif", ".gif", ".ppm", ".pgm", ".pnm", ".tga"),
+    *(".dng", ".cr2", ".cr3", ".nef", ".arw", ".raf", ".orf", ".rw2", ".psd", ".exr", ".hdr"),
+    *(".npy", ".npz", ".mat", ".nii", ".gz", ".dcm", ".ecw", ".nc", ".h5", ".hdf5"),
+)
 DARK = 15  # of an image that looks black hardly any value is larger: 12-bit data in a 16-bit file
 DARK_OF_16_BITS = 64  # the same for 14-bit data, whose 63.99 is rounded
 SAMPLED = 2**18  # pixels that tell how bright an image is
@@ -80,7 +87,25 @@ class Inspection:
     alpha: bool = False  # values are the alpha channel's
     bands: int = 3  # to train with: of a TIFF with more than three, all of them
     orientation: int = 1  # of EXIF
+    own_turn: int = 1  # the label's own, which is the photo's or not applied
     dark: int | None = None  # of an image that looks black, what hardly any value is above
+
+
+def unread_files(folder: Path, suffixes: Sequence[str] = IMAGE_SUFFIXES) -> dict[str, list[Path]]:
+    """{suffix: files} below a folder that may well be images or labels, and are not read."""
+    found: dict[str, list[Path]] = {}
+    for path in files_below(folder):
+        suffix = path.suffix.lower()
+        if suffix in OTHER_PICTURES and suffix not in suffixes:
+            found.setdefault(suffix, []).append(path)
+    return dict(sorted(found.items()))
+
+
+def files_below(folder: Path) -> Iterator[Path]:
+    """Every file; hidden files and folders are left out, links followed."""
+    for place, folders, files in os.walk(folder, followlinks=True):
+        folders[:] = sorted(name for name in folders if not name.startswith((".", "__")))
+        yield from (Path(place, name) for name in files if not name.startswith("."))
 
 
 def find_images(folder: Path, suffixes: Sequence[str] = IMAGE_SUFFIXES) -> list[Path]:
@@ -91,14 +116,7 @@ def find_images(folder: Path, suffixes: Sequence[str] = IMAGE_SUFFIXES) -> list[
     """
     if not folder.is_dir():
         raise DataError(f"{folder}: no such folder")
-    found = []
-    for place, folders, files in os.walk(folder, followlinks=True):
-        folders[:] = sorted(name for name in folders if not name.startswith((".", "__")))
-        found += [
-            Path(place, name)
-            for name in files
-            if Path(name).suffix.lower() in suffixes and not name.startswith(".")
-        ]
+    found = [path for path in files_below(folder) if path.suffix.lower() in suffixes]
     for path in found:  # a list has a line for each, and a file in UTF-8 has the list
         name = str(path)
         if not name.isprintable() and re.search(r"[\x00-\x1f\x7f\ud800-\udfff]", name):
@@ -107,7 +125,9 @@ def find_images(folder: Path, suffixes: Sequence[str] = IMAGE_SUFFIXES) -> list[
                 "that are not UTF-8, as in old archives; rename it (convmv does whole folders)"
             )
     if not found:
-        raise DataError(f"{folder}: no image below it ({', '.join(suffixes)})")
+        others = [paths[0] for paths in unread_files(folder, suffixes).values()]
+        also = f"; {others[0]} is of another format: save these as PNG" if others else ""
+        raise DataError(f"{folder}: no image below it ({', '.join(suffixes)}){also}")
     return sorted(found)
 
 
@@ -116,7 +136,8 @@ def match(images: Path, labels: Path) -> tuple[list[tuple[Path, Path]], list[Pat
 
     A label belongs to the image of the same relative path, else of the same file name, both
     without what all images' or all labels' names end with (`_leftImg8bit`, `_mask`, `.png`). One
-    image alone and one label alone belong together, whatever they are called.
+    image alone and one label alone belong together, whatever they are called, and so do files
+    whose names differ in a number alone (7.jpg, mask007.png) where every number has a partner.
 
     Raises:
         DataError: two labels would fit one image.
@@ -125,14 +146,67 @@ def match(images: Path, labels: Path) -> tuple[list[tuple[Path, Path]], list[Pat
         return match_within(images)
     image_files = outside(find_images(images), images, labels)
     label_files = outside(find_images(labels, LABEL_SUFFIXES), labels, images)
-    pairs, alone, unused = pair_up(
-        keys_of(image_files, images), keys_of(label_files, labels, labels=True)
-    )
+    keys = keys_of(image_files, images), keys_of(label_files, labels, labels=True)
+    pairs, alone, unused = pair_up(*keys)
+    if alone and unused and (numbered := by_number((image_files, images), (label_files, labels))):
+        first, second = numbered[0]
+        warn(f"{first} and {second}, and so on, are paired by the numbers in their names")
+        return numbered, [], []
+    warn_of_beginnings(pairs, *keys)
     only = len(image_files) == len(label_files) == 1 and not pairs
     if only and subfolder(image_files[0], images) == subfolder(label_files[0], labels):
         print(f"pairs: {alone[0]} and {unused[0]} belong together, the only files of their folders")
         return [(alone[0], unused[0])], [], []
     return pairs, alone, unused
+
+
+def warn(line: str) -> None:
+    print(f"warning: {line}", file=sys.stderr)
+
+
+def by_number(
+    images: tuple[Sequence[Path], Path], labels: tuple[Sequence[Path], Path]
+) -> list[tuple[Path, Path]]:
+    """Pairs of equal numbers, (files, their folder) each; none unless all files have a partner."""
+    first, second = numbers_in(*images), numbers_in(*labels)
+    if first is None or second is None or first.keys() != second.keys():
+        return []
+    return [(first[key], second[key]) for key in sorted(first)]
+
+
+def numbers_in(files: Sequence[Path], folder: Path) -> dict[tuple[str, int], Path] | None:
+    """{(subfolder, number): file} where the names differ in one number alone."""
+    found: dict[tuple[str, int], Path] = {}
+    around = set()
+    for path in files:
+        parts = re.fullmatch(r"(\D*)(\d{1,18})(\D*)", path.stem)
+        if parts is None:
+            return None
+        around.add((parts[1], parts[3]))
+        found[str(subfolder(path, folder)), int(parts[2])] = path
+    return found if len(around) == 1 and len(found) == len(files) else None
+
+
+def warn_of_beginnings(
+    pairs: Sequence[tuple[Path, Path]], images: dict[Path, Keys], labels: dict[Path, Keys]
+) -> None:
+    """Warn where all images begin with one name and all labels with another, as of two places."""
+    for image, label in pairs:
+        first, second = (
+            keys[2].casefold().removesuffix(keys[3]) for keys in (images[image], labels[label])
+        )
+        if first != second and is_a_name(first) and is_a_name(second):
+            warn(
+                f"{image} and {label}, and so on, are paired although all images begin with "
+                f"{first!r} and all labels with {second!r}; are these the right folders?"
+            )
+            return
+
+
+def is_a_name(beginning: str) -> bool:
+    """Return whether a beginning has a word that does not merely say image or label."""
+    words = re.split("[-_. ]", beginning)
+    return any(word and word not in (*LABEL_WORDS, *IMAGE_WORDS) for word in words)
 
 
 def subfolder(path: Path, folder: Path) -> Path:
@@ -243,9 +317,12 @@ def keys_of(
 
     The relative path with its suffix (of a label without its own: a.jpg.png belongs to a.jpg); the
     path and the file name without suffix and the ending that all share; the name without the
-    beginning that all share, too. `within` one folder images/a.jpg belongs to masks/a.png.
+    beginning that all share, too, in small letters. Accents count as equal however they are stored.
+    `within` one folder images/a.jpg belongs to masks/a.png.
     """
-    whole = [path.relative_to(folder) for path in paths]
+    whole = [
+        Path(unicodedata.normalize("NFC", path.relative_to(folder).as_posix())) for path in paths
+    ]
     if within:
         words = {*LABEL_WORDS, *IMAGE_WORDS}
         whole = [
@@ -264,8 +341,8 @@ def keys_of(
     short = [stem.removesuffix(ending) for stem in stems]
     names = [stem.rpartition("/")[2] for stem in short]
     begin = common_beginning(names) if len(names) > 1 else 0
-    keys = zip(exact, short, names, (name[begin:] for name in names), strict=True)
-    return dict(zip(paths, keys, strict=True))
+    ends = (name[begin:].casefold() for name in names)
+    return dict(zip(paths, zip(exact, short, names, ends, strict=True), strict=True))
 
 
 def common_ending(stems: Sequence[str]) -> str:
@@ -334,6 +411,9 @@ def inspect(job: tuple[str, Path, Path], *, alpha: bool = False, snap: bool = Fa
                 f"{result.label}: has {len(result.values)} colours; a label has one per class (was "
                 "it saved as JPEG, or smoothed?)"
             )
+        result.own_turn = stored.orientation()
+        if result.own_turn == result.orientation > 1 and result.orientation < 5:
+            result.turned = label.shape == result.size  # both are shown upright
         if label.shape != result.size:
             result.turned = label.shape == result.size[::-1] and result.orientation >= 5
             if not result.turned:
