@@ -1,5 +1,6 @@
 """More inputs that could become a wrong class without a word, beside those of test_cases.py."""
 
+import json
 import struct
 import unicodedata
 import zlib
@@ -17,7 +18,7 @@ from stripseg.config.load import load_config
 from stripseg.dataset.build import build_classes
 from stripseg.dataset.generated import shapes
 from stripseg.dataset.lists import read_list
-from stripseg.dataset.preparation.match import match
+from stripseg.dataset.preparation.match import LABEL_SUFFIXES, match, unread_files
 from stripseg.dataset.results import PredictionFiles
 from stripseg.tool import check
 from stripseg.training_run import training_data
@@ -71,8 +72,9 @@ def test_numbers_of_objects_are_told_from_classes(capsys) -> None:
     assert "numbers of objects" in doctor(capsys, classes=10)
 
 
-def test_classes_within_each_other_are_no_numbers_of_objects(capsys) -> None:
-    for index, count in enumerate((1, 2, 3, 5)):
+@pytest.mark.parametrize("few", [True, False])
+def test_classes_within_each_other_are_no_numbers_of_objects(few: bool, capsys) -> None:
+    for index, count in enumerate((1, 2, 3, 5) if few else (6, 8, 9, 9)):
         counted(Path(f"ma/p{index}.png"), count)
     run()
     assert "numbers of objects" not in printed(capsys)
@@ -85,7 +87,7 @@ def test_values_of_one_name_are_one_class(capsys) -> None:
     assert Path("dataset/mine/names.txt").read_text().split() == ["none", "car"]
     run("--values", "0=none,128=car,255=ignore,7=tree")
     assert np.array_equal(np.unique(stored()), [0, 1, 255])
-    assert "no label has a value of the class 'tree'" in printed(capsys)
+    assert "occur in no label, and each counts IoU 0: tree" in printed(capsys)
 
 
 def test_an_ignored_value_that_never_occurs_is_named(capsys) -> None:
@@ -254,10 +256,88 @@ def test_files_that_are_not_read_are_named(capsys) -> None:
     Path("im/x.heic").write_bytes(b"x")
     run()
     assert "1 file(s) such as im/x.heic are left out: .heic" in printed(capsys)
+    Path("ma/x.gif").write_bytes(b"x")
+    assert list(unread_files(Path("ma"))) == [".gif"]
+    assert not unread_files(Path("ma"), LABEL_SUFFIXES)
+    Path("ma/x.gif").unlink()
     for path in Path("ma").iterdir():
         path.rename(path.with_suffix(".npy"))
     with pytest.raises(DataError, match=r"no image below it .*ma/p\d.npy is of another format"):
         run()
+
+
+def annotated(shapes: list[dict], **names: str) -> None:
+    """A LabelMe file for each image."""
+    for index in range(4):
+        content = {
+            "shapes": shapes,
+            "imagePath": names.get(f"p{index}", f"p{index}.png"),
+            "imageHeight": SIZE,
+            "imageWidth": SIZE,
+        }
+        Path(f"ma/p{index}.json").write_text(json.dumps(content))
+
+
+def square(label: str, corner: float, side: float) -> dict:
+    x, y = corner, corner + side
+    return {"label": label, "points": [[x, x], [y, x], [y, y], [x, y]]}
+
+
+def test_coordinates_that_are_shares_are_refused() -> None:
+    annotated([square("car", 0.1, 0.5), square("tree", 0.7, 0.2)])
+    with pytest.raises(DataError, match="all coordinates lie between 0 and 1, and LabelMe counts"):
+        run()
+
+
+def test_names_of_one_thing_are_told_when_data_are_prepared(capsys) -> None:
+    annotated([square("car", 5, 40), square("Cars", 90, 40)])
+    run()
+    assert "the classes 'Cars' and 'car' may be one thing" in printed(capsys)
+
+
+def test_a_file_that_names_the_picture_of_another_is_told(capsys) -> None:
+    annotated([square("car", 5, 40)], p0="p1.png", p1="p0.png")
+    run()
+    assert "p0.json names p1.png as its picture, and im/p0.png is called like it" in printed(capsys)
+
+
+def test_classes_of_a_table_that_never_occur_are_told(capsys) -> None:
+    masks(lambda ids: Image.fromarray(COLOURS[ids]))
+    Path("t.txt").write_text("0 0 0 none\n200 0 0 road\n0 0 200 water\n9 9 9 tree\n")
+    run("--colors", "t.txt")
+    assert "occur in no label, and each counts IoU 0: tree" in printed(capsys)
+
+
+@pytest.mark.parametrize(
+    ("line", "value"),
+    [("0 5 5 25 5 25 25 5 25", "25"), ("0 0.5 0.5 0.3 0.3 0.4 0.4 2 0.6 0.6 2", "2")],
+)
+def test_pixels_and_keypoints_are_no_outlines_of_yolo(line: str, value: str) -> None:
+    Path("ma/classes.txt").write_text("car\n")
+    for index in range(4):
+        Path(f"ma/p{index}.txt").write_text(line)
+    with pytest.raises(DataError, match=f"p0.txt, line 1: has the coordinate {value}; expected sh"):
+        run()
+
+
+def test_a_task_that_was_skipped_is_no_background(capsys) -> None:
+    points = {"points": [[10, 10], [50, 10], [50, 50]], "polygonlabels": ["cat"]}
+    result = {"original_width": SIZE, "original_height": SIZE, "value": points}
+    result["type"] = "polygonlabels"
+    tasks = [
+        {
+            "id": index,
+            "data": {"image": f"p{index}.png"},
+            "annotations": [{"was_cancelled": index == 1, "result": [result]}][: index != 2],
+        }
+        for index in range(4)
+    ]
+    Path("ma/tasks.json").write_text(json.dumps(tasks))
+    with pytest.raises(DataError, match=r"2 broken pair\(s\)"):
+        run()
+    told = printed(capsys)
+    assert "2 task(s) are not annotated, or were skipped" in told
+    assert "im/p1.png: has no label" in told
 
 
 def test_what_took_the_place_of_a_file_is_named() -> None:

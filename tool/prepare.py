@@ -16,7 +16,7 @@ import argparse
 import os
 import re
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, get_args
@@ -31,9 +31,15 @@ from stripseg.config.schema import Config
 from stripseg.config.validate import check_files
 from stripseg.dataset.annotations.convert import Drawing
 from stripseg.dataset.annotations.convert import convert as draw_labels
-from stripseg.dataset.annotations.model import Annotations, Background, Numbers, number_annotated
+from stripseg.dataset.annotations.model import (
+    Annotations,
+    Background,
+    Numbers,
+    Picture,
+    number_annotated,
+)
 from stripseg.dataset.annotations.names import match_pictures
-from stripseg.dataset.annotations.rasterize import Crowd, Overlap
+from stripseg.dataset.annotations.rasterize import Crowd, Overlap, Polygon
 from stripseg.dataset.annotations.recognise import read_labels
 from stripseg.dataset.annotations.report import said_of
 from stripseg.dataset.build import build_pairs, label_encoding, official_splits
@@ -57,6 +63,7 @@ from stripseg.dataset.labels import IGNORE_LABEL, choose_encoding
 from stripseg.dataset.layout import official_pairs, official_root
 from stripseg.dataset.lists import Pair
 from stripseg.dataset.packed.writer import pack
+from stripseg.dataset.preparation import check as doctor
 from stripseg.dataset.preparation import custom, parquet, rasters
 from stripseg.dataset.preparation import match as inspection
 from stripseg.dataset.preparation.class_numbering import ClassNumbering, read_choices
@@ -68,6 +75,7 @@ from stripseg.util.logger import progress, visible
 
 INCOMPLETE = 1
 WIDEST_LINE = 1000  # pixels
+SHOWN = 8  # classes of a list
 SMALLEST_WINDOW = 32  # pixels of a side
 WORKERS = min(8, os.cpu_count() or 1)
 # options of masks, which annotations do not have, and the other way round
@@ -399,6 +407,8 @@ def prepare_custom(options: argparse.Namespace) -> Result:
         print(f"warning: {line}", file=sys.stderr)
     for line in numbering.notes:
         print(f"labels: {line}")
+    if source.numbering or source.table or options.values:
+        warn_of_names(found, numbering)
     return write_dataset(found, numbering, source.root, options)
 
 
@@ -421,6 +431,20 @@ def cut_rasters(options: argparse.Namespace) -> None:
         print(f"warning: {rasters.said_of(cut)}", file=sys.stderr)
         options.ignore = cut.ignore
     options.images, options.labels = folder / "images", folder / "labels"
+
+
+def warn_of_names(found: Sequence[inspection.Inspection], numbering: ClassNumbering) -> None:
+    """Warn of names that were given: those that occur in no label, and two of one thing."""
+    for finding in doctor.names_of_one_thing(numbering.names):
+        inspection.warn(finding.message)
+    pixels = numbering.pixels(found)
+    absent = [name for name, count in zip(numbering.names, pixels, strict=True) if not count]
+    if absent:
+        more = f" and {len(absent) - SHOWN} more" if len(absent) > SHOWN else ""
+        inspection.warn(
+            f"classes that occur in no label, and each counts IoU 0: {', '.join(absent[:SHOWN])}"
+            f"{more}"
+        )
 
 
 def number_masks(
@@ -490,7 +514,9 @@ def find_source(options: argparse.Namespace) -> Source:
         DataError: no image has a label, or an option that does not fit them.
     """
     images = inspection.find_images(options.images)
-    for suffix, paths in inspection.unread_files(options.images).items():
+    both = options.labels.resolve().is_relative_to(options.images.resolve())
+    read = inspection.LABEL_SUFFIXES if both else inspection.IMAGE_SUFFIXES
+    for suffix, paths in inspection.unread_files(options.images, read).items():
         inspection.warn(
             f"{len(paths)} file(s) such as {paths[0]} are left out: {suffix} is not read here. If "
             "they are images, save them as JPEG or PNG"
@@ -539,6 +565,9 @@ def draw_annotations(
             f"{options.labels}: holds no outline of any annotated image ({kinds or 'no shapes'}, "
             f"as {annotations.format}); name annotations with outlines, or the folder of the masks"
         )
+    refuse_shares(annotations)
+    for line in other_pictures(matched, images):
+        inspection.warn(line)
     drawing = Drawing(
         options.overlap or "last",
         options.crowd or "ignore",
@@ -566,6 +595,33 @@ def draw_annotations(
         numbering=drawn_numbering(numbers),
         problems=[item.problem for item in done if item.problem],
     )
+
+
+def refuse_shares(annotations: Annotations) -> None:
+    """Raises DataError where outlines that count in pixels all lie between 0 and 1."""
+    regions = [r for picture in annotations.pictures for s in picture.shapes for r in s.regions]
+    outlines = [r.outline for r in regions if isinstance(r, Polygon) and not r.relative]
+    shares = all(o.min() >= 0 and o.max() <= 1 for o in outlines)
+    if outlines and len(outlines) == len(regions) and shares:
+        raise DataError(
+            f"{annotations.pictures[0].origin}: all coordinates lie between 0 and 1, and "
+            f"{annotations.format} counts in pixels: multiply x by the width of the picture and y "
+            "by its height"
+        )
+
+
+def other_pictures(matched: Mapping[Path, Picture], images: Sequence[Path]) -> Iterator[str]:
+    """A warning where files of one picture each name another one than that of their own name."""
+    origins = [picture.origin for picture in matched.values()]
+    stems = {image.stem: image for image in images}
+    for image, picture in matched.items():
+        own = Path(picture.origin).stem
+        if own != image.stem and own in stems and len(set(origins)) == len(origins):
+            yield (
+                f"{picture.origin} names {picture.file} as its picture, and {stems[own]} is called "
+                "like it; the picture that it names is taken. Were files renamed?"
+            )
+            return
 
 
 def drawn_numbering(numbers: Numbers) -> ClassNumbering:

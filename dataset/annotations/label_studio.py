@@ -16,8 +16,11 @@ PICTURE_KEYS = ("image", "img", "picture", "photo")
 
 
 def read_label_studio(path: Path, content: Sequence[Any], found: Annotations) -> None:
-    """A list of tasks; of several annotations of one task the first that was not cancelled."""
-    several = 0
+    """A list of tasks; of several annotations of one task the first that was not cancelled.
+
+    A task without one was not annotated, so that nothing is known of its picture.
+    """
+    several = skipped = 0
     for index, task in enumerate(content):
         number_of = task.get("id", index) if isinstance(task, Mapping) else index
         with reading(path, f"task {number_of}"):
@@ -31,10 +34,15 @@ def read_label_studio(path: Path, content: Sequence[Any], found: Annotations) ->
                 if not entry.get("was_cancelled")
             ]
             several += len(given) > 1
+            skipped += not given
             results = listing(given[0].get("result"), "'result'") if given else ()
+        if not given:
+            continue
         check_count(len(results), path)
         add_results(path, number_of, results, picture, found)
         found.pictures.append(picture)
+    if skipped:
+        found.notes.append(f"{path}: {skipped} task(s) are not annotated, or were skipped")
     if several:
         found.notes.append(f"{path}: {several} task(s) have several annotations; the first counts")
 

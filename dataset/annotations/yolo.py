@@ -4,6 +4,8 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
+
 from ...config.errors import ConfigError, DataError
 from ...config.yaml_file import read_yaml
 from ...util.images import IMAGE_SUFFIXES
@@ -13,6 +15,7 @@ from .rasterize import Polygon
 
 NAME_FILES = ("classes.txt", "obj.names", "labels.txt")
 LINE = re.compile(r"\d+(\s+[-+0-9.eE]+){4,}")  # a class and at least the four numbers of a box
+BEYOND = 0.5  # share of a side that a drawn point may lie outside of its picture
 LEVELS = 3  # folders from the labels upwards in which the class names are looked for
 
 
@@ -49,7 +52,13 @@ def read_yolo(paths: Sequence[Path], root: Path, found: Annotations) -> None:
                     raise ValueError(f"has the class {index}, and {source} names {len(names)}")
                 if len(words) % 2 == 0:
                     raise ValueError("has an odd number of coordinates; export it again")
-                polygon = Polygon(points(list(map(float, words[1:]))), relative=True)
+                outline = points(list(map(float, words[1:])))
+                if outline.min() < -BEYOND or outline.max() > 1 + BEYOND:
+                    raise ValueError(
+                        f"has the coordinate {outline.flat[np.abs(outline).argmax()]:g}; expected "
+                        "shares of the picture, 0 to 1 (are these pixels, or keypoints?)"
+                    )
+                polygon = Polygon(outline, relative=True)
                 item = f"line {number} of {path}"
                 picture.shapes.append(Shape(names[index], [polygon], item))
         found.pictures.append(picture)

@@ -145,7 +145,8 @@ def counted_objects(values: Iterable[Iterable[int]]) -> int | None:
     gapless = all(label == list(range(1, len(label) + 1)) for label in labels)
     if len(labels) < FEWEST_COUNTED or len(counts) < FEWEST_COUNTED or not gapless:
         return None
-    return max(counts) if max(counts) >= MOST_NESTED else None
+    many = max(counts) >= max(MOST_NESTED, 2 * min(counts))
+    return max(counts) if many else None
 
 
 def example(found: Sequence[Inspection], value: int) -> str:

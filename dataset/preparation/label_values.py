@@ -340,14 +340,7 @@ def as_said(found: Sequence[Inspection], stored: np.ndarray, choices: Choices) -
             f"ignore one with --ignore{'' if choices.snap else ', or take the nearest with --snap'}"
         )
     ids = np.array([class_of(int(value), known, choices) for value in stored])
-    absent = sorted(set(range(len(names))) - set(ids.tolist()))
-    warnings = tuple(
-        f"no label has a value of the class {names[index]!r}, which --values names"
-        for index in absent
-    )
-    return ClassNumbering(
-        stored, ids, names, colors_of(names), notes=("as --values says",), warnings=warnings
-    )
+    return ClassNumbering(stored, ids, names, colors_of(names), notes=("as --values says",))
 
 
 def class_of(value: int, known: Mapping[int, int], choices: Choices) -> int:
