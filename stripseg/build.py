@@ -1,11 +1,15 @@
 """Objects from a config: loss, optimizer, inference engine, a trained network."""
 
+from collections.abc import Mapping, Sequence
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
 from .config.compatibility import check_same_network
-from .config.errors import ConfigError
+from .config.errors import CheckpointError, ConfigError
 from .config.schema import IGNORED_IMAGE, Config
+from .dataset.build import build_classes
 from .model.build import build_network
 from .model.weights import load_weights
 from .network_file import read_network
@@ -120,14 +124,41 @@ def load_network(config: Config, device: torch.device) -> nn.Module:
     content = read_network(path, device)
     if isinstance(content, OnnxNetwork):
         check_same_network({"config": content.card.config}, config, origin=path)
+        check_same_classes(content.card.names, config, origin=path)
         return content
     network = build_network(config)
     check_same_network(content, config, origin=path)  # first: it knows which option differs
+    check_same_classes(names_in(content), config, origin=path)
     load_weights(network, content, origin=str(path), exact=True)
     network.eval().to(device)
     if config.TEST.channels_last:
         network.to(memory_format=torch.channels_last)
     return network
+
+
+def names_in(content: Mapping[str, Any]) -> Sequence[str]:
+    """The class names of a checkpoint's card; none of one without."""
+    card = content.get("card")
+    names = card.get("names") if isinstance(card, Mapping) else None
+    return names if isinstance(names, list) else []
+
+
+def check_same_classes(names: Sequence[str], config: Config, *, origin: str) -> None:
+    """Check that the classes a network was trained with are numbered as the config's are.
+
+    Raises:
+        CheckpointError: a name has another number.
+    """
+    if config.classifies or not names:
+        return
+    now = {name: index for index, name in enumerate(build_classes(config).names)}
+    for index, name in enumerate(names):
+        if now.get(name, index) != index:
+            raise CheckpointError(
+                f"{origin}: was trained with {name!r} as class {index}, which is class {now[name]} "
+                f"in {config.source}: the classes have been numbered anew since; train again, or "
+                "restore their former order"
+            )
 
 
 def load_engine(config: Config, device: torch.device) -> SlidingWindow:

@@ -12,7 +12,7 @@ import yaml
 from torch import Tensor, nn
 
 from .batch_size import settle_batch_size
-from .build import loss_of, optimizer_of
+from .build import check_same_classes, loss_of, names_in, optimizer_of
 from .config.compatibility import check_same_network
 from .config.errors import CheckpointError, ConfigError, TrainingError
 from .config.schema import AUTO, TIMM, Config
@@ -317,6 +317,7 @@ def restore_weights(config: Config, segmenter: nn.Module, content: dict, *, orig
     """
     try:
         check_same_network(content, config, origin=origin)
+        check_same_classes(names_in(content), config, origin=origin)
         report = load_weights(segmenter, content, origin=origin, exact=True)
     except CheckpointError as error:
         raise CheckpointError(

@@ -4,16 +4,19 @@ import json
 import struct
 import unicodedata
 import zlib
+from contextlib import nullcontext
 from pathlib import Path
 
 import numpy as np
 import pytest
 import tifffile
+import torch
 import yaml
 from PIL import Image
 from test_cases import CLASSES, SIZE, grey, masks, printed, run, stored
 
-from stripseg.config.errors import ConfigError, DataError
+from stripseg.build import check_same_classes, load_network
+from stripseg.config.errors import CheckpointError, ConfigError, DataError
 from stripseg.config.load import load_config
 from stripseg.dataset.build import build_classes
 from stripseg.dataset.generated import shapes
@@ -21,7 +24,7 @@ from stripseg.dataset.lists import read_list
 from stripseg.dataset.preparation.match import LABEL_SUFFIXES, match, unread_files
 from stripseg.dataset.results import PredictionFiles
 from stripseg.tool import check
-from stripseg.training_run import training_data
+from stripseg.training_run import build_trainer, training_data
 from stripseg.util import logger
 from stripseg.util.images import read_image, read_label
 
@@ -546,3 +549,31 @@ def test_drawing_shapes_says_how_far_it_is(tmp_path: Path, monkeypatch, capsys) 
     monkeypatch.setattr(logger, "LINE_SECONDS", 0)
     shapes.write_shapes(tmp_path / "shapes", train=3, val=1, height=16, width=16)
     assert "drawing train: 1 of 3 images" in capsys.readouterr().err
+
+
+def test_weights_of_classes_in_another_order_are_refused(
+    small_config: Path, tmp_path: Path
+) -> None:
+    """Of a data set that was prepared again: old weights would be read under new names."""
+    build_trainer(load_config(small_config), torch.device("cpu")).fit(until=3)
+    names = list(build_classes(load_config(small_config)).names)
+    for order, refused in (([1, 0, *range(2, 9)], True), (range(9), False)):
+        Path("other.txt").write_text("\n".join(names[index] for index in order))
+        words = ["TEST.names_path", "other.txt"]
+        words += ["TEST.model_path", str(tmp_path / "run/model/last.pth")]
+        for use in (load_network, build_trainer):
+            with (
+                pytest.raises(CheckpointError, match=f"with {names[0]!r} as class 0, .* class 1")
+                if refused
+                else nullcontext()
+            ):
+                use(load_config(small_config, words), torch.device("cpu"))
+
+
+def test_other_names_of_classes_are_allowed() -> None:
+    Path("names.txt").write_text("road\nsky\n")
+    loaded = load_config(Path(config(2)))
+    for names in ([], ["class 0", "class 1"], ["road", "heaven"]):
+        check_same_classes(names, loaded, origin="best.pth")
+    with pytest.raises(CheckpointError, match="numbered anew"):
+        check_same_classes(["grass", "road"], loaded, origin="best.pth")
