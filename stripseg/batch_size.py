@@ -2,7 +2,6 @@
 
 import gc
 import logging
-import os
 from collections.abc import Callable, Mapping
 from copy import deepcopy
 from typing import Any
@@ -182,7 +181,7 @@ def fits_cpu(step: Step, *, least: int, available: int | None = None) -> Fits:
     kept = bytes_kept(lambda: step(least)) / least
     if available is None:
         available = free_memory(torch.device("cpu"))
-    part = CPU_SHARE * available / int(os.environ.get("LOCAL_WORLD_SIZE", 1))
+    part = CPU_SHARE * available / max(1, process_group.number_of("LOCAL_WORLD_SIZE", 1))
     return lambda images: 2 * kept * images <= part
 
 

@@ -352,4 +352,4 @@ def launch(file: str, argv: Sequence[str], config: Config, processes: int) -> in
 
 def own_device(devices: Sequence[torch.device]) -> torch.device:
     """The device of this process."""
-    return devices[int(os.environ.get("LOCAL_RANK", 0)) % len(devices)]
+    return devices[process_group.number_of("LOCAL_RANK") % len(devices)]

@@ -1,7 +1,10 @@
 """Processes, devices and the few collectives we need. With one process every call is local."""
 
 import os
+import re
 import socket
+import sys
+import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
@@ -11,6 +14,9 @@ import torch.distributed as dist
 from torch import Tensor
 
 from ...config.errors import DeviceError
+
+LEFT_OVER = "left over from another program? Then: unset RANK WORLD_SIZE LOCAL_RANK"
+SILENT_SECONDS = 10
 
 _alone = False
 _control: dist.ProcessGroup | None = None  # a group of CPU processes, for small messages
@@ -50,7 +56,7 @@ def share_of_workers(wanted: int) -> int:
 
     More than one a CPU would only be in each other's way; results do not depend on the number.
     """
-    processes = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
+    processes = max(1, number_of("LOCAL_WORLD_SIZE", 1))
     return max(1, min(wanted, cpus()) // processes) if wanted else 0
 
 
@@ -138,22 +144,70 @@ def named_device(name: str | torch.device | None) -> torch.device:
 
 
 def start(device: torch.device, *, backend: str = "auto", timeout_minutes: float = 30) -> None:
-    """Join the process group that torchrun described in the environment; nothing without one."""
+    """Join the process group that torchrun described in the environment; nothing without one.
+
+    Raises:
+        DeviceError: the environment makes no sense, or the others do not come.
+    """
     if device.type == "cuda":
         torch.cuda.set_device(device)
-    if not under_torchrun() or int(os.environ["WORLD_SIZE"]) == 1 or dist.is_initialized():
+    if not under_torchrun() or number_of("WORLD_SIZE") == 1 or dist.is_initialized():
         return
     absent = [name for name in ("MASTER_ADDR", "MASTER_PORT") if name not in os.environ]
     if absent:
         raise DeviceError(
-            f"RANK and WORLD_SIZE are set in the environment and {' and '.join(absent)} not: left "
-            "over from another program? Then: unset RANK WORLD_SIZE LOCAL_RANK. To run several "
-            "processes, start them with torchrun or srun"
+            f"RANK and WORLD_SIZE are set in the environment and {' and '.join(absent)} not: "
+            f"{LEFT_OVER}. To run several processes, start them with torchrun or srun"
+        )
+    place = f"{os.environ['MASTER_ADDR']}:{number_of('MASTER_PORT')}"
+    if number_of("RANK") >= number_of("WORLD_SIZE"):
+        raise DeviceError(
+            f"RANK is {number_of('RANK')} and WORLD_SIZE {number_of('WORLD_SIZE')}: {LEFT_OVER}"
         )
     if backend == "auto" or (backend == "nccl" and device.type == "cpu"):
         backend = "nccl" if device.type == "cuda" else "gloo"
-    global _control, _store
     timeout = timedelta(minutes=timeout_minutes + 1)  # the watchdog's is shorter
+    said = threading.Timer(SILENT_SECONDS, say_waiting, [place, timeout])
+    said.daemon = True
+    said.start()
+    try:
+        join(device, backend, timeout)
+    except (RuntimeError, ValueError) as error:
+        raise DeviceError(
+            f"{number_of('WORLD_SIZE')} processes could not meet at {place} "
+            f"({str(error).splitlines()[0]}); do all of them run? If this is the only one: "
+            f"{LEFT_OVER}"
+        ) from error
+    finally:
+        said.cancel()
+
+
+def say_waiting(place: str, timeout: timedelta) -> None:
+    """Say whom a process waits for that waits long."""
+    print(
+        f"process {number_of('RANK')} waits at {place} for the others of "
+        f"{number_of('WORLD_SIZE')}, {timeout.total_seconds() / 60:.0f} minutes at most; "
+        f"if there are none: {LEFT_OVER}",
+        file=sys.stderr,
+        flush=True,
+    )
+
+
+def number_of(name: str, usual: int = 0) -> int:
+    """A whole number of the environment.
+
+    Raises:
+        DeviceError: it is none.
+    """
+    text = os.environ.get(name, str(usual)).strip()
+    if not re.fullmatch("[0-9]{1,9}", text):
+        raise DeviceError(f"{name} is {text!r} in the environment, not a number: {LEFT_OVER}")
+    return int(text)
+
+
+def join(device: torch.device, backend: str, timeout: timedelta) -> None:
+    """Meet the other processes."""
+    global _control, _store
     _store, number, count = next(dist.rendezvous("env://", timeout=timeout))
     # after a restart torchrun's store may still have the addresses of the processes before
     _store = dist.PrefixStore(f"start{os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)}", _store)
