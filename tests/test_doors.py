@@ -296,13 +296,13 @@ def test_coordinates_that_are_shares_are_refused() -> None:
 def test_names_of_one_thing_are_told_when_data_are_prepared(capsys) -> None:
     annotated([square("car", 5, 40), square("Cars", 90, 40)])
     run()
-    assert "the classes 'Cars' and 'car' may be one thing" in printed(capsys)
+    assert "the classes 'car' and 'Cars' may be one thing" in printed(capsys)
 
 
 def test_a_file_that_names_the_picture_of_another_is_told(capsys) -> None:
     annotated([square("car", 5, 40)], p0="p1.png", p1="p0.png")
     run()
-    assert "p0.json names p1.png as its picture, and im/p0.png is called like it" in printed(capsys)
+    assert "p1.json names p0.png as its picture, and im/p1.png is called like it" in printed(capsys)
 
 
 def test_classes_of_a_table_that_never_occur_are_told(capsys) -> None:
