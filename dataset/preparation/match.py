@@ -244,7 +244,8 @@ def pair_up(
             if len(candidates) > 1 or (candidates and wanted.count(key) > 1):
                 raise DataError(
                     f"{path}: several images or labels are called {key!r}, such as "
-                    f"{candidates[0]}; give images and labels the same folders"
+                    f"{candidates[0]}; give images and labels the same folders. Masks of one class "
+                    "each must be put into one label"
                 )
             if candidates and candidates[0] not in pairs.values():
                 pairs[path] = candidates[0]
