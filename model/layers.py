@@ -1,6 +1,7 @@
 """Small parts that several networks share."""
 
 from collections.abc import Callable, Sequence
+from functools import lru_cache
 
 import torch
 from torch import Tensor, nn
@@ -52,17 +53,28 @@ def resize(x: Tensor, size: Sequence[int]) -> Tensor:
     return F.interpolate(x, size=tuple(size), mode="bilinear", align_corners=True)
 
 
-def bin_masks(size: int, bins: int, like: Tensor) -> tuple[Tensor, Tensor]:
+def bin_masks(
+    size: int, bins: int, dtype: torch.dtype, device: torch.device
+) -> tuple[Tensor, Tensor]:
     """Masks (bins, size), 1 where an element is in the bin, and float32 (bins,) elements per bin.
 
     The borders are those of adaptive pooling.
     """
-    index = torch.arange(bins, device=like.device)
-    element = torch.arange(size, device=like.device)
+    index = torch.arange(bins, device=device)
+    element = torch.arange(size, device=device)
     start = torch.div(index * size, bins, rounding_mode="floor")
     end = torch.div((index + 1) * size + bins - 1, bins, rounding_mode="floor")
     inside = (element >= start[:, None]) & (element < end[:, None])
-    return inside.to(like.dtype), (end - start).float()
+    return inside.to(dtype), (end - start).float()
+
+
+@lru_cache(maxsize=64)
+def kept_bin_masks(
+    size: int, bins: int, dtype: torch.dtype, device: torch.device
+) -> tuple[Tensor, Tensor]:
+    """The same, made once: a dozen small kernels. Training may use what a test has made."""
+    with torch.inference_mode(False):
+        return bin_masks(size, bins, dtype, device)
 
 
 def grid_average_pool(x: Tensor, bins: int) -> Tensor:
@@ -71,8 +83,10 @@ def grid_average_pool(x: Tensor, bins: int) -> Tensor:
     Equals `F.adaptive_avg_pool2d`, and is besides deterministic in its CUDA backward pass and
     exportable at dynamic sizes. Maps smaller than the grid are repeated, as adaptive pooling does.
     """
-    rows, row_counts = bin_masks(x.shape[-2], bins, x)
-    columns, column_counts = bin_masks(x.shape[-1], bins, x)
+    # a compiler puts them into its graph, and an export must make them for any size
+    masks = kept_bin_masks if x.is_cuda and not torch.compiler.is_compiling() else bin_masks
+    rows, row_counts = masks(x.shape[-2], bins, x.dtype, x.device)
+    columns, column_counts = masks(x.shape[-1], bins, x.dtype, x.device)
     # weights of 1/n would be rounded in half precision and not add up to one; zeros and ones are
     # exact, and the counts, in float32, divide after each product: float16 holds the sums of one
     means = ((rows @ x) / row_counts[:, None]).to(x.dtype)  # (N, C, bins, W)

@@ -19,6 +19,7 @@ from torch.utils import _foreach_utils
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from stripseg.model.layers import kept_bin_masks
 from stripseg.util.inference.score_map import resampling
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -108,6 +109,8 @@ class Watch(TorchDispatchMode):
         out = None if name in OPAQUE else func(*args, **kwargs)
         if pin:
             out.pinned = True
+        if on_gpu and name == "convolution_backward":
+            out = as_cudnn_writes_it(out, args)
         results = [x for x in tree_leaves(out) if isinstance(x, Tensor)]
         on_gpu = on_gpu or any(x.device.type == "cuda" for x in results)
         if on_gpu and name in COPIES:
@@ -136,6 +139,18 @@ class Watch(TorchDispatchMode):
         later = kwargs.get("non_blocking") or (name == "copy_" and len(args) > 2 and args[2])
         if host and not (later and all(getattr(x, "pinned", False) for x in host)):
             self.blocking[caller()] += 1
+
+
+def as_cudnn_writes_it(gradients: tuple, args: tuple) -> tuple:
+    """The gradient of a convolution's weight, channels-last where the maps or the weight are.
+
+    Without values it comes contiguous, and would be copied into the layout of the weight.
+    """
+    of_x, of_weight, of_bias = gradients
+    last = torch.channels_last
+    if of_weight is not None and any(x.is_contiguous(memory_format=last) for x in args[:3]):
+        of_weight = of_weight.contiguous(memory_format=last)
+    return of_x, of_weight, of_bias
 
 
 def caller() -> str:
@@ -196,7 +211,8 @@ def backward(loss: Tensor) -> None:
         if hasattr(node, "variable"):
             accumulate(node.variable, given[0])
             continue
-        found = node(*[given.get(index) for index in range(len(node._input_metadata))])
+        call = getattr(node, "apply", node)  # of a torch.autograd.Function
+        found = call(*[given.get(index) for index in range(len(node._input_metadata))])
         found = found if isinstance(found, tuple) else (found,)
         for (following, index), gradient in zip(node.next_functions, found, strict=False):
             if following is None:
@@ -249,8 +265,11 @@ def fake_gpu() -> Iterator[None]:
         # checkpointing computes a block again once for each backward pass, which the engine numbers
         patch.setattr(torch._C, "_current_graph_task_id", lambda: 0)
         patch.setattr(_foreach_utils, "_foreach_supported_types", [torch.Tensor, FakeTensor])
-        resampling.cache_clear()
+        tables = (resampling, kept_bin_masks)  # those kept from here have no values
+        for made in tables:
+            made.cache_clear()
         try:
             yield
         finally:
-            resampling.cache_clear()  # its tables were none
+            for made in tables:
+                made.cache_clear()

@@ -1,8 +1,11 @@
 """TRAIN.compile is used where it works; where it does not, the log says so and the run goes on."""
 
 import logging
+from copy import deepcopy
+from functools import partial
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from processes import run_processes
@@ -13,7 +16,7 @@ from stripseg.config.load import find_config, load_config
 from stripseg.model.build import build_network
 from stripseg.training_run import build_trainer
 from stripseg.util.distributed import process_group
-from stripseg.util.training.parallelize import compile_or_eager, place_network
+from stripseg.util.training.parallelize import compile_or_eager, one_of_several, place_network
 
 CPU = torch.device("cpu")
 WORDS = ["TRAIN.compile", "True", "TRAIN.evaluate", "False"]
@@ -125,6 +128,70 @@ def compiled_where_rank_1_fails(error: str) -> str:
 @pytest.mark.parametrize(("error", "outcome"), [("full", "out of memory"), ("broken", "as it is")])
 def test_no_process_waits_for_one_that_cannot_compile(error: str, outcome: str) -> None:
     assert run_processes(2, compiled_where_rank_1_fails, error) == [outcome, outcome]
+
+
+def compiled_as_one_of_two() -> tuple[int, int, Tensor, Tensor]:
+    """Graphs after the trial and after a step; the gradient of the step, and what it should be."""
+    graphs: list[torch.fx.GraphModule] = []
+
+    def backend(graph: torch.fx.GraphModule, _: list[Tensor]):
+        graphs.append(graph)
+        return graph.forward
+
+    torch.compile = partial(torch.compile, backend=backend)
+    torch.manual_seed(0)
+    # the first gradients that are exchanged are the 3 MB of the two last layers
+    network = nn.Sequential(nn.Conv2d(3, 300, 3), nn.Conv2d(300, 300, 3), nn.Conv2d(300, 4, 1))
+    plain = deepcopy(network)
+    placed = compile_or_eager(
+        network,
+        (2, 3, 8, 8),
+        dtype=torch.float32,
+        channels_last=False,
+        distribute=partial(one_of_several, device=CPU, synchronized=False),
+    )
+    at_first = len(graphs)
+    images = torch.randn(2, 2, 3, 8, 8)
+    placed(images[process_group.rank()]).square().sum().backward()
+    for share in images:
+        plain(share).square().sum().div(len(images)).backward()
+    return at_first, len(graphs), network[0].weight.grad, plain[0].weight.grad
+
+
+def test_processes_exchange_the_first_gradients_of_a_compiled_network_early() -> None:
+    """The compiled graph ends where a bucket of gradients does."""
+    for at_first, after_a_step, gradient, expected in run_processes(2, compiled_as_one_of_two):
+        assert at_first == after_a_step == 2
+        np.testing.assert_allclose(gradient, expected, rtol=1e-4, atol=1e-4)
+
+
+def where_rank_1_breaks_later() -> tuple[bool, Tensor, Tensor]:
+    """One process cannot compile once both are distributed: is the network compiled in any?"""
+
+    def backend(graph: torch.fx.GraphModule, _: list[Tensor]):
+        if process_group.rank() == 1:
+            raise RuntimeError("no compiler here")
+        return graph.forward
+
+    torch.compile = partial(torch.compile, backend=backend)
+    torch.manual_seed(process_group.rank())
+    network = nn.Conv2d(3, 4, 3)
+    distribute = partial(one_of_several, device=CPU, synchronized=False)
+    placed = compile_or_eager(
+        network, (2, 3, 8, 8), dtype=torch.float32, channels_last=False, distribute=distribute
+    )
+    assert network.weight.grad is None
+    image = torch.full((1, 3, 8, 8), 1.0 + process_group.rank())
+    placed(image).sum().backward()
+    return placed.module is network, network.weight, network.weight.grad
+
+
+def test_processes_go_on_together_where_one_cannot_compile() -> None:
+    results = run_processes(2, where_rank_1_breaks_later)
+    for eager, weight, gradient in results:
+        assert eager
+        assert (weight == results[0][1]).all()
+        np.testing.assert_allclose(gradient, np.full((4, 3, 3, 3), 1.5 * 36))
 
 
 def placed_network() -> tuple[bool, str]:

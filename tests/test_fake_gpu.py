@@ -5,9 +5,11 @@ from copy import deepcopy
 from functools import lru_cache
 from pathlib import Path
 
+import batch_norm_kernels  # noqa: F401 (registers them)
 import numpy as np
 import pytest
 import torch
+import torch.distributed as dist
 from fake_gpu import CUDA, Misplaced, Waited, Watch, fake_gpu
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
@@ -20,11 +22,13 @@ from stripseg.dataset.segmentation import Sample
 from stripseg.model.build import build_network
 from stripseg.model.segmenter import SegmenterOutput
 from stripseg.util import transfer
+from stripseg.util.distributed.sync_batch_norm import SyncBatchNorm
 from stripseg.util.inference.classification import ClassificationEvaluator
 from stripseg.util.inference.evaluator import Evaluator
 from stripseg.util.inference.sliding_window import InferenceSettings, SlidingWindow
 from stripseg.util.metrics import ConfusionMatrix
 from stripseg.util.precision import PRECISIONS
+from stripseg.util.training import parallelize
 
 HEADS = ["spnet", "psp", "psa", "pyconvsegnet", "fcn"]
 TOGETHER = ["TRAIN.loss", "ohem", "TRAIN.ohem_min_kept", "500", "TRAIN.average_decay", "0.99"]
@@ -42,6 +46,7 @@ STEP_OF_SPNET50 = 1530
 WINDOW_PASS_OF_SPNET50 = 630
 POST_PROCESSING_OF_A_WINDOW = 5
 SCORES_OF_AN_IMAGE = 36  # of two scales, their tables included
+LAYER_OF_SEVERAL_PROCESSES = 10  # batch norm, forward and backward, beside two collectives
 
 
 @pytest.fixture(autouse=True)
@@ -110,6 +115,61 @@ def test_a_step_of_a_classifier_waits_for_nothing(tmp_path: Path, mixing: str) -
     config = load_config(find_config("cifar10", "resnet18"), words)
     watch = step_of(config, build_network(config), tmp_path)
     assert not watch.blocking
+
+
+class Wrapped(nn.Module):
+    """In the place of DistributedDataParallel, which asks for a driver."""
+
+    def __init__(self, module: nn.Module, **_: object) -> None:
+        super().__init__()
+        self.module = module
+
+    def forward(self, image: Tensor) -> SegmenterOutput:
+        return self.module(image)
+
+
+@pytest.fixture
+def one_of_two(monkeypatch: pytest.MonkeyPatch) -> list[torch.device]:
+    """As if there were another process; the devices of the tensors given to collectives."""
+    devices: list[torch.device] = []
+
+    def collective(tensor: Tensor, *_: object, **__: object) -> None:
+        devices.append(tensor.device)
+
+    for name, value in {"is_initialized": True, "get_world_size": 2, "get_rank": 0}.items():
+        monkeypatch.setattr(dist, name, lambda value=value: value)
+    for name in ("all_reduce", "all_gather_single", "all_gather_into_tensor"):
+        monkeypatch.setattr(dist, name, collective, raising=False)
+    monkeypatch.setattr(parallelize, "DistributedDataParallel", Wrapped)
+    return devices
+
+
+@pytest.mark.parametrize("precision", PRECISIONS)
+def test_a_step_of_one_of_two_processes_waits_for_nothing(
+    tmp_path: Path, one_of_two: list[torch.device], precision: str
+) -> None:
+    config = small("TRAIN.precision", precision, *TOGETHER)
+    network = network_of(config)
+    watch = step_of(config, network, tmp_path)
+    assert not watch.blocking
+    layers = sum(isinstance(module, SyncBatchNorm) for module in network.modules())
+    assert layers > 20
+    for name in ("batch_norm_stats", "batch_norm_elemt", "batch_norm_backward_elemt"):
+        assert watch.launches[name] == layers
+    # beside one collective forward and one backward per layer, only those of the loss and of the
+    # verdict on the step
+    of_layers = 2 * layers
+    assert of_layers < one_of_two.count(CUDA) < of_layers + 10
+
+
+def test_a_layer_of_two_processes_launches_no_more_than_it_did(one_of_two) -> None:
+    with FakeTensorMode():
+        layer = SyncBatchNorm(8).to(CUDA)
+        x, gradient = (torch.zeros(2, 8, 5, 5, device=CUDA) for _ in range(2))
+        with Watch() as watch:
+            layer(x.requires_grad_()).grad_fn.apply(gradient)
+    assert sum(watch.launches.values()) <= LAYER_OF_SEVERAL_PROCESSES, watch.launches
+    assert len(one_of_two) == 2
 
 
 def samples(*sizes: tuple[int, int]) -> list[Sample]:

@@ -1,7 +1,8 @@
-"""Synchronized batch norm on CPU processes is plain batch norm on the whole batch."""
+"""Synchronized batch norm of several processes is plain batch norm on the whole batch."""
 
 import warnings
 
+import batch_norm_kernels  # noqa: F401 (registers them)
 import pytest
 import torch
 from processes import run_processes
@@ -12,6 +13,15 @@ from stripseg.util.distributed.sync_batch_norm import SyncBatchNorm
 
 CPU = torch.device("cpu")
 SHARES = {2: (3, 1), 3: (1, 4, 2)}  # images of each process: uneven on purpose
+
+
+class AsOnGPU(SyncBatchNorm):
+    """What is done with tensors on a GPU."""
+
+    _by_sums = SyncBatchNorm._by_kernels
+
+
+KINDS = {"cpu": SyncBatchNorm, "gpu": AsOnGPU}
 
 
 def images(count: int) -> Tensor:
@@ -46,22 +56,19 @@ def outcome(module: nn.Module, x: Tensor, gradient: Tensor) -> dict[str, Tensor]
     }
 
 
-def one_process(shares: tuple[int, ...], momentum: float | None) -> dict[str, Tensor]:
-    rank, total = process_group.rank(), sum(shares)
-    start = sum(shares[:rank])
-    part = slice(start, start + shares[rank])
-    module = fill(SyncBatchNorm(5, momentum=momentum))
+def own_part(shares: tuple[int, ...]) -> slice:
+    rank = process_group.rank()
+    return slice(sum(shares[:rank]), sum(shares[: rank + 1]))
+
+
+def one_process(kind: str, shares: tuple[int, ...], momentum: float | None) -> dict[str, Tensor]:
+    total, part = sum(shares), own_part(shares)
+    module = fill(KINDS[kind](5, momentum=momentum))
     return outcome(module, images(total)[part], cotangent(total)[part])
 
 
-@pytest.mark.parametrize("momentum", [0.1, None])
-@pytest.mark.parametrize("processes", [2, 3])
-def test_several_processes_equal_plain_batch_norm(processes: int, momentum: float | None):
-    shares = SHARES[processes]
-    total = sum(shares)
-    results = run_processes(processes, one_process, shares, momentum)
-    plain = fill(nn.BatchNorm2d(5, momentum=momentum))
-    whole = outcome(plain, images(total), cotangent(total))
+def assert_is_batch_norm(results: list[dict], whole: dict[str, Tensor], tolerance: float) -> None:
+    """The processes' results together are those of the whole batch."""
     joined = {}
     for key in whole:
         parts = [torch.as_tensor(result[key]) for result in results]
@@ -76,32 +83,78 @@ def test_several_processes_equal_plain_batch_norm(processes: int, momentum: floa
         torch.testing.assert_close(
             joined[key],
             expected.detach(),
-            rtol=1e-10,
-            atol=1e-10,
+            rtol=tolerance,
+            atol=tolerance,
             msg=lambda text, key=key: f"{key}: {text}",
         )
 
 
-def collectives() -> list[int]:
+@pytest.mark.parametrize("momentum", [0.1, None])
+@pytest.mark.parametrize("processes", [2, 3])
+@pytest.mark.parametrize("kind", KINDS)
+def test_several_processes_equal_plain_batch_norm(kind: str, processes: int, momentum) -> None:
+    shares = SHARES[processes]
+    total = sum(shares)
+    results = run_processes(processes, one_process, kind, shares, momentum)
+    plain = fill(nn.BatchNorm2d(5, momentum=momentum))
+    assert_is_batch_norm(results, outcome(plain, images(total), cotangent(total)), 1e-10)
+
+
+def in_half_precision(shares: tuple[int, ...]) -> dict[str, Tensor]:
+    """Channels-last maps in bf16, weights in float32, as on a GPU under autocast."""
+    total, part = sum(shares), own_part(shares)
+    x, gradient = (
+        given[part].bfloat16().contiguous(memory_format=torch.channels_last)
+        for given in (images(total), cotangent(total))
+    )
+    # from the layer after it, a gradient may come in another layout
+    found = outcome(fill(AsOnGPU(5)).float(), x, gradient.contiguous())
+    for key in ("output", "input gradient"):
+        assert found[key].dtype == torch.bfloat16
+        assert found[key].is_contiguous(memory_format=torch.channels_last)
+        found[key] = found[key].float()
+    assert found["running mean"].dtype == found["weight gradient"].dtype == torch.float32
+    return found
+
+
+def test_half_precision_keeps_its_type_and_layout_and_has_exact_statistics() -> None:
+    """All but the maps themselves is that of float32, given the same inputs."""
+    shares = SHARES[2]
+    x, gradient = (given(sum(shares)).bfloat16().float() for given in (images, cotangent))
+    whole = outcome(fill(nn.BatchNorm2d(5)).float(), x, gradient)
+    results = run_processes(2, in_half_precision, shares)
+    assert_is_batch_norm(results, whole, 0.02)
+    maps = ("output", "input gradient")
+    vectors = [{k: v for k, v in found.items() if k not in maps} for found in (*results, whole)]
+    assert_is_batch_norm(vectors[:-1], vectors[-1], 2e-5)
+
+
+def collectives(kind: str) -> list[int]:
     """How many each pass takes, over two layers."""
-    calls: list[int] = []
-    reduce = torch.distributed.all_reduce
+    calls: list[str] = []
 
-    def counted(tensor: Tensor, *rest: object, **options: object) -> object:
-        calls.append(tensor.numel())
-        return reduce(tensor, *rest, **options)
+    def counted(name: str):
+        real = getattr(torch.distributed, name)
 
-    torch.distributed.all_reduce = counted
-    network = torch.nn.Sequential(SyncBatchNorm(5).double(), SyncBatchNorm(5).double())
+        def call(*given: object, **options: object) -> object:
+            calls.append(name)
+            return real(*given, **options)
+
+        return call
+
+    for name in ("all_reduce", "all_gather", "all_gather_single", "all_gather_into_tensor"):
+        if hasattr(torch.distributed, name):
+            setattr(torch.distributed, name, counted(name))
+    network = torch.nn.Sequential(KINDS[kind](5).double(), KINDS[kind](5).double())
     out = network(images(2).requires_grad_())
     forward = len(calls)
     out.square().mean().backward()
     return [forward, len(calls) - forward]
 
 
-@pytest.mark.slow
-def test_a_layer_takes_one_collective_forward_and_one_backward() -> None:
-    assert run_processes(2, collectives) == [[2, 2], [2, 2]]
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_layer_takes_one_collective_forward_and_one_backward(kind: str) -> None:
+    assert run_processes(2, collectives, kind) == [[2, 2], [2, 2]]
 
 
 def test_one_process_is_plain_batch_norm():
@@ -117,10 +170,11 @@ def network() -> nn.Sequential:
     return nn.Sequential(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4), nn.Sequential(nn.BatchNorm2d(4)))
 
 
-def test_conversion_keeps_weights_keys_and_mode():
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+def test_conversion_keeps_weights_keys_and_mode(device: str) -> None:
     plain = network().eval()
     before = {key: value.clone() for key, value in plain.state_dict().items()}
-    converted = sync_batch_norm.convert(plain, device=CPU)
+    converted = sync_batch_norm.convert(plain, device=torch.device(device))
     assert [type(m) for m in converted.modules() if hasattr(m, "running_mean")] == [
         SyncBatchNorm
     ] * 2

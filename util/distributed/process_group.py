@@ -80,6 +80,17 @@ def all_reduce_max(tensor: Tensor) -> Tensor:
     return tensor
 
 
+def all_gather(tensor: Tensor) -> Tensor:
+    """The tensors of all processes, all of one shape (...): (P, ...), in the order of the ranks."""
+    if world_size() == 1:
+        return tensor.unsqueeze(0)
+    gathered = tensor.new_empty(world_size(), *tensor.shape)
+    # PyTorch 2.14 gave it another name
+    name = "all_gather_single" if hasattr(dist, "all_gather_single") else "all_gather_into_tensor"
+    getattr(dist, name)(gathered.view(-1), tensor.contiguous().view(-1))
+    return gathered
+
+
 def smallest(number: int) -> int:
     """The smallest of all processes' numbers; nothing waits for the GPUs."""
     if world_size() == 1:

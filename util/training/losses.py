@@ -14,7 +14,6 @@ from collections.abc import Mapping
 from typing import NamedTuple
 
 import torch
-import torch.distributed as dist
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -368,10 +367,7 @@ def global_kth_smallest(values: Tensor, valid: Tensor, k: int) -> Tensor:
     smallest = values.new_full((k,), infinity)
     smallest[:size] = torch.topk(candidates, size, largest=False, sorted=False).values
     total = process_group.all_reduce_sum(valid.sum())
-    if process_group.world_size() > 1:
-        gathered = [torch.empty_like(smallest) for _ in range(process_group.world_size())]
-        dist.all_gather(gathered, smallest)
-        smallest = torch.cat(gathered)
+    smallest = process_group.all_gather(smallest).flatten()
     kth = torch.topk(smallest, k, largest=False, sorted=False).values.amax()
     return torch.where(total > k, kth, infinity)
 

@@ -3,8 +3,10 @@
 import inspect
 import logging
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from copy import deepcopy
+from functools import partial
+from typing import Any
 
 import torch
 from torch import nn
@@ -14,6 +16,7 @@ from ...config.errors import TrainingError
 from ...config.schema import Config
 from ..distributed import process_group, sync_batch_norm
 from ..memory import is_out_of_memory
+from .step import without_exchange
 
 
 def check_batch_norm(config: Config, segmenter: nn.Module) -> None:
@@ -80,8 +83,8 @@ def place_network(
             if not process_group.is_main():
                 warnings.simplefilter("ignore")
             sync_batch_norm.convert(segmenter, device=device, use_apex=config.Distributed.use_apex)
-    network = segmenter
     processes = process_group.world_size()
+    distribute = partial(one_of_several, device=device, synchronized=synchronized)
     if train.compile and synchronized and processes > 1:
         # graphs break there on GPUs, and warming up must not wait for others: docs/scale.md
         logging.getLogger("stripseg").warning(
@@ -90,13 +93,19 @@ def place_network(
         )
     elif train.compile:
         images = -(-train.batch_size // processes // train.accumulation_steps)
-        network = compile_or_eager(
+        return compile_or_eager(
             segmenter,
             (images, config.DATA.in_channels, train.train_h, train.train_w),
             dtype=dtype,
             channels_last=train.channels_last,
+            distribute=distribute,
         )
-    if processes == 1:
+    return distribute(segmenter)
+
+
+def one_of_several(network: nn.Module, *, device: torch.device, synchronized: bool) -> nn.Module:
+    """Return a network whose gradients the processes average; `network` itself with one process."""
+    if process_group.world_size() == 1:
         return network
     # newer releases of PyTorch renamed the switch for synchronizing buffers in every forward pass
     known = inspect.signature(DistributedDataParallel).parameters
@@ -110,50 +119,92 @@ def place_network(
 
 
 def compile_or_eager(
-    network: nn.Module, shape: Sequence[int], *, dtype: torch.dtype, channels_last: bool
+    network: nn.Module,
+    shape: Sequence[int],
+    *,
+    dtype: torch.dtype,
+    channels_last: bool,
+    distribute: Callable[[nn.Module], nn.Module] = lambda network: network,
 ) -> nn.Module:
-    """Return the compiled network, or `network` itself if any process cannot compile it.
+    """Return `distribute(network)` with the network compiled, or as it is if any process cannot.
 
     Compilation happens when a network is first used, so one forward and backward pass on random
-    data of `shape` (N, C, H, W) is made here, without collectives; running statistics, random
-    numbers and gradients are restored. The result shares the tensors of `network`, whose
-    `state_dict` keys stay as they are. Every process must call it, and all return the same kind.
+    data of `shape` (N, C, H, W) is made here; running statistics, random numbers and gradients are
+    restored. The pass goes through what `distribute` returns, without exchange of gradients: inside
+    DistributedDataParallel the compiler divides the network as that divides the gradients, so that
+    the first ones are exchanged while the others are computed; a single graph gives all at its end.
+    The result shares the tensors of `network`, whose `state_dict` keys stay as they are. Every
+    process must call it, and all return the same kind.
 
     Raises:
         RuntimeError, MemoryError: the pass does not fit the device of some process; see
             `is_out_of_memory`.
     """
     log = logging.getLogger("stripseg")
+    placed = None
+    compiled, failure = attempt(torch.compile, network)
+    if not any_failure(failure):  # else some would wait for others in `distribute`
+        placed = distribute(compiled)
+        _, failure = attempt(try_out, placed, network, shape, dtype, channels_last)
+        if not any_failure(failure):
+            log.info("the network is compiled (TRAIN.compile)")
+            return placed
+    reason = str(failure or "another process cannot").strip() or type(failure).__name__
+    log.warning(
+        f"warning: TRAIN.compile: not possible ({reason.splitlines()[0]}); continuing without it"
+    )
+    if isinstance(placed, DistributedDataParallel):
+        placed.module = network  # it has the gradients of these parameters
+        return placed
+    return distribute(network)
+
+
+def attempt(work: Callable, *given: object) -> tuple[Any, Exception | None]:
+    """What `work` returns, or its error: those of the compiler have no common base class."""
+    try:
+        return work(*given), None
+    except Exception as error:
+        return None, error
+
+
+def any_failure(failure: Exception | None) -> bool:
+    """Return whether this failed in any process.
+
+    Raises:
+        RuntimeError, MemoryError: in one of them for want of memory.
+    """
+    full = failure is not None and is_out_of_memory(failure)
+    if process_group.any_process(full):  # all of them must end
+        raise failure if full else torch.OutOfMemoryError("another process has too little memory")
+    return process_group.any_process(failure is not None)
+
+
+def try_out(
+    placed: nn.Module,
+    network: nn.Module,
+    shape: Sequence[int],
+    dtype: torch.dtype,
+    channels_last: bool,
+) -> None:
+    """A forward and a backward pass of `placed`, which consists of `network`, on random data."""
     device = next(network.parameters()).device
     buffers = list(network.buffers())
     before = [buffer.clone() for buffer in buffers]
     was_training = network.training
-    reason = "another process cannot"
-    full: BaseException | None = None  # what says that memory does not suffice
-    with torch.random.fork_rng([device] if device.type == "cuda" else []):
-        try:
-            compiled = torch.compile(network)
+    try:
+        with torch.random.fork_rng([device] if device.type == "cuda" else []):
             image = torch.randn(*shape, device=device)
             if channels_last:
                 image = image.contiguous(memory_format=torch.channels_last)
-            compiled.train()
-            with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
-                outputs = [out for out in compiled(image) if out is not None]
-            sum(out.float().mean() for out in outputs).backward()
-        except Exception as error:  # the compiler's own errors have no common base class
-            compiled = network
-            full = error if is_out_of_memory(error) else None  # the other processes must be told
-            reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        finally:
-            network.zero_grad(set_to_none=True)
-            network.train(was_training)
-            with torch.no_grad():
-                for buffer, old in zip(buffers, before, strict=True):
-                    buffer.copy_(old)
-    if process_group.any_process(full is not None):
-        raise full or torch.OutOfMemoryError("another process ran out of memory while compiling")
-    if process_group.any_process(compiled is network):
-        log.warning(f"warning: TRAIN.compile: not possible ({reason}); continuing without it")
-        return network
-    log.info("the network is compiled (TRAIN.compile)")
-    return compiled
+            placed.train()
+            with without_exchange(placed):
+                with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
+                    outputs = [out for out in placed(image) if out is not None]
+                sum(out.float().mean() for out in outputs).backward()
+    finally:
+        network.zero_grad(set_to_none=True)
+        placed.train(was_training)
+        network.train(was_training)
+        with torch.no_grad():
+            for buffer, old in zip(buffers, before, strict=True):
+                buffer.copy_(old)

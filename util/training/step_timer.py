@@ -161,8 +161,7 @@ def communication_seconds(
             times.append(clock() - began)
         return min(times[1:])
 
-    kinds = (SyncBatchNorm, nn.SyncBatchNorm)
-    layers = sum(isinstance(module, kinds) for module in network.modules())
+    layers = sum(isinstance(module, SyncBatchNorm) for module in network.modules())
     gradients = sum(p.numel() for p in network.parameters() if p.requires_grad)
     return seconds(gradients) + 2 * layers * passes * (seconds(SMALL) if layers else 0.0)
 
