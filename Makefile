@@ -2,6 +2,7 @@
 # make test   install, then run the tests
 # make install  install stripseg and what it needs into .venv
 # make test-long  what takes minutes each: the code of long pages, notebooks, every export
+# make test-oldest  the tests with the oldest PyTorch that requirements.txt allows, in an environment of their own
 # make test-gpu   the tests for a GPU, on a machine that has one
 # make gpu-check   install, then check and measure a GPU for some minutes: benchmark/gpu_check.py
 # make setup  install everything for working on stripseg: tests, types, docs, releases, pre-commit
@@ -17,7 +18,7 @@ SOURCES := setup.py requirements.txt pyproject.toml
 INSTALL := -m pip install --disable-pip-version-check --quiet --no-compile -e
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: demo test test-long test-gpu gpu-check benchmark lint types docs release install setup clean
+.PHONY: demo test test-long test-oldest test-gpu gpu-check benchmark lint types docs release install setup clean
 
 demo: $(VENV)/.installed
 	$(RUN) -m stripseg.tool.prepare shapes dataset/shapes/data
@@ -29,6 +30,11 @@ test: $(VENV)/.installed-test
 
 test-long: $(VENV)/.installed-test
 	$(RUN) -m pytest -m long $(OPTIONS)
+
+test-oldest:
+	mkdir -p build
+	sed -n '/^torch/s/>=\(.*\)/==\1.*/p' requirements.txt > build/oldest.txt
+	PIP_CONSTRAINT=$(abspath build/oldest.txt) $(MAKE) test VENV=build/oldest
 
 test-gpu: $(VENV)/.installed-test
 	$(RUN) -m pytest -m gpu -n 0 $(OPTIONS)

@@ -153,7 +153,7 @@ def waits(check: Check) -> dict:
 
 
 def two_processes(check: Check) -> dict:
-    return gpu_promises.two_processes(check.device)
+    return gpu_promises.two_processes(check.device, seconds=max(60.0, min(check.left(), 150.0)))
 
 
 # ---- speed
