@@ -14,7 +14,7 @@ from torch.nn import functional as F
 
 from stripseg.config.load import config_from
 from stripseg.model.build import build_segmenter
-from stripseg.model.layers import grid_average_pool, resize
+from stripseg.model.layers import bin_masks, grid_average_pool, kept_bin_masks, resize
 from stripseg.model.strip_pooling import (
     MixedPoolingModule,
     PointwiseControl,
@@ -198,6 +198,16 @@ def test_grid_average_pool_is_exported_for_any_size():
     exported = torch.export.export(Pool(), (x,), dynamic_shapes=sizes).module()
     other = torch.randn(1, 2, 17, 41)
     assert torch.equal(exported(other), grid_average_pool(other, 6))
+
+
+def test_masks_that_a_test_made_serve_training() -> None:
+    """GPUs keep them."""
+    arguments = (9, 4, torch.float32, torch.device("cpu"))
+    with torch.inference_mode():
+        kept = kept_bin_masks(*arguments)
+    assert kept_bin_masks(*arguments)[0] is kept[0]
+    assert not any(mask.is_inference() for mask in kept)
+    assert all(map(torch.equal, kept, bin_masks(*arguments)))
 
 
 def test_grid_average_pool_in_channels_last():

@@ -25,7 +25,13 @@ class EMA:
         self.live = network.state_dict()  # shares memory with the network
         self.tensors = {key: tensor.clone() for key, tensor in self.live.items()}
         self.floats = [key for key, tensor in self.live.items() if tensor.is_floating_point()]
-        self.others = [key for key in self.live if key not in self.floats]
+        # counters, of each type all together: two operations instead of one per layer
+        self.others: dict[torch.dtype, tuple[list[Tensor], list[Tensor]]] = {}
+        for key, tensor in self.live.items():
+            if key not in self.floats:
+                kept, live = self.others.setdefault(tensor.dtype, ([], []))
+                kept.append(self.tensors[key].view(-1))
+                live.append(tensor.view(-1))
 
     @torch.no_grad()
     def update(self, step: int) -> None:
@@ -34,8 +40,8 @@ class EMA:
         averages = [self.tensors[key] for key in self.floats]
         update = get_ema_multi_avg_fn(keep)
         update(averages, [self.live[key] for key in self.floats], None)
-        for key in self.others:
-            self.tensors[key].copy_(self.live[key])
+        for kept, live in self.others.values():
+            torch.split_with_sizes_copy(torch.cat(live), [len(x) for x in live], out=kept)
 
     @contextmanager
     def applied(self) -> Iterator[None]:
