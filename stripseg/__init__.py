@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from .model.strip_pooling import MixedPoolingModule, StripPoolingModule
     from .models import create_model, list_backbones, list_models
     from .testing import TestResult
-    from .trained_network import Prediction, TrainedNetwork, load
+    from .trained_network import Prediction, TrainedNetwork, load, wrap
     from .training import TrainingResult, train
     from .util.inference.sliding_window import InferenceSettings, SlidingWindow
     from .util.metrics import ConfusionMatrix, Scores
@@ -47,6 +47,7 @@ _HOMES = {
     "list_models": "models",
     "load": "trained_network",
     "train": "training",
+    "wrap": "trained_network",
     "Prediction": "trained_network",
     "TestResult": "testing",
     "TrainedNetwork": "trained_network",
@@ -85,6 +86,7 @@ __all__ = [
     "list_models",
     "load",
     "train",
+    "wrap",
 ]
 
 

@@ -8,6 +8,7 @@ name.
 import json
 import logging
 import os
+import tempfile
 import warnings
 from collections.abc import Callable, Sequence
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
@@ -23,6 +24,7 @@ from torch import Tensor, nn
 from .config.errors import ExportError
 from .dataset.generated.shapes import render_scene
 from .model.folding import fold_batch_norm
+from .model.layers import resize
 from .model.segmenter import Segmenter
 from .onnx_network import CLASS_MAP, KEY, LOGITS, NORMALISED, PIXELS
 from .util.images import Normalization
@@ -60,6 +62,11 @@ class Export:
     path: Path
     comparisons: list[Comparison]
 
+    @property
+    def files(self) -> list[Path]:
+        """The file, and the one of its weights where they are too large to be inside."""
+        return [path for path in (self.path, data_file(self.path)) if path.is_file()]
+
     def table(self) -> str:
         lines = [f"{'batch x height x width':24}{'difference':>12}{'largest':>10}{'alike':>9}"]
         for row in self.comparisons:
@@ -73,6 +80,8 @@ class Export:
 
 class Deployed(nn.Module):
     """What is exported: logits or a class map, of normalised images or of pixels.
+
+    Either has the image's size, whatever size of logits the network was trained with.
 
     Args:
         pixels: whether the input is (N, H, W, C) uint8, to be normalised inside.
@@ -98,6 +107,8 @@ class Deployed(nn.Module):
         if self.pixels:
             image = (image.permute(0, 3, 1, 2).float() - self.mean) / self.std
         logits = self.network(image).logits
+        if self.network.zoom_factor != 8:  # as the engine brings smaller logits to the window
+            logits = resize(logits, image.shape[-2:])
         return logits.argmax(1).to(torch.uint8) if self.class_map else logits
 
 
@@ -126,16 +137,10 @@ def export_network(
         raise ExportError(f"{path}: an export is written as .onnx or .pt2 (torch.export)")
     if not isinstance(trained.network, Segmenter):
         raise ExportError(f"{trained.path}: is an export already; export the checkpoint")
-    train = trained.config.TRAIN
-    if train.arch == "psp" and train.ppm_pooling == "max":
+    if trained.config.TRAIN.arch == "psp" and trained.config.TRAIN.ppm_pooling == "max":
         raise ExportError(
             f"{trained.path}: TRAIN.ppm_pooling max cannot be exported; PyTorch's exporter has no "
             "rule for adaptive maximum pooling. Train with TRAIN.ppm_pooling average"
-        )
-    if train.zoom_factor != 8:
-        raise ExportError(
-            f"{trained.path}: TRAIN.zoom_factor {train.zoom_factor} gives logits smaller than the "
-            "image; an export needs 8"
         )
     sound = isinstance(window, tuple | list) and len(window) == 2
     if window is not None and not (sound and all(type(s) is int and s > 0 for s in window)):
@@ -148,10 +153,10 @@ def export_network(
         deployed = Deployed(
             fold_batch_norm(network, image), normalize, pixels=pixels, class_map=class_map
         ).eval()
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.stem}.{os.getpid()}{suffix}")
     example = inputs(trained, (2, *(window or SIZES[1])), pixels)
-    try:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=f".{path.stem}.", dir=path.parent) as folder:
+        attempt = Path(folder) / path.name
         if suffix == ".onnx":
             facts = {
                 "card": trained.card.as_dict(),
@@ -160,11 +165,11 @@ def export_network(
                 "input": PIXELS if pixels else NORMALISED,
                 "output": CLASS_MAP if class_map else LOGITS,
             }
-            write_onnx(deployed, example, temporary, fixed=window is not None, facts=facts)
-            run = onnx_runner(temporary)
+            write_onnx(deployed, example, attempt, fixed=window is not None, facts=facts)
+            run = onnx_runner(attempt)
         else:
-            write_pt2(deployed, example, temporary, fixed=window is not None)
-            run = torch.export.load(temporary).module()
+            write_pt2(deployed, example, attempt, fixed=window is not None)
+            run = torch.export.load(attempt).module()
         comparisons = compare(trained, reference, run, window)
         wrong = next((row for row in comparisons if not row.fits), None)
         if wrong is not None:
@@ -173,10 +178,17 @@ def export_network(
                 f"{' x '.join(map(str, wrong.shape))}: by {wrong.difference:.1e} of logits up to "
                 f"{wrong.largest:.2f}, {wrong.alike:.3%} of the pixels equal"
             )
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+        if data_file(attempt).is_file():
+            os.replace(data_file(attempt), data_file(path))
+        else:
+            data_file(path).unlink(missing_ok=True)  # of an earlier, larger export
+        os.replace(attempt, path)
     return Export(path, comparisons)
+
+
+def data_file(path: Path) -> Path:
+    """Where the weights are if they are too large to be inside."""
+    return path.with_name(f"{path.name}.data")
 
 
 def plain_network(trained: "TrainedNetwork") -> Segmenter:
@@ -205,6 +217,7 @@ def write_onnx(module: nn.Module, example: Tensor, path: Path, *, fixed: bool, f
     """
     try:
         import onnx
+        from onnx.external_data_helper import set_external_data
     except ImportError as error:
         raise ExportError(missing_packages("onnx")) from error
     names = {0: "batch"} if fixed else dict(zip(free_axes(module), AXES, strict=True))
@@ -227,7 +240,11 @@ def write_onnx(module: nn.Module, example: Tensor, path: Path, *, fixed: bool, f
     entry = model.metadata_props.add()
     entry.key, entry.value = KEY, json.dumps(facts)
     model.producer_name = "stripseg"
-    onnx.save(model, str(path), save_as_external_data=weights > LARGEST_FILE)
+    if weights > LARGEST_FILE:  # onnx.save's own option refuses a name that the current folder has
+        for tensor in model.graph.initializer:
+            if len(tensor.raw_data) >= 1024:  # bytes
+                set_external_data(tensor, data_file(path).name)
+    onnx.save(model, str(path))
 
 
 AXES = ("batch", "height", "width")

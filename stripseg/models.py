@@ -16,10 +16,28 @@ from .util.checkpoint import read_checkpoint
 
 CROP = ("train_h", "train_w")  # PSANet's mask has its size
 RUN_ONLY = ("zoom_factor", "aux_weight", "activation_checkpointing")  # of training runs
+WEIGHTS = 'pretrained (a file, "auto", or True for a backbone timm/NAME)'
+# what timm and segmentation_models.pytorch call our arguments
+ELSEWHERE = {
+    "num_classes": "classes",
+    "in_chans": "in_channels",
+    "arch": "model",
+    "model_name": "model",
+    "encoder_name": "backbone",
+    "encoder_weights": WEIGHTS,
+    "checkpoint_path": WEIGHTS,
+}
 
 
 class LogitsSegmenter(Segmenter):
-    """A `Segmenter` whose output is the logits alone: (N, C, H, W) -> (N, K, H, W)."""
+    """A `Segmenter` whose output is the logits alone: (N, C, H, W) -> (N, K, H, W).
+
+    Attributes:
+        config: the options that describe it; `DATA.mean` and `DATA.std` are how images must be
+            normalised for the weights to start from.
+    """
+
+    config: Config
 
     def forward(self, image: Tensor) -> Tensor:  # type: ignore[override]  # a tensor is the point
         return super().forward(image).logits
@@ -28,7 +46,7 @@ class LogitsSegmenter(Segmenter):
 def create_model(
     model: str = "spnet",
     *,
-    classes: int,
+    classes: int | None = None,
     backbone: str = "resnet50",
     in_channels: int = 3,
     pretrained: str | bool = False,
@@ -40,7 +58,7 @@ def create_model(
 
     Args:
         model: the head; `list_models` names them.
-        classes: K.
+        classes: K; it has no default.
         backbone: `list_backbones` names them.
         pretrained: a file of weights for the backbone or for all of it, recognised by its content;
             True or "timm" takes timm's for `timm/NAME`, which may download them; "auto" what is on
@@ -48,6 +66,7 @@ def create_model(
         options: further options of the network, such as `output_stride=16` or
             `mixed_pooling_modules=1`: those of TRAIN in docs/config.md.
     Raises:
+        TypeError: `classes` is missing, or a word is another library's, with ours.
         ConfigError: a name or value that does not exist, with the nearest one that does.
         CheckpointError: the weights are missing, damaged or fit no part of the network.
 
@@ -56,7 +75,18 @@ def create_model(
     >>> model(torch.zeros(1, 3, 97, 129)).shape
     torch.Size([1, 11, 97, 129])
     """
-    config = network_config(model, classes, backbone, in_channels, options)
+    for word in filter(ELSEWHERE.__contains__, options):
+        raise TypeError(f"create_model: {word} is called {ELSEWHERE[word]} here")
+    if classes is None:
+        raise TypeError("create_model: name the number of classes, such as classes=11")
+    word = TIMM if pretrained is True else pretrained
+    if word == TIMM and not backbone.startswith("timm/"):
+        raise ConfigError(
+            f"pretrained={pretrained!r}: there are no weights to fetch for {backbone}; name a "
+            "file, or take a backbone timm/NAME"
+        )
+    named = str(word) if word in (AUTO, TIMM) else None
+    config = network_config(model, classes, backbone, in_channels, options, pretrained=named)
     segmenter = build_segmenter(config)
     network = LogitsSegmenter(
         segmenter.backbone,
@@ -64,14 +94,9 @@ def create_model(
         decoder=segmenter.decoder,
         strip_pooling=segmenter.strip_pooling,
     )
-    word = TIMM if pretrained is True else pretrained
-    if word == TIMM and not backbone.startswith("timm/"):
-        raise ConfigError(
-            f"pretrained={pretrained!r}: there are no weights to fetch for {backbone}; name a "
-            "file, or take a backbone timm/NAME"
-        )
-    if word in (AUTO, TIMM):
-        load_named_weights(network, backbone, str(word), in_channels=in_channels)
+    network.config = config
+    if named:
+        load_named_weights(network, backbone, named, in_channels=in_channels)
     elif pretrained:
         content = read_checkpoint(pretrained)
         load_weights(network, content, origin=str(pretrained), exact=False)
@@ -79,14 +104,20 @@ def create_model(
 
 
 def network_config(
-    model: str, classes: int, backbone: str, in_channels: int, options: dict[str, Any]
+    model: str,
+    classes: int,
+    backbone: str,
+    in_channels: int,
+    options: dict[str, Any],
+    *,
+    pretrained: str | None = None,
 ) -> Config:
-    """The config that describes such a network alone."""
+    """The config that describes such a network alone, and the normalisation of its weights."""
     for key in options:
         if key in RUN_ONLY or key not in {*NetworkOptions.model_fields, *CROP}:
             raise ConfigError(f"{key}: is not an option of create_model{suggestion(key)}")
     words = [word for key, value in options.items() for word in (option_meant(key), value)]
-    network = {"arch": model, "backbone": backbone, "aux_weight": 0}
+    network = {"arch": model, "backbone": backbone, "aux_weight": 0, "pretrained": pretrained}
     content = {
         "DATA": {"data_root": ".", "classes": classes, "in_channels": in_channels},
         "TRAIN": network,

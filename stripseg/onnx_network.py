@@ -1,4 +1,4 @@
-"""An exported network (.onnx) in place of one of PyTorch, run by ONNX Runtime."""
+"""An exported network (.onnx) in place of one of PyTorch, run by ONNX Runtime or OpenVINO."""
 
 import json
 from pathlib import Path
@@ -76,6 +76,50 @@ class OnnxNetwork(nn.Module):
         array = image.float().contiguous().cpu().numpy()
         (logits,) = self.session.run([LOGITS], {self.input: array})
         return torch.from_numpy(logits).to(image.device)
+
+
+class OpenVinoNetwork(OnnxNetwork):
+    """The same, run by OpenVINO on the CPU.
+
+    Args:
+        path: a file that `stripseg export` or `stripseg quantize` wrote.
+        precision: "fp32" or "bf16", of what is not int8 in the file.
+    Raises:
+        CheckpointError: as above, or OpenVINO is not installed or cannot run the file.
+    """
+
+    def __init__(self, path: str | Path, precision: str = "fp32") -> None:
+        super().__init__(path, torch.device("cpu"))
+        del self.session
+        try:
+            import openvino
+        except ImportError as error:
+            raise CheckpointError(
+                f"{path}: running it in OpenVINO needs openvino; install it: pip install openvino"
+            ) from error
+        settings = {
+            "INFERENCE_PRECISION_HINT": {"fp32": "f32", "bf16": "bf16"}[precision],
+            "INFERENCE_NUM_THREADS": torch.get_num_threads(),
+        }
+        try:
+            self.compiled = openvino.compile_model(str(path), "CPU", settings)
+        except RuntimeError as error:
+            reason = str(error).strip().splitlines()[-1]
+            raise CheckpointError(f"{path}: OpenVINO cannot run it ({reason})") from error
+
+    def forward(self, image: Tensor) -> Tensor:
+        array = image.float().contiguous().cpu().numpy()
+        return torch.from_numpy(self.compiled([array])[0]).to(image.device)
+
+
+def openvino_precisions() -> list[str]:
+    """What OpenVINO computes in on this CPU: fp32, bf16; none where it is not installed."""
+    try:
+        import openvino
+    except ImportError:
+        return []
+    known = openvino.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+    return ["fp32", "bf16"] if "BF16" in known else ["fp32"]
 
 
 def read_metadata(metadata: dict[str, str], *, origin: str) -> tuple[ModelCard, dict]:

@@ -17,7 +17,7 @@ from .dataset.build import build_evaluation_set
 from .dataset.loader import evaluation_samples
 from .dataset.segmentation import EvaluationSet
 from .export import missing_packages, quiet
-from .onnx_network import KEY, OnnxNetwork
+from .onnx_network import KEY, OnnxNetwork, OpenVinoNetwork
 from .testing import evaluate
 from .trained_network import TrainedNetwork, inference_config, load
 from .util.inference.sliding_window import usual_batch_size
@@ -27,8 +27,18 @@ REPEATS = 5  # of a forward pass; the fastest counts
 
 
 @dataclass(frozen=True)
+class Candidate:
+    """A way to run the network: a file, its precision (fp32 or bf16), whether by OpenVINO."""
+
+    name: str
+    path: Path
+    precision: str = "fp32"
+    openvino: bool = False
+
+
+@dataclass(frozen=True)
 class Row:
-    """A way to run the network: seconds per window, bytes of its file, mIoU on the list."""
+    """What a candidate gave: seconds per window, bytes of its file, mIoU on the list."""
 
     name: str
     seconds: float
@@ -132,28 +142,26 @@ class Calibration:
         return {self.name: self.windows[self.next - 1]}
 
 
-def measure(paths: Sequence[tuple[str, Path, str]], words: Sequence[str]) -> list[Row]:
-    """Test each file on the list and time its forward pass on one window.
+def measure(candidate: Candidate, words: Sequence[str]) -> Row:
+    """Test a candidate on the list and time its forward pass on one window.
 
     Args:
-        paths: (name of the row, file, TEST.precision).
         words: KEY VALUE ... : the list, the data, how to test.
+    Raises:
+        CheckpointError: OpenVINO cannot run the file.
     """
-    rows = []
-    for name, path, precision in paths:
-        trained = load(path, device="cpu")
-        config = inference_config(
-            trained.card.config, str(path), [*words, "TEST.precision", precision]
-        )
-        same = TrainedNetwork(trained.network, trained.card, config, CPU, path=str(path))
-        dataset = build_evaluation_set(config, config.TEST.test_list, split="val")
-        result = evaluate(
-            config, same.engine(batch_size=usual_batch_size(CPU)), dataset, same.names
-        )
-        rows.append(
-            Row(name, window_seconds(same, precision), path.stat().st_size, result.mean_iou)
-        )
-    return rows
+    path, precision = candidate.path, candidate.precision
+    trained = load(path, device="cpu")
+    network = trained.network
+    if candidate.openvino:
+        network, precision = OpenVinoNetwork(path, precision), "fp32"
+    words = [*words, "TEST.precision", precision]
+    config = inference_config(trained.card.config, str(path), words)
+    same = TrainedNetwork(network, trained.card, config, CPU, path=str(path))
+    dataset = build_evaluation_set(config, config.TEST.test_list, split="val")
+    result = evaluate(config, same.engine(batch_size=usual_batch_size(CPU)), dataset, same.names)
+    seconds = window_seconds(same, precision)
+    return Row(candidate.name, seconds, path.stat().st_size, result.mean_iou)
 
 
 @torch.inference_mode()

@@ -24,8 +24,10 @@ from .config.legacy import drop_retired
 from .config.load import config_from, options_named, suggestion
 from .config.schema import SECTIONS, Config
 from .model.build import build_network
+from .model.segmenter import Segmenter
 from .model.weights import load_weights
-from .model_card import ModelCard, card_of_checkpoint
+from .model_card import ModelCard, card_of_checkpoint, spread_colors
+from .models import LogitsSegmenter
 from .network_file import read_network
 from .onnx_network import OnnxNetwork
 from .testing import TestResult, chosen_images, evaluate, run_segmentation_test
@@ -334,6 +336,64 @@ def load(path: str | Path, *, device: str | torch.device | None = None) -> Train
         config = inference_config(content.card.config, text)
         return TrainedNetwork(content, content.card, config, content.device, path=text)
     return from_content(content, text, place)
+
+
+def wrap(
+    model: LogitsSegmenter,
+    *,
+    names: Sequence[str] | None = None,
+    colors: Sequence[Sequence[int]] | np.ndarray | None = None,
+    mean: Sequence[float] | None = None,
+    std: Sequence[float] | None = None,
+    device: str | torch.device | None = None,
+    **options: Any,
+) -> TrainedNetwork:
+    """A network of `create_model` that your own loop trained, as `load` gives one from a file.
+
+    It has the model's weights themselves, not a copy, and puts them into evaluation mode.
+
+    Args:
+        model: of `create_model`. For other modules there is `SlidingWindow`.
+        names: of the classes, in index order; numbers if None.
+        colors: (K, 3), 0..255.
+        mean, std: of each channel, in 0..255 units, as your images were normalised; those of
+            `model.config.DATA` if None.
+        device: where it moves to; if None where it is.
+        options: of TEST in docs/config.md by their names, such as `test_h=480`, `base_size=0`.
+    Raises:
+        TypeError: the module is not of `create_model`.
+        ConfigError: an option or value that does not exist, or not K names or colours.
+
+    >>> import numpy as np, stripseg
+    >>> model = stripseg.create_model("fcn", backbone="resnet18", classes=2)
+    >>> segmenter = stripseg.wrap(model, names=["road", "other"], test_h=64, test_w=64)
+    >>> segmenter.predict(np.zeros((50, 70, 3), np.uint8)).mask.shape
+    (50, 70)
+    """
+    if not isinstance(model, LogitsSegmenter):
+        raise TypeError(
+            f"wrap: a {type(model).__name__} is not a network of stripseg.create_model; "
+            "stripseg.SlidingWindow(model, ...) predicts with any module that gives logits"
+        )
+    words = [word for key, value in options.items() for word in (test_option(key), plain(value))]
+    for key, value in (("DATA.mean", mean), ("DATA.std", std)):
+        if value is not None:
+            words += [key, [float(number) for number in value]]
+    config = inference_config(model.config.model_dump(mode="json"), "wrap", words)
+    count = config.DATA.classes
+    names = [f"class {index}" for index in range(count)] if names is None else [*map(str, names)]
+    palette = spread_colors(count) if colors is None else np.array(colors)
+    if len(names) != count or palette.shape != (count, 3):
+        raise ConfigError(
+            f"wrap: {len(names)} names and colours of shape {palette.shape} for {count} classes"
+        )
+    card = ModelCard(names, palette.astype(np.uint8), config.model_dump(mode="json"))
+    place = (
+        next(model.parameters()).device if device is None else process_group.named_device(device)
+    )
+    model.eval().to(place)
+    network = Segmenter(model.backbone, model.head, decoder=model.decoder).eval()
+    return TrainedNetwork(network, card, config, place, path="the wrapped network")
 
 
 def from_content(content: Mapping[str, Any], origin: str, device: torch.device) -> TrainedNetwork:

@@ -67,7 +67,8 @@ def train(
         options: further options by their names, such as `epochs=50`, `data_root="data/camvid"`;
             `test__batch_size=4` for one of another section.
     Raises:
-        ConfigError: a mistake in the options, in the words of the command.
+        ConfigError: a mistake in the options, in the words of the command, or `experiment` with a
+            YAML file or mapping.
         TrainingError: the folder has a finished run of other options: `fresh`, or another
             `save_path`.
         StripsegError: whatever else ends the command with a message.
@@ -125,13 +126,19 @@ def config_of(
         ConfigError: a mistake in it.
     """
     words = [word for key, value in options.items() for word in (option_named(key), value)]
+    is_file = not isinstance(dataset, Mapping) and Path(dataset).suffix in (".yaml", ".yml")
+    if experiment is not None and (is_file or isinstance(dataset, Mapping)):
+        given = str(dataset) if is_file else "the mapping"
+        raise ConfigError(
+            f"experiment {experiment!r}: {given} is a whole config already, and `experiment` goes "
+            "with the name of a dataset. Leave it out; a name for the run is written into the "
+            f"config, as `experiment: {experiment}` beside its sections"
+        )
     if isinstance(dataset, Mapping):
-        if experiment is not None:
-            words += ["experiment", experiment]
         return config_from(dataset, words, source="the mapping given")
     if experiment is not None:
         return load_config(find_config(str(dataset), experiment), words)
-    if Path(dataset).suffix not in (".yaml", ".yml"):
+    if not is_file:
         raise ConfigError(
             f"{dataset}: name an experiment, too, such as train('ade20k', 'spnet50'), or give the "
             "path of a YAML file"

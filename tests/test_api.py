@@ -16,7 +16,7 @@ import yaml
 from PIL import Image
 
 import stripseg
-from stripseg import models
+from stripseg import models, trained_network
 from stripseg.config.errors import (
     CheckpointError,
     ConfigError,
@@ -88,8 +88,11 @@ def test_every_public_name_is_there() -> None:
         _ = stripseg.trian
 
 
-def test_doctests() -> None:
-    assert doctest.testmod(models).failed == 0
+@pytest.mark.parametrize("module", [models, trained_network])
+def test_doctests(module) -> None:
+    found = doctest.testmod(module)
+    assert found.failed == 0
+    assert found.attempted > 0
 
 
 @pytest.mark.parametrize("name", ["fcn", "psa", "psp", "pyconvsegnet", "spnet"])
@@ -114,6 +117,67 @@ def test_models_take_options_and_weights(run: stripseg.TrainingResult) -> None:
         stripseg.create_model("spnett", classes=2)
     with pytest.raises(ConfigError, match="there are no weights to fetch"):
         stripseg.create_model("spnet", classes=2, pretrained=True)
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ({}, "name the number of classes, such as classes=11"),
+        ({"num_classes": 11}, "num_classes is called classes here"),
+        ({"classes": 3, "in_chans": 1}, "in_chans is called in_channels here"),
+        ({"classes": 3, "encoder_name": "resnet18"}, "encoder_name is called backbone here"),
+        ({"classes": 3, "encoder_weights": "imagenet"}, "encoder_weights is called pretrained"),
+    ],
+)
+def test_words_of_other_libraries_are_translated(words: dict, message: str) -> None:
+    with pytest.raises(TypeError, match=message):
+        stripseg.create_model("spnet", **words)
+
+
+def test_a_network_of_ones_own_loop(photo: Path, tmp_path: Path) -> None:
+    """Predicts, is exported and shared as one from a file."""
+    torch.manual_seed(3)
+    model = stripseg.create_model("fcn", backbone="resnet18", classes=3, width=0.125)
+    names = ["road", "sky", "other"]
+    segmenter = stripseg.wrap(
+        model, names=names, mean=[127] * 3, std=[128] * 3, test_h=72, test_w=88, flip=False
+    )
+    pixels = read_image(photo, 3)  # 72 x 88, one window
+    image = (torch.from_numpy(pixels).permute(2, 0, 1)[None].float() - 127) / 128
+    with torch.no_grad():
+        expected = model.eval()(image)[0].argmax(0)
+    prediction = segmenter.predict(photo)
+    assert (prediction.mask == expected.numpy()).mean() > 0.999
+    assert prediction.names == names
+    again = stripseg.load(segmenter.save_pretrained(tmp_path / "shared"), device="cpu")
+    assert again.names == names
+    assert (again.predict(photo, flip=False).mask == prediction.mask).all()
+    assert segmenter.network.head is model.head  # no copy
+    assert model.train().head.training
+
+
+def test_what_cannot_be_wrapped() -> None:
+    with pytest.raises(TypeError, match=r"Conv2d is not a network of .*SlidingWindow\(model"):
+        stripseg.wrap(torch.nn.Conv2d(3, 4, 1))
+    model = stripseg.create_model("fcn", backbone="resnet18", classes=3, width=0.125)
+    with pytest.raises(ConfigError, match="2 names and colours of shape"):
+        stripseg.wrap(model, names=["a", "b"])
+    with pytest.raises(ConfigError, match="did you mean TEST.scales"):
+        stripseg.wrap(model, scale=[1.0])
+
+
+def test_the_normalisation_of_the_weights_to_start_from() -> None:
+    known = models.network_config(
+        "spnet", 3, "timm/tf_efficientnet_lite0", 3, {}, pretrained="auto"
+    )
+    assert (known.DATA.mean, known.DATA.std) == ([127.0] * 3, [128.0] * 3)
+
+
+def test_an_experiment_beside_a_config_is_refused(small_shapes: Path, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="the mapping is a whole config already"):
+        stripseg.train(options(small_shapes, tmp_path), "spnet18")
+    with pytest.raises(ConfigError, match=r"my\.yaml is a whole config already"):
+        stripseg.train(tmp_path / "my.yaml", experiment="spnet18")
 
 
 def test_modules_work_in_other_networks() -> None:

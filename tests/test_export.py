@@ -1,6 +1,9 @@
 """Exports: the same logits at any size, predicted through the engine, in int8, or not written."""
 
 import json
+import re
+import shutil
+import subprocess
 from itertools import product
 from pathlib import Path
 
@@ -9,6 +12,7 @@ import onnx
 import onnxruntime
 import pytest
 import torch
+from PIL import Image
 from torch import nn
 
 import stripseg
@@ -17,6 +21,7 @@ from stripseg.config.errors import CheckpointError, ExportError
 from stripseg.config.load import config_from
 from stripseg.export import export_network, free_axes
 from stripseg.model.build import build_network
+from stripseg.onnx_network import OnnxNetwork, OpenVinoNetwork
 from stripseg.tool import export as export_tool
 from stripseg.tool import main as command
 from stripseg.tool import quantize as quantize_tool
@@ -97,6 +102,64 @@ def test_every_head_and_backbone_exports(
     small_shapes: Path, tmp_path: Path, arch: str, backbone: str
 ) -> None:
     assert_exports(untrained(small_shapes, arch, backbone), tmp_path / "network.onnx")
+
+
+@pytest.mark.slow
+def test_a_full_spnet50_exports(
+    small_shapes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of the width that the paper trains, at fewer sizes, for the time's sake."""
+    monkeypatch.setattr(exporting, "SIZES", ((64, 72), (65, 91), (33, 40)))
+    monkeypatch.setattr(exporting, "BATCHES", (1, 2))
+    monkeypatch.setattr(exporting, "SCENE", (56, 80))
+    trained = untrained(small_shapes, "spnet", "resnet50", width=1)
+    export = export_network(trained, tmp_path / "spnet50.onnx")
+    assert len(export.comparisons) == 7
+    assert export.path.stat().st_size > 150e6
+
+
+@pytest.mark.slow
+def test_padding_that_follows_the_size_exports(small_shapes: Path, tmp_path: Path) -> None:
+    """TensorFlow's, as in EfficientNet-Lite; with the decoder and logits of half a size."""
+    options = {"decoder": "deeplabv3plus", "output_stride": 16, "zoom_factor": 4}
+    trained = untrained(small_shapes, "spnet", "timm/tf_efficientnet_lite0", **options)
+    assert_exports(trained, tmp_path / "lite0.onnx")
+
+
+@pytest.mark.parametrize("zoom_factor", [1, 4])
+def test_logits_smaller_than_the_image_are_enlarged(
+    small_shapes: Path, tmp_path: Path, zoom_factor: int
+) -> None:
+    """As the engine enlarges them: the size of the logits is of training alone."""
+    trained = untrained(small_shapes, "fcn", "resnet18", zoom_factor=zoom_factor)
+    path = tmp_path / "fcn18.onnx"
+    assert_exports(trained, path)
+    expected, got = trained.test(), stripseg.load(path, device="cpu").test()
+    assert got.mean_iou == pytest.approx(expected.mean_iou, abs=5e-4)
+
+
+def test_weights_too_large_for_one_file(
+    small_shapes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They lie beside it under its name, and nothing is left of a failed attempt."""
+    monkeypatch.setattr(exporting, "LARGEST_FILE", 0)
+    monkeypatch.chdir(tmp_path)
+    trained = untrained(small_shapes, "fcn", "resnet18")
+    for _ in range(2):  # again in place of the first one
+        export = export_network(trained, Path("fcn18.onnx"))
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["fcn18.onnx", "fcn18.onnx.data"]
+    assert [path.name for path in export.files] == ["fcn18.onnx", "fcn18.onnx.data"]
+    assert export.files[1].stat().st_size > 10 * export.path.stat().st_size > 0
+    image = np.zeros((70, 50, 3), np.uint8)
+    assert (stripseg.load("fcn18.onnx").predict(image).mask == trained.predict(image).mask).all()
+    monkeypatch.setattr(exporting, "TOLERANCE", -1.0)
+    with pytest.raises(ExportError, match="not written"):
+        trained.export("wrong.onnx")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["fcn18.onnx", "fcn18.onnx.data"]
+    monkeypatch.undo()
+    monkeypatch.chdir(tmp_path)
+    trained.export("fcn18.onnx")
+    assert [path.name for path in tmp_path.iterdir()] == ["fcn18.onnx"]
 
 
 def test_the_file_says_what_it_is(exported: tuple[TrainedNetwork, Path]) -> None:
@@ -180,7 +243,6 @@ def test_torch_export(small_shapes: Path, tmp_path: Path) -> None:
     ("options", "output", "message"),
     [
         ({"arch": "psp", "ppm_pooling": "max"}, "a.onnx", "ppm_pooling max cannot be exported"),
-        ({"arch": "psp", "zoom_factor": 2}, "a.onnx", "zoom_factor 2 gives logits smaller"),
         ({"arch": "fcn"}, "a.tflite", r"written as \.onnx or \.pt2"),
     ],
 )
@@ -239,6 +301,52 @@ def test_int8(exported: tuple[TrainedNetwork, Path], tmp_path: Path, capsys) -> 
     with pytest.raises(ExportError, match=r"not written; int8 lowers mIoU by .* --allow-drop -2"):
         quantize_tool.main([*words, "--output", str(tmp_path / "no.onnx"), "--allow-drop", "-2"])
     assert sorted(p.name for p in tmp_path.iterdir()) == ["int8.onnx"]
+
+
+def test_openvino_gives_the_same_class_maps(
+    exported: tuple[TrainedNetwork, Path], tmp_path: Path, capsys
+) -> None:
+    """Of the fp32 file and of the int8 one; and it has its rows in the table."""
+    pytest.importorskip("openvino")
+    _, path = exported
+    int8 = tmp_path / "int8.onnx"
+    words = ["--calibrate", "train.txt", "--windows", "4", "--allow-drop", "1"]
+    quantize_tool.main([str(path), *words, "--output", str(int8)])
+    said = capsys.readouterr().out
+    assert "OpenVINO fp32" in said
+    assert "OpenVINO int8" in said
+    for file, alike in ((path, 0.9999), (int8, 0.99)):
+        ours, theirs = OnnxNetwork(file, torch.device("cpu")), OpenVinoNetwork(file)
+        for size in ((96, 128), (97, 129), (33, 41), (113, 307), (75, 200)):
+            image = torch.randn(2, 3, *size)
+            expected, got = ours(image), theirs(image)
+            assert (expected.argmax(1) == got.argmax(1)).float().mean() >= alike, (file, size)
+            if file == path:
+                torch.testing.assert_close(got, expected, atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.slow
+def test_the_example_in_cpp(small_shapes: Path, tmp_path: Path) -> None:
+    """docs/deploy.md's, compiled as it says: the class map of Python."""
+    openvino = pytest.importorskip("openvino")
+    if not shutil.which("g++"):
+        pytest.skip("needs a C++ compiler")
+    page = (Path(__file__).parent.parent / "docs/deploy.md").read_text()
+    (tmp_path / "segment.cpp").write_text(re.search(r"```cpp\n(.*?)```", page, re.DOTALL)[1])
+    command = next(line for line in page.splitlines() if line.startswith("g++ "))
+    folder = str(Path(openvino.__file__).parent)
+    subprocess.run(command.replace("$OPENVINO", folder), shell=True, cwd=tmp_path, check=True)
+    trained = untrained(small_shapes, "fcn", "resnet18")
+    trained.export(tmp_path / "map.onnx", pixels=True, class_map=True)
+    pixels = np.random.default_rng(0).integers(0, 256, (65, 91, 3), np.uint8)
+    Image.fromarray(pixels).save(tmp_path / "photo.ppm")
+    run = ["./segment", "map.onnx", "photo.ppm", "classes.pgm"]
+    subprocess.run(run, cwd=tmp_path, check=True)
+    session = onnxruntime.InferenceSession(str(tmp_path / "map.onnx"))
+    (expected,) = session.run(None, {"image": pixels[None]})
+    got = np.asarray(Image.open(tmp_path / "classes.pgm"))
+    assert got.shape == (65, 91)
+    assert (got == expected[0]).mean() >= 0.9999
 
 
 def test_the_export_command(small_shapes: Path, tmp_path: Path, capsys) -> None:

@@ -42,14 +42,14 @@ def main(argv: Sequence[str]) -> Result:
         class_map=options.class_map,
     )
     print(export.table())
-    megabytes = export.path.stat().st_size / 1e6
-    print(
-        f"{export.path}: {megabytes:.1f} MB, the same as {options.checkpoint} at every size tried"
-    )
+    size = sum(file.stat().st_size for file in export.files)
+    names = " and ".join(map(str, export.files))
+    print(f"{names}: {size / 1e6:.1f} MB, the same as {options.checkpoint} at every size tried")
     return Result(
         {
             "file": export.path,
-            "bytes": export.path.stat().st_size,
+            "files": export.files,
+            "bytes": size,
             "comparisons": export.comparisons,
         }
     )

@@ -1,20 +1,23 @@
 """An ONNX export in int8: `stripseg quantize MODEL.onnx --calibrate LIST [KEY VALUE ...]`.
 
 Convolutions become int8 (ONNX Runtime's static QDQ, per channel); LIST has the images to calibrate
-with. The result is then tested beside the original on --validate LIST and is refused if its mIoU is
-more than --allow-drop lower. KEY VALUE override the options in the file, such as DATA.data_root.
+with. The result is then tested beside the original on --validate LIST (by OpenVINO as well, where
+it is installed) and is refused if its mIoU is more than --allow-drop lower. KEY VALUE override the
+options in the file, such as DATA.data_root.
 
     stripseg quantize best.onnx --calibrate train.txt --validate val.txt DATA.data_root data/camvid
     stripseg quantize best.onnx --calibrate train.txt --checkpoint best.pth    PyTorch's rows, too
 """
 
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 from stripseg import command_line
 from stripseg.command_line import Result
-from stripseg.config.errors import ExportError
-from stripseg.quantization import measure, quantize, table
+from stripseg.config.errors import CheckpointError, ExportError
+from stripseg.onnx_network import openvino_precisions
+from stripseg.quantization import Candidate, Row, measure, quantize, table
 
 
 def main(argv: Sequence[str]) -> Result:
@@ -44,17 +47,17 @@ def main(argv: Sequence[str]) -> Result:
     words = [*options.words, "TEST.test_list", options.calibrate]
     try:
         quantize(options.model, attempt, words=words, windows=options.windows)
-        rows = [
-            ("ONNX Runtime fp32", options.model, "fp32"),
-            ("ONNX Runtime int8", attempt, "fp32"),
+        words = [*options.words, "TEST.test_list", options.validate or options.calibrate]
+        precisions = ("fp32", "bf16") if options.checkpoint else ()
+        measured = [
+            measure(Candidate(f"PyTorch {precision}", options.checkpoint, precision), words)
+            for precision in precisions
         ]
-        if options.checkpoint:
-            kinds = [("PyTorch fp32", "fp32"), ("PyTorch bf16", "bf16")]
-            rows = [(name, options.checkpoint, precision) for name, precision in kinds] + rows
-        lists = ["TEST.test_list", options.validate or options.calibrate]
-        measured = measure(rows, [*options.words, *lists])
+        full = measure(Candidate("ONNX Runtime fp32", options.model), words)
+        int8 = measure(Candidate("ONNX Runtime int8", attempt), words)
+        measured += [full, int8, *by_openvino(options.model, attempt, words)]
         print(table(measured))
-        drop = measured[-2].mean_iou - measured[-1].mean_iou
+        drop = full.mean_iou - int8.mean_iou
         if drop > options.allow_drop:
             raise ExportError(
                 f"{target}: not written; int8 lowers mIoU by {drop:.4f}, more than --allow-drop "
@@ -63,8 +66,21 @@ def main(argv: Sequence[str]) -> Result:
         attempt.replace(target)
     finally:
         attempt.unlink(missing_ok=True)
-    print(f"{target}: mIoU {measured[-1].mean_iou:.4f}, {-drop:+.4f} against fp32")
+    print(f"{target}: mIoU {int8.mean_iou:.4f}, {-drop:+.4f} against fp32")
     return Result({"file": target, "mIoU_drop": drop, "rows": measured})
+
+
+def by_openvino(model: Path, int8: Path, words: Sequence[str]) -> list[Row]:
+    """The rows of OpenVINO, where it is installed; none, after a warning, if it fails."""
+    precisions = openvino_precisions()
+    candidates = [Candidate(f"OpenVINO {p}", model, p, openvino=True) for p in precisions]
+    if candidates:
+        candidates.append(Candidate("OpenVINO int8", int8, openvino=True))
+    try:
+        return [measure(candidate, words) for candidate in candidates]
+    except CheckpointError as error:
+        print(f"warning: {error}", file=sys.stderr)
+        return []
 
 
 if __name__ == "__main__":
