@@ -8,6 +8,7 @@
 # make setup  install everything for working on stripseg: tests, types, docs, releases, pre-commit
 # make docs   install, then build the site in build/site
 # make types  install, then check the types of what `import stripseg` offers
+# make audit  install, then look up known holes of what is installed, where the index can be reached
 # make release     install, then build and check sdist and wheel in dist/
 # make benchmark   install, then measure speed and memory against plain implementations
 PYTHON ?= python3
@@ -18,7 +19,7 @@ SOURCES := setup.py requirements.txt pyproject.toml
 INSTALL := -m pip install --disable-pip-version-check --quiet --no-compile -e
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: demo test test-long test-oldest test-gpu gpu-check benchmark lint types docs release install setup clean
+.PHONY: demo test test-long test-oldest test-gpu gpu-check benchmark lint types docs audit release install setup clean
 
 demo: $(VENV)/.installed
 	$(RUN) -m stripseg.tool.prepare shapes dataset/shapes/data
@@ -56,6 +57,9 @@ types: $(VENV)/.installed-dev
 docs: $(VENV)/.installed-dev
 	.ci/layout build/layout
 	NO_MKDOCS_2_WARNING=1 $(RUN) -m mkdocs build --quiet
+
+audit: $(VENV)/.installed-test
+	.ci/audit
 
 release: $(VENV)/.installed-dev
 	.ci/release $(abspath $(RUN))

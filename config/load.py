@@ -110,8 +110,10 @@ def stored_config(content: Mapping[str, Any], source: str) -> Config:
     Raises:
         ConfigError: it has options that this version does not know.
     """
-    if not all(isinstance(content.get(name, {}), Mapping) for name in SECTIONS):
-        raise ConfigError(f"{source}: its sections are not mappings")
+    if not isinstance(content, Mapping) or not all(
+        isinstance(content.get(name, {}), Mapping) for name in SECTIONS
+    ):
+        raise ConfigError(f"{source}: its config is not a mapping of sections, which are mappings")
     tree = {name: dict(content.get(name, {})) for name in SECTIONS}
     drop_retired(tree)
     try:

@@ -37,6 +37,12 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
                     item.add_marker(pytest.mark.skip(reason=reason))
 
 
+@pytest.fixture(autouse=True)
+def _same_numbers() -> None:
+    """What a test draws without a generator of its own is the same each time, in any order."""
+    torch.manual_seed(0)
+
+
 @pytest.fixture(scope="session")
 def small_shapes(tmp_path_factory) -> Path:
     """Six training and three validation scenes of 72 x 88 pixels."""

@@ -76,11 +76,13 @@ def wrong_imports(source: str, package: str) -> list[str]:
     return wrong
 
 
-@pytest.mark.parametrize("path", IN_PACKAGE, ids=named)
-def test_imports_keep_to_the_layers(path: Path) -> None:
-    if path == ROOT / "stripseg/__main__.py":  # `python -m stripseg`: only starts tool/main.py
-        return
-    assert wrong_imports(path.read_text(), path.relative_to(ROOT).parent.as_posix()) == []
+def test_imports_keep_to_the_layers() -> None:
+    found = {
+        named(path): wrong_imports(path.read_text(), path.relative_to(ROOT).parent.as_posix())
+        for path in IN_PACKAGE
+        if path != ROOT / "stripseg/__main__.py"  # `python -m stripseg`: only starts tool/main.py
+    }
+    assert {file: wrong for file, wrong in found.items() if wrong} == {}
 
 
 @pytest.mark.parametrize(
@@ -305,10 +307,11 @@ def test_no_child_looks_for_modules_in_the_current_folder() -> None:
         assert not texts & {"-m", "-c"} - shell, named(path)
 
 
-@pytest.mark.parametrize("path", IN_PACKAGE, ids=named)
-def test_files_say_what_they_are(path: Path) -> None:
-    source = path.read_text()
-    assert not source or ast.get_docstring(ast.parse(source))
+def test_files_say_what_they_are() -> None:
+    sources = {named(path): path.read_text() for path in IN_PACKAGE}
+    assert [
+        f for f, text in sources.items() if text and not ast.get_docstring(ast.parse(text))
+    ] == []
 
 
 def test_folders_can_be_taken_in_at_a_glance() -> None:

@@ -1,12 +1,14 @@
 """The augmentation: what each choice does to pixels, labels beside images, purity."""
 
-from dataclasses import replace
+from dataclasses import fields, replace
+from pathlib import Path
 from types import SimpleNamespace
 
 import cv2
 import numpy as np
 import pytest
 
+from stripseg.config.load import load_config
 from stripseg.dataset import augmentation as module
 from stripseg.dataset.augmentation import (
     Augmentation,
@@ -20,6 +22,7 @@ from stripseg.dataset.augmentation import (
     warp,
     warp_image,
 )
+from stripseg.dataset.build import build_training_set
 
 PLAIN = Augmentation(
     crop=(40, 50), scale=(1.0, 1.0), rotate_probability=0, blur_probability=0, flip_probability=0
@@ -322,3 +325,11 @@ def test_half_of_the_classes_are_pasted() -> None:
     assert chosen.count(2) > chosen.count(0)  # the rare one more often
     nothing = (other_image, np.full((40, 50), 255, np.uint8))
     assert paste((image, label), nothing, generator(), ignore_label=255)[0] is image
+
+
+def test_what_is_not_said_is_the_configs_default(small_config: Path) -> None:
+    configured = build_training_set(load_config(small_config)).augmentation
+    plain = Augmentation(crop=(48, 40))
+    for field in fields(Augmentation):
+        ours, theirs = getattr(plain, field.name), getattr(configured, field.name)
+        assert np.array_equal(ours, theirs), field.name

@@ -1,5 +1,6 @@
 """Checkpoints: whole or absent, data only, the newest readable one found again."""
 
+import os
 import pickle
 from pathlib import Path
 
@@ -7,12 +8,14 @@ import pytest
 import torch
 
 from stripseg.config.errors import CheckpointError
+from stripseg.config.schema import TrainSection
 from stripseg.util.checkpoint import (
     CheckpointFolder,
     read_checkpoint,
     write_checkpoint,
     write_weights,
 )
+from stripseg.util.files import link_or_copy, write_text
 
 
 @pytest.fixture
@@ -163,3 +166,30 @@ def test_safetensors_are_read_and_written(tmp_path: Path) -> None:
     (tmp_path / "cut.safetensors").write_bytes((tmp_path / "w.safetensors").read_bytes()[:60])
     with pytest.raises(CheckpointError, match=r"cut.safetensors: is damaged"):
         read_checkpoint(tmp_path / "cut.safetensors")
+
+
+def test_what_costs_hours_is_on_the_disk_before_it_has_its_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Checkpoints outlive a power cut; other files do not wait for the disk."""
+    calls, sync, replace = [], os.fsync, os.replace
+    monkeypatch.setattr(os, "fsync", lambda file: calls.append("sync") or sync(file))
+    monkeypatch.setattr(os, "replace", lambda a, b: calls.append("name") or replace(a, b))
+    write_checkpoint(tmp_path / "a.pth", {"step": 1})
+    write_weights(tmp_path / "b.pth", {"w": 1}, {})
+    write_weights(tmp_path / "c.safetensors", {}, {"w": torch.zeros(2)})
+    assert calls == ["sync", "name"] * 3
+    calls.clear()
+    write_text(tmp_path / "d.txt", "text")
+    assert calls == ["name"]
+
+
+def test_a_second_name_may_be_in_a_new_folder(tmp_path: Path) -> None:
+    (tmp_path / "a").write_text("a")
+    for _ in range(2):
+        link_or_copy(tmp_path / "a", tmp_path / "new/folder/b")
+    assert (tmp_path / "new/folder/b").read_text() == "a"
+
+
+def test_as_many_are_kept_as_the_config_says_by_default(tmp_path: Path) -> None:
+    assert CheckpointFolder(tmp_path).keep == TrainSection.model_fields["keep_last"].default

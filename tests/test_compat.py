@@ -1,6 +1,7 @@
 """Numbers of the reference implementations, reproduced from weights under the authors' names.
 
-The fixtures lie in the folder STRIPSEG_COMPAT, or in `shared/compat` beside the checkout.
+The fixtures lie in the folder STRIPSEG_COMPAT, or in `shared/compat` beside the checkout; the
+smallest of them (loss, IoU, schedule, label maps, one network) come with the tests.
 `python -m tests.compat FOLDER` checks the same of any folder, with a table.
 """
 
@@ -19,7 +20,8 @@ from stripseg.model.families import FAMILIES, authors_keys, recognise
 from stripseg.model.weights import load_weights
 
 BESIDE = Path(__file__).resolve().parents[2] / "shared" / "compat"
-FOLDER = Path(os.environ.get("STRIPSEG_COMPAT", BESIDE))
+OURS = Path(__file__).with_name("compat") / "numbers"
+FOLDER = Path(os.environ.get("STRIPSEG_COMPAT", BESIDE if BESIDE.is_dir() else OURS))
 FIXTURES = sorted(path.stem for path in FOLDER.glob("*.json"))
 KEYS = sorted(path.stem for path in FOLDER.glob("keys/*.json"))
 pytestmark = pytest.mark.skipif(

@@ -1,5 +1,10 @@
-"""No input whatsoever brings anything but a config or a ConfigError."""
+"""No input whatsoever brings anything but a config or a ConfigError.
 
+The examples are the same ones each time; `STRIPSEG_FUZZ=7` tries seven times as many new ones.
+"""
+
+import os
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -9,12 +14,17 @@ from hypothesis import strategies as st
 from yamls import PYCONV, SPNET, Write
 
 from stripseg.config.errors import ConfigError
-from stripseg.config.load import load_config
-from stripseg.config.schema import SECTIONS
+from stripseg.config.load import load_config, stored_config
+from stripseg.config.schema import SECTIONS, Config
 from stripseg.training_run import save_effective
 
+TIMES = int(os.environ.get("STRIPSEG_FUZZ", 1))
 FUZZ = settings(
-    max_examples=200, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+    max_examples=200 * TIMES,
+    derandomize=TIMES == 1,  # what fails in CI fails at home
+    database=None,
+    deadline=None,
+    suppress_health_check=[HealthCheck.function_scoped_fixture],
 )
 SCALARS = st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8) | st.dates()
 VALUES = st.recursive(
@@ -72,3 +82,18 @@ def test_any_values_in_a_good_file(write: Write, changes: list[tuple[Any, Any]])
 @given(overrides=st.lists(st.text(max_size=12) | KEYS.map(".".join) | VALUES, max_size=4))
 def test_any_overrides(write: Write, overrides: list[Any]) -> None:
     loads_or_complains(write(), overrides)
+
+
+@FUZZ
+@given(changes=st.lists(st.tuples(KEYS, VALUES), max_size=4), whole=st.none() | VALUES)
+@example(changes=[], whole=3)
+def test_any_config_in_a_checkpoint(
+    write: Write, changes: list[tuple[Any, Any]], whole: Any
+) -> None:
+    tree = load_config(write(PYCONV)).model_dump(mode="json")
+    for (section, key), value in changes:
+        tree.setdefault(section, {})[key] = value
+    if whole is not None:
+        tree["TRAIN"] = whole
+    with suppress(ConfigError):
+        assert isinstance(stored_config(tree, "network.pth"), Config)

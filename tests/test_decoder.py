@@ -200,8 +200,8 @@ def test_the_summary_counts_it() -> None:
     assert [part.receptive_field for part in fcn if part.name == "decoder"] == [UNKNOWN]
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("arch", ["fcn", pytest.param("spnet", marks=pytest.mark.long)])
+@pytest.mark.long  # the FCN of timm's small network has it in tests/test_export.py
+@pytest.mark.parametrize("arch", ["fcn", "spnet"])
 def test_it_is_exported_with_free_height_and_width(
     small_shapes: Path, tmp_path: Path, arch: str
 ) -> None:

@@ -110,3 +110,37 @@ def test_an_upload_to_a_gpu_does_not_wait(monkeypatch) -> None:
     recorded.calls.clear()
     upload(np.zeros((2, 2), np.uint8), CPU)
     assert recorded.calls == ["to cpu True"]
+
+
+def test_results_have_classes_confidence_and_counts_behind_the_next_group(calls) -> None:
+    class Sure(Engine):
+        def predict_with_confidence(self, images: Sequence[np.ndarray]) -> list:
+            classes = self.predict_group(images)
+            return [(c, torch.full(c.shape, 200, dtype=torch.uint8)) for c in classes]
+
+    found: list[module.ImageResult] = []
+
+    def keep(results: Sequence[module.ImageResult]) -> None:
+        calls.append("results")
+        found.extend(results)
+
+    engine = Sure(calls)
+    engine.network.train()
+    unlabelled = Sample(np.zeros((4, 5, 3), np.uint8), None, "3.png", 3)
+    Evaluator(engine, ConfusionMatrix(2), group_size=2, on_results=keep).run(
+        [*samples(3), unlabelled]
+    )
+    assert engine.network.training  # as it was
+    assert [result.sample.index for result in found] == [0, 1, 2, 3]
+    assert [call for call in calls if call in ("predict", "results")] == [
+        "predict",
+        "predict",
+        "results",
+        "results",
+    ]
+    for result in found:
+        assert (result.prediction.dtype, result.confidence.dtype) == (np.uint8, np.uint8)
+        assert (result.prediction == 1).all()
+        assert (result.confidence == 200).all()
+    assert found[0].counts.tolist() == [[0, 0], [0, 20]]
+    assert found[3].counts is None

@@ -1,13 +1,24 @@
 """The short versions of `python -m tests.faults` and `python -m tests.faults.long_haul`."""
 
+import ast
 from pathlib import Path
 
 import pytest
 import yaml
-from faults import broken, long_haul
+from faults import broken, long_haul, mutants
 from faults.harness import bombard
 
 from stripseg.util.checkpoint import CheckpointFolder
+
+SOURCE = '''"""Text is for people."""
+LIMIT = 1
+def f(x: int, y):
+    if x < y and not y:
+        raise ValueError(f'{x - 1}')
+    x += 2
+    note(x)
+    return -x * y if x else True
+'''
 
 
 @pytest.mark.slow
@@ -51,13 +62,44 @@ def test_what_grows_is_found() -> None:
     assert long_haul.growth(looks) == ["grew from 9 to 10 open files", "grew from 6 to 12 threads"]
 
 
-@pytest.mark.parametrize("promise", broken.BREAKS, ids=lambda b: b.promise)
-def test_the_program_still_has_what_is_broken_on_purpose(promise: broken.Break) -> None:
-    text = (broken.ROOT / promise.file).read_text(encoding="utf-8")
-    assert promise.old in text
-    for name in promise.tests.split():
-        file, _, function = name.partition("::")
-        assert f"def {function}" in (broken.ROOT / file).read_text(encoding="utf-8")
+def test_the_program_still_has_what_is_broken_on_purpose() -> None:
+    for promise in broken.BREAKS:
+        text = (broken.ROOT / promise.file).read_text(encoding="utf-8")
+        assert promise.old in text, promise.promise
+        for name in promise.tests.split():
+            file, _, function = name.partition("::")
+            assert f"def {function}" in (broken.ROOT / file).read_text(encoding="utf-8"), name
+
+
+def test_mutants_are_small_changes_that_python_understands() -> None:
+    """Of each file that `python -m tests.faults.mutants` alters."""
+    for file in mutants.CORE:
+        text = (broken.ROOT / file).read_bytes()
+        found = mutants.mutants_of(broken.ROOT, file)
+        assert len(found) > 10
+        for mutant in found:
+            changed = text[: mutant.start] + mutant.new.encode() + text[mutant.end :]
+            assert changed != text
+            ast.parse(changed)
+
+
+def test_each_kind_of_mutant_is_found(tmp_path: Path) -> None:
+    (tmp_path / "a.py").write_text(SOURCE)
+    found = {(m.old, m.new, m.lines) for m in mutants.mutants_of(tmp_path, "a.py")}
+    assert found == {
+        ("1", "2", ()),
+        ("<", "<=", (4,)),
+        ("and", "or", (4,)),
+        ("not", "", (4,)),
+        ("raise ValueError(f'{x - 1}')", "pass", (5,)),
+        ("x += 2", "pass", (6,)),
+        ("2", "3", (6,)),
+        ("note(x)", "pass", (7,)),
+        ("-", "", (8,)),
+        ("*", "/", (8,)),
+        ("x", "(not (x))", (8,)),
+        ("True", "False", (8,)),
+    }
 
 
 @pytest.mark.long

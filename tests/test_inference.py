@@ -3,6 +3,7 @@
 import logging
 import math
 from collections.abc import Sequence
+from dataclasses import fields
 from itertools import pairwise
 from pathlib import Path
 
@@ -410,3 +411,13 @@ def test_networks_of_other_outputs_are_refused() -> None:
     other = InferenceSettings(CLASSES + 2, crop=(16, 16))
     with pytest.raises(ValueError, match=f"gives {CLASSES} classes, and InferenceSettings.classes"):
         SlidingWindow(Network().eval(), other).predict(image)
+
+
+def test_what_is_not_said_is_the_configs_default() -> None:
+    config = load_config(ROOT / "config/shapes/shapes_spnet18.yaml", ["TEST.base_size", "0"])
+    options = {"device": torch.device("cpu"), "dtype": torch.float32, "batch_size": 8}
+    configured = build_engine(config, Network().eval(), **options).settings
+    plain = InferenceSettings(9, crop=configured.crop)
+    for field in fields(InferenceSettings):
+        ours, theirs = getattr(plain, field.name), getattr(configured, field.name)
+        assert ours == theirs or list(ours) == list(theirs), field.name

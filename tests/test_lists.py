@@ -77,6 +77,15 @@ def test_files_outside_of_the_root_are_refused_unless_allowed(root: Path, line: 
     assert len(read(root, line, outside=True, check_files=False)) == 1
 
 
+def test_a_link_below_the_root_is_its_owners(root: Path) -> None:
+    """It may lead anywhere, as it does where data lie on another disk."""
+    (root / "data").mkdir()
+    (root / "data/link.jpg").symlink_to(root / "a.jpg")
+    (root / "data/label.png").touch()
+    (pair,) = read(root / "data", "link.jpg label.png\n")
+    assert pair.image == root / "data/link.jpg"
+
+
 def test_lists_of_json_objects(root: Path) -> None:
     path = root / "train.odgt"
     record = '{"fpath_img": "a.jpg", "fpath_segm": "a.png", "width": 3, "height": 2}'

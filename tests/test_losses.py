@@ -1,6 +1,7 @@
 """Losses over the labelled pixels of the global batch."""
 
 import math
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -10,6 +11,8 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from stripseg.build import loss_of
+from stripseg.config.load import load_config
 from stripseg.util.distributed import process_group
 from stripseg.util.training.losses import (
     MANY_CLASSES,
@@ -235,6 +238,12 @@ def test_rare_classes_weigh_more_and_absent_ones_one():
     assert weights[:3].mean() == pytest.approx(1)
 
 
+def test_class_weights_are_enets():
+    pixels = torch.tensor([750, 250])
+    enet = 1 / torch.log(1.02 + torch.tensor([0.75, 0.25]))
+    torch.testing.assert_close(balanced_class_weights(pixels), enet / enet.mean())
+
+
 def test_no_pixel_at_all_gives_even_weights():
     assert balanced_class_weights(torch.zeros(3)).tolist() == [1, 1, 1]
 
@@ -372,3 +381,11 @@ def test_lovasz_keeps_little_for_the_backward_pass() -> None:
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
         SegmentationLoss({"lovasz": 1})(logits, None, label)
     assert sum(kept.values()) < 2.1 * logits.numel() * 4
+
+
+def test_what_is_not_said_is_the_configs_default(small_config: Path) -> None:
+    plain, configured = vars(SegmentationLoss()), vars(loss_of(load_config(small_config)))
+    assert {k: v for k, v in plain.items() if k != "terms"} == {
+        k: v for k, v in configured.items() if k != "terms"
+    }
+    assert [weight for _, weight in plain["terms"]] == [1.0]

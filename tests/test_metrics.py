@@ -142,3 +142,30 @@ def test_pairs_are_counted_on_gpus_as_on_the_cpu(classes: int, narrow: torch.dty
     pairs = torch.randint(bins, (5000,), dtype=narrow)
     assert torch.equal(counts_by_addition(pairs, bins), counts_by_bins(pairs, bins))
     assert torch.equal(counts_by_addition(pairs[:0], bins), torch.zeros(bins, dtype=torch.int64))
+
+
+def test_nothing_counted_scores_nothing() -> None:
+    scores = ConfusionMatrix(3).scores()
+    assert (scores.mean_iou, scores.pixel_accuracy, scores.mean_iou_present) == (0, 0, 0)
+    assert scores.pixels == (0, 0, 0)
+
+
+@pytest.mark.parametrize("classes", [180, 181, 182, 255])
+def test_pairs_of_many_classes_fit_their_type(classes: int) -> None:
+    """The type of the pairs changes between 180 and 181 classes."""
+    matrix, last = ConfusionMatrix(classes, ignore_label=255), classes - 1
+    label = torch.tensor([last, last, 0, 255], dtype=torch.uint8)
+    matrix.update(torch.tensor([last, 0, last, last], dtype=torch.uint8), label)
+    assert matrix.counts.sum() == 3
+    assert (matrix.counts[last, last], matrix.counts[last, 0], matrix.counts[0, last]) == (1, 1, 1)
+
+
+def test_figures_of_a_perfect_class_are_one_and_of_a_missed_one_zero() -> None:
+    matrix = ConfusionMatrix(3)
+    matrix.update(torch.tensor([0, 0, 1]), torch.tensor([0, 0, 2]))
+    scores = matrix.scores()
+    assert scores.iou == pytest.approx((1, 0, 0))
+    assert scores.accuracy == pytest.approx((1, 0, 0))
+    assert scores.figures() == pytest.approx({"mIoU": 1 / 3, "mAcc": 1 / 3, "allAcc": 2 / 3})
+    assert scores.score == scores.mean_iou
+    assert "mIoU_present" in scores.as_dict(["a", "b", "c"])

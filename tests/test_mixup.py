@@ -54,6 +54,43 @@ def test_cutmix_counts_the_pixels_that_it_took() -> None:
             assert own[index].float().mean() == pytest.approx(mixed.share, abs=1e-6)
 
 
+class Drawn:
+    """In the place of a generator: what it is told."""
+
+    def __init__(self, share: float, centre: tuple[int, int]) -> None:
+        self.share, self.centre = share, centre
+
+    def beta(self, first: float, second: float) -> float:
+        assert first == second == 0.7
+        return self.share
+
+    def integers(self, low: int, high: list[int]) -> tuple[int, int]:
+        assert (low, high) == (0, [16, 20])
+        return self.centre
+
+
+@pytest.mark.parametrize(
+    ("share", "centre", "rows", "columns"),
+    [
+        (0.75, (8, 10), (4, 12), (5, 15)),  # half of each side
+        (0.75, (0, 19), (0, 4), (14, 20)),  # cut off at the border
+        (1.0, (8, 10), (8, 8), (10, 10)),
+        (0.0, (8, 10), (0, 16), (0, 20)),
+    ],
+)
+def test_cutmix_pastes_the_rectangle_that_is_drawn(
+    share: float, centre: tuple[int, int], rows: tuple[int, int], columns: tuple[int, int]
+) -> None:
+    image, label = batch()
+    expected = image.clone()
+    place = (..., slice(*rows), slice(*columns))
+    expected[place] = image.flip(0)[place]
+    mixed = mix(image, label, mixup=0, cutmix=0.7, generator=Drawn(share, centre))
+    assert torch.equal(mixed.image, expected)
+    area = (rows[1] - rows[0]) * (columns[1] - columns[0])
+    assert mixed.share == pytest.approx(1 - area / 320)
+
+
 def test_both_take_turns() -> None:
     image, label = batch()
     kinds = {

@@ -1,6 +1,7 @@
 """The optimizer's groups, its states, and what they meet when a run goes on."""
 
 from copy import deepcopy
+from math import cos, pi
 from pathlib import Path
 
 import pytest
@@ -11,7 +12,13 @@ from stripseg.build import optimizer_of as configured_optimizer
 from stripseg.config.errors import ConfigError
 from stripseg.config.load import load_config
 from stripseg.model.build import build_network
-from stripseg.util.training.optimizer import build_optimizer, load_optimizer_state, lr_at
+from stripseg.util.training.optimizer import (
+    build_optimizer,
+    cosine,
+    load_optimizer_state,
+    lr_at,
+)
+from stripseg.util.training.optimizer import poly as poly_of_step
 
 FORMATS = [torch.contiguous_format, torch.channels_last]
 
@@ -171,3 +178,33 @@ def test_a_segmenter_warms_up(small_config: Path, schedule: str) -> None:
     assert rates[:6] == pytest.approx([train.base_lr * (step + 1) / 6 for step in range(6)])
     assert rates[6] == pytest.approx(train.base_lr)
     assert rates[6:] == sorted(rates[6:], reverse=True)
+
+
+def test_rates_of_every_schedule_by_their_formula(small_config: Path) -> None:
+    """`step` counts epochs from the start of the run, poly and cosine steps after the warm-up."""
+
+    def rates(*words: str) -> list[float]:
+        base = ["TRAIN.epochs", "4", "TRAIN.base_lr", "0.8", "TRAIN.schedule", *words]
+        train = load_config(small_config, base).TRAIN
+        return [lr_at(train, step, steps_per_epoch=2) for step in range(9)]
+
+    poly = [0.8 * (1 - step / 8) ** 0.9 for step in range(9)]
+    assert rates("poly") == pytest.approx(poly)
+    assert rates("poly", "TRAIN.power", "2")[4] == pytest.approx(0.2)
+    assert rates("cosine") == pytest.approx([0.4 * (1 + cos(pi * s / 8)) for s in range(9)])
+    steps = rates("step", "TRAIN.milestones", "[3, 1]", "TRAIN.rate_decay", "0.5")
+    assert steps == pytest.approx([0.8, 0.8, 0.4, 0.4, 0.4, 0.4, 0.2, 0.2, 0.2])
+    assert poly_of_step(0.8, 99, 8) == 0  # beyond the end, as the last validation may be
+    assert cosine(0.8, 99, 8) == pytest.approx(0)
+
+
+def test_momentum_and_betas_are_the_options() -> None:
+    model = network()
+    assert optimizer_of(model, "sgd").param_groups[0]["momentum"] == 0.9
+    for name in ("adam", "adamw"):
+        optimizer = optimizer_of(model, name)
+        assert type(optimizer).__name__.lower() == name
+        assert optimizer.param_groups[0]["betas"] == (0.9, 0.999)
+        assert [group["weight_decay"] for group in optimizer.param_groups] == [1e-3, 1e-3]
+    state = optimizer_of(model, "sgd").state
+    assert all((state[p]["momentum_buffer"] == 0).all() for p in model.parameters())

@@ -229,7 +229,10 @@ def edited(change: Callable[[dict], object]) -> Callable[[str], str]:
         edited(lambda index: index["entries"][1].update(offset=10**12)),
         edited(lambda index: index["entries"][1].update(offset=-1)),
         edited(lambda index: index["entries"][1].update(height=2)),
+        edited(lambda index: index["entries"][1].update(height=-8, width=-8, pixels=64)),
         edited(lambda index: index["entries"][1].update(sources=[1])),
+        edited(lambda index: index.update(bytes=float("inf"))),
+        lambda text: "[" * 100_000,
     ],
 )
 def test_a_damaged_index_is_named(pairs, tmp_path: Path, damage: Callable[[str], str]) -> None:

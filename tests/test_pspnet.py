@@ -1,10 +1,14 @@
 """Pyramid pooling: the paper's figure with PyTorch's own pooling, every option, any size."""
 
+from pathlib import Path
+
 import pytest
 import torch
 from torch import nn
 from torch.nn import functional as F
 
+from stripseg.config.load import load_config
+from stripseg.model.build import build_network
 from stripseg.model.pspnet import PSPNetHead, PyramidPoolingModule
 
 CHANNELS = (8, 16, 32, 64)
@@ -51,3 +55,15 @@ def test_without_the_pyramid_the_head_is_fully_convolutional():
     assert isinstance(without.pyramid, nn.Identity)
     for head in (with_pyramid, without):
         assert head(features()).shape == (2, 5, 9, 13)
+
+
+def test_the_config_decides_the_pyramid(small_config: Path) -> None:
+    words = ["TRAIN.arch", "psp", "TRAIN.ppm_bins", "[2, 5]"]
+    with torch.device("meta"):
+        narrowed, whole, highest = (
+            build_network(load_config(small_config, [*words, *more])).head.pyramid
+            for more in ([], ["TRAIN.ppm_reduction", "False"], ["TRAIN.ppm_pooling", "max"])
+        )
+    assert narrowed.bins == whole.bins == (2, 5)
+    assert (narrowed.out_channels, whole.out_channels) == (128, 192)  # of the 64 that come
+    assert highest.pool is F.adaptive_max_pool2d is not narrowed.pool

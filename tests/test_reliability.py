@@ -323,7 +323,7 @@ def test_bad_files_stop_the_run_or_are_left_out(
     started = build_trainer(configs["stop"], CPU)
     first = root / (root / "train.txt").read_text().split()[0]
     first.write_bytes(first.read_bytes()[:200])
-    with pytest.raises(Exception, match="image file is truncated"):
+    with pytest.raises(DataError, match="image file is truncated"):
         started.fit(until=3)  # a file that was damaged after the run began
     with pytest.raises(DataError, match="image file is truncated.*python tool/check.py"):
         build_trainer(configs["stop"], CPU)

@@ -6,6 +6,7 @@ import torchvision
 from reference import NO_BLOCKS, PAPER_BLOCKS, fcn, fill_at_random, parameter_count, spnet
 from torch import Tensor, nn
 
+from stripseg.config.load import find_config, load_config
 from stripseg.model.backbone.resnet import (
     DEPTHS,
     BasicBlock,
@@ -14,6 +15,7 @@ from stripseg.model.backbone.resnet import (
     ResNet,
     chosen_blocks,
 )
+from stripseg.model.build import build_network
 from stripseg.model.layers import group_norm
 from stripseg.model.strip_pooling import StripPoolingModule
 from stripseg.model.weights import load_weights
@@ -116,6 +118,24 @@ def test_dilation_of_every_block(
     assert dilations(network.layer2) == [1, 1, 1, 1]
     assert dilations(network.layer3) == third
     assert dilations(network.layer4) == fourth
+
+
+@pytest.mark.parametrize(
+    ("experiment", "words", "first"),
+    [
+        ("spnet50", [], 1),
+        ("spnet50", ["TRAIN.dilate_first_block", "True"], 2),
+        ("pspnet50", [], 2),  # as semseg
+        ("pspnet50", ["TRAIN.dilate_first_block", "False"], 1),
+    ],
+)
+def test_the_config_decides_the_first_blocks_dilation(
+    experiment: str, words: list[str], first: int
+) -> None:
+    config = load_config(find_config("ade20k", experiment), words)
+    with torch.device("meta"):
+        network = build_network(config).backbone
+    assert dilations(network.layer3) == [first, 2, 2, 2, 2, 2]
 
 
 @pytest.mark.parametrize("depth", [18, 50])

@@ -15,12 +15,15 @@ from PIL import EpsImagePlugin
 from scipy.io import savemat
 
 from stripseg.config.errors import CheckpointError, DataError
+from stripseg.config.load import load_config
 from stripseg.dataset.description import read_colors, read_names
 from stripseg.dataset.labels import read_matlab_label
 from stripseg.dataset.lists import read_list
 from stripseg.dataset.preparation.custom import read_table
 from stripseg.dataset.preparation.match import find_images, inspect, read_any_label
 from stripseg.dataset.results import ProgressJournal
+from stripseg.model.build import build_network
+from stripseg.model.pretrained import load_named_weights
 from stripseg.tool import prepare, test, train
 from stripseg.util.checkpoint import read_checkpoint
 from stripseg.util.experiments.report import as_csv, latex, markdown
@@ -220,15 +223,37 @@ def test_other_damage_is_a_documented_error(tmp_path: Path) -> None:
 # ---- the network
 
 
-def test_training_testing_and_preparing_connect_to_nothing(
-    small_config: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.fixture
+def unconnected(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A machine where to open a connection, or to ask for an address, is an error."""
+
     def refuse(*_: object) -> None:
         raise AssertionError("a connection was opened")
 
     for name in ("connect", "connect_ex", "bind", "sendto"):
         monkeypatch.setattr(socket.socket, name, refuse)
     monkeypatch.setattr(socket, "getaddrinfo", refuse)
+
+
+@pytest.mark.usefixtures("unconnected")
+def test_training_testing_and_preparing_connect_to_nothing(
+    small_config: Path, tmp_path: Path
+) -> None:
     train.main(["--config", str(small_config), "TRAIN.epochs", "1"])
     test.main(["--config", str(small_config)])
     prepare.main(["shapes10", str(tmp_path / "ten"), "--train", "10", "--val", "5"])
+
+
+@pytest.mark.usefixtures("unconnected")
+def test_weights_are_looked_for_on_this_machine_alone(
+    small_config: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`TRAIN.pretrained auto`, with timm's model whose weights are on the hub."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    monkeypatch.setattr("huggingface_hub.try_to_load_from_cache", lambda *_: None)
+    backbone = "timm/test_resnet"
+    words = ["TRAIN.backbone", backbone, "TRAIN.width", "1"]
+    network = build_network(load_config(small_config, words))
+    with pytest.raises(CheckpointError, match="TRAIN.pretrained auto: no weights of timm/test_"):
+        load_named_weights(network, backbone, "auto", in_channels=3)

@@ -149,7 +149,7 @@ def test_group_norm_trains_on_single_images(build: Callable[..., Segmenter]):
 def test_a_small_network_learns_two_images_by_heart():
     """Four colours, each a class: 25 steps take the loss below a tenth of its start."""
     torch.manual_seed(0)
-    network = spnet(classes=4, dropout=0.0)
+    network = spnet(classes=4, dropout=0.0, width=0.25)
     label = torch.zeros(2, 33, 41, dtype=torch.long)
     label[0, 8:25, 5:20] = 1
     label[0, :, 30:] = 2

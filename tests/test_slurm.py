@@ -1,6 +1,8 @@
 """Job steps of Slurm: its variables are read, and two machines are played by two processes."""
 
+import contextlib
 import os
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -76,6 +78,15 @@ def test_tasks_of_a_node() -> None:
     assert [tasks_on(node, "4(x2),3") for node in range(3)] == [4, 4, 3]
 
 
+def job_of_a_free_port() -> int:
+    """The number of a job whose port, which follows from it, nobody has on this machine."""
+    for number in range(os.getpid(), os.getpid() + 1000):
+        with socket.socket() as trial, contextlib.suppress(OSError):
+            trial.bind(("", slurm_step({**STEP, "SLURM_JOB_ID": str(number)}).port))
+            return number
+    raise AssertionError("a thousand ports are taken")
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("tasks", [2, 4])
 def test_two_machines_train_as_one_run(small_config: Path, tmp_path: Path, tasks: int) -> None:
@@ -84,7 +95,7 @@ def test_two_machines_train_as_one_run(small_config: Path, tmp_path: Path, tasks
     words += ["TRAIN.tensorboard", "False", "TRAIN.batch_size", "4"]
     if tasks == 2:
         words += ["Distributed.processes", "2"]
-    processes = []
+    job, processes = job_of_a_free_port(), []
     for task in range(tasks):
         per_node = tasks // 2
         slurm = {
@@ -95,7 +106,7 @@ def test_two_machines_train_as_one_run(small_config: Path, tmp_path: Path, tasks
             "SLURM_NODEID": str(task // per_node),
             "SLURM_PROCID": str(task),
             "SLURM_LOCALID": str(task % per_node),
-            "SLURM_JOB_ID": str(os.getpid()),
+            "SLURM_JOB_ID": str(job),
         }
         environment = os.environ | slurm
         processes.append(Command("stripseg.tool.train", *words, environment=environment))

@@ -3,8 +3,7 @@
 import csv
 import json
 import re
-import subprocess
-import sys
+import signal
 import time
 from pathlib import Path
 from types import SimpleNamespace
@@ -12,6 +11,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 import yaml
+from processes import Command
 
 from stripseg.config.errors import ConfigError, TrainingError
 from stripseg.config.load import find_config, load_config
@@ -25,6 +25,17 @@ from stripseg.util.signals import Stopped
 
 ROOT = Path(__file__).resolve().parent.parent
 ATTENTIONS = ["none", "strip_pool", "triplet", "eca", "gct"]
+OPTIONS = {
+    "TRAIN.epochs": 1,
+    "TRAIN.batch_size": 12,
+    "TRAIN.train_h": 16,
+    "TRAIN.train_w": 16,
+    "TRAIN.workers": 0,
+    "TRAIN.evaluate": False,
+    "TRAIN.tensorboard": False,
+    "TRAIN.precision": "fp32",
+    "TEST.workers": 0,
+}
 
 
 @pytest.fixture
@@ -41,18 +52,7 @@ def write_study(folder: Path, **changes) -> str:
         "configs": ["shapes10 resnet18"],
         "vary": {"TRAIN.attention": ATTENTIONS[:2]},
         "seeds": [0, 1],
-        "options": {
-            "DATA.data_root": str(folder / "data"),
-            "TRAIN.epochs": 1,
-            "TRAIN.batch_size": 12,
-            "TRAIN.train_h": 16,
-            "TRAIN.train_w": 16,
-            "TRAIN.workers": 0,
-            "TRAIN.evaluate": False,
-            "TRAIN.tensorboard": False,
-            "TRAIN.precision": "fp32",
-            "TEST.workers": 0,
-        },
+        "options": {"DATA.data_root": str(folder / "data"), **OPTIONS},
         **changes,
     }
     path = folder / "study.yaml"
@@ -118,11 +118,16 @@ def test_the_full_matrix_of_the_study(folder: Path, made) -> None:
 @pytest.mark.slow
 def test_runs_are_trained_and_tested(folder: Path) -> None:
     """By the real commands: the published study's table has their figures."""
-    study.main([write_study(folder, seeds=[0], vary={})])
+    options = {**OPTIONS, "DATA.data_root": str(folder / "data"), "TRAIN.width": 0.125}
+    study.main([write_study(folder, seeds=[0], vary={}, options=options)])
     (row,) = csv.DictReader((folder / "exp/studies/small/results.csv").open())
     (figures,) = folder.glob("exp/studies/small/shapes10_resnet18_seed0_*/result/metrics.json")
     assert float(row["top1"]) == json.loads(figures.read_text())["top1"]
-    assert row["parameters"] == "11173962"
+    (last,) = folder.glob("exp/studies/small/shapes10_resnet18_seed0_*/model/last.pth")
+    weights = torch.load(last, weights_only=True)["state_dict"]
+    learned = [value.numel() for name, value in weights.items() if "running" not in name]
+    buffers = sum(name.endswith("num_batches_tracked") for name in weights)
+    assert int(row["parameters"]) == sum(learned) - buffers
 
 
 def test_a_stopped_study_goes_on_with_the_missing_runs(
@@ -224,19 +229,19 @@ def test_a_study_asked_to_stop_lets_its_run_save(folder: Path) -> None:
     path = write_study(folder, seeds=[0], vary={})
     content = yaml.safe_load(Path(path).read_text())
     content["options"] |= {"TRAIN.epochs": 400, "TRAIN.print_freq": 1, "TRAIN.save_freq": 400}
+    content["options"] |= {"TRAIN.width": 0.125}
     Path(path).write_text(yaml.safe_dump(content))
     (row,) = read_study(Path(path))[1]
     place = folder / "exp/studies/small" / row.folder(0)
-    command = [sys.executable, "-m", "stripseg.tool.study", path]
-    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    process = Command("stripseg.tool.study", path)
     deadline = time.monotonic() + 60
     output = place / "train.txt"
     while not (output.exists() and "epoch 2/400" in output.read_text()):
         assert time.monotonic() < deadline
         assert process.poll() is None
         time.sleep(0.1)
-    process.terminate()
-    _, said = process.communicate(timeout=60)
+    process.send_signal(signal.SIGTERM)
+    said = process.communicate(timeout=60)
     assert process.returncode == 75, said
     assert "run the same command to resume" in said
     last = torch.load(place / "model/last.pth", weights_only=True)

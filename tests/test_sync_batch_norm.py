@@ -1,6 +1,7 @@
 """Synchronized batch norm of several processes is plain batch norm on the whole batch."""
 
 import warnings
+from pathlib import Path
 
 import batch_norm_kernels  # noqa: F401 (registers them)
 import pytest
@@ -8,8 +9,11 @@ import torch
 from processes import run_processes
 from torch import Tensor, nn
 
+from stripseg.config.load import load_config
+from stripseg.model.build import build_segmenter
 from stripseg.util.distributed import process_group, sync_batch_norm
 from stripseg.util.distributed.sync_batch_norm import SyncBatchNorm
+from stripseg.util.training.parallelize import place_network
 
 CPU = torch.device("cpu")
 SHARES = {2: (3, 1), 3: (1, 4, 2)}  # images of each process: uneven on purpose
@@ -192,3 +196,18 @@ def test_apex_that_is_not_there_is_told_once():
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         sync_batch_norm.convert(network(), device=CPU, use_apex=False)
+
+
+def kinds(config: Path) -> list[list[str]]:
+    """Of the batch norms with `TRAIN.sync_bn True` and with False."""
+    found = []
+    for word in ("True", "False"):
+        given = load_config(config, ["TRAIN.sync_bn", word])
+        placed = place_network(given, build_segmenter(given), CPU)
+        kinds = {type(module) for module in placed.modules() if hasattr(module, "running_mean")}
+        found.append(sorted(kind.__name__ for kind in kinds))
+    return found
+
+
+def test_the_config_decides_whether_processes_share_it(small_config: Path) -> None:
+    assert run_processes(2, kinds, small_config) == [[["SyncBatchNorm"], ["BatchNorm2d"]]] * 2

@@ -169,6 +169,19 @@ def test_a_run_draws_classes_pictures_costs_and_options(small_config: Path, tmp_
     assert b"TRAIN.base_lr" in hparams
 
 
+@pytest.mark.parametrize("most", [0, 2])
+def test_the_config_decides_how_many_predictions_are_shown(
+    small_config: Path, tmp_path: Path, most: int
+) -> None:
+    words = ["TRAIN.epochs", "1", "TRAIN.sample_predictions", str(most)]
+    trainer = build_trainer(load_config(small_config, words), CPU)
+    trainer.fit()
+    trainer.run_log.close()
+    events = EventAccumulator(str(tmp_path / "run/model"))
+    events.Reload()
+    assert set(events.Tags()["images"]) == {f"val/{index}" for index in range(most)}
+
+
 def test_pictures_are_made_small() -> None:
     assert shrunk(np.zeros((72, 88, 3), np.uint8), SAMPLE_SIDE).shape == (72, 88, 3)
     large = np.zeros((1000, 4000, 3), np.uint8)

@@ -1,12 +1,9 @@
 """Kill a training run at random moments, damage its newest checkpoint, start it again, and compare
 what it ends with to a run that nobody touched."""
 
-import os
 import random
 import shutil
 import signal
-import subprocess
-import sys
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,6 +13,7 @@ import yaml
 
 from stripseg.dataset.generated.shapes import write_shapes
 from stripseg.util.checkpoint import CheckpointFolder, read_checkpoint
+from tests.processes import Command
 
 
 def write_config(folder: Path, *, train: int, height: int, width: int, **options) -> Path:
@@ -64,11 +62,10 @@ class Report:
         )
 
 
-def command(config: Path, folder: Path, seed: int, workers: int) -> list[str]:
+def command(config: Path, folder: Path, seed: int, workers: int) -> Command:
     words = ["TRAIN.save_path", str(folder), "TRAIN.manual_seed", str(seed)]
     words += ["TRAIN.save_steps", "1", "TRAIN.keep_last", "3", "TRAIN.workers", str(workers)]
-    module = [sys.executable, "-m", "stripseg.tool.train", "--config", str(config)]
-    return [*module, "TRAIN.epochs", "4", *words]
+    return Command("stripseg.tool.train", "--config", str(config), "TRAIN.epochs", "4", *words)
 
 
 def run_under_fire(
@@ -78,29 +75,21 @@ def run_under_fire(
     done = 0
     while True:
         workers = chance.choice([0, 1, 2])
-        process = subprocess.Popen(
-            command(config, folder, seed, workers),
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.PIPE,
-            text=True,
-            start_new_session=True,
-        )
+        process = command(config, folder, seed, workers)
         name = chance.choice([signal.SIGKILL, signal.SIGKILL, signal.SIGTERM])
         if report.kills + report.stops < kills:
-            end = time.monotonic() + chance.uniform(2.0, 8.0)
+            end = time.monotonic() + chance.uniform(0.2, 3.0)  # PyTorch is imported already
             while time.monotonic() < end and process.poll() is None:
                 time.sleep(0.01)
-        else:
-            process.wait(timeout=300)
-        if process.poll() is None:
-            os.kill(process.pid, name)
-            report.kills += name == signal.SIGKILL
-            report.stops += name == signal.SIGTERM
-        error = process.communicate(timeout=120)[1]
+            if process.poll() is None:
+                process.send_signal(name)
+                report.kills += name == signal.SIGKILL
+                report.stops += name == signal.SIGTERM
+        said = process.communicate(timeout=300)
         if process.returncode == 0:
             return
         if process.returncode not in (-signal.SIGKILL, -signal.SIGTERM, 75):
-            report.differences.append(f"seed {seed}: exit {process.returncode}: {error[-300:]}")
+            report.differences.append(f"seed {seed}: exit {process.returncode}: {said[-300:]}")
             return
         done = account(folder, done, report)
         if chance.random() < 0.4:
@@ -140,9 +129,9 @@ def bombard(config: Path, scratch: Path, *, kills: int, seed: int = 0) -> Report
     while report.kills + report.stops < kills or report.runs == 0:
         number = report.runs
         whole, fired = scratch / f"whole{number}", scratch / f"fired{number}"
-        subprocess.run(
-            command(config, whole, number, 0), check=True, capture_output=True, timeout=600
-        )
+        untouched = command(config, whole, number, 0)
+        said = untouched.communicate(timeout=600)
+        assert untouched.returncode == 0, said
         run_under_fire(config, fired, number, chance, report, kills=kills)
         report.runs += 1
         difference = differs(whole / "last.pth", fired / "last.pth")
