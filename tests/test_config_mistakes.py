@@ -3,6 +3,8 @@
 import pytest
 from yamls import LEAST, Write, complaint
 
+from stripseg.config.yaml_file import read_yaml
+
 # ---- mistakes in options
 
 
@@ -207,5 +209,9 @@ def test_files_that_cannot_be_read(write: Write) -> None:
     assert "cannot be read" in complaint("a\0b.yaml")
     path.write_bytes(b"DATA: \xff\xfe")
     assert "not a text file in UTF-8" in complaint(path)
-    path.write_text("# " + "x" * 1_000_000)
+    path.write_text("DATA: {}\n#".ljust(1_000_001, "x"))
     assert "larger than 1 MB" in complaint(path)
+    path.write_text("DATA: {}\n#".ljust(1_000_000, "x"))
+    assert read_yaml(path) == {"DATA": {}}
+    path.write_text("- DATA\n")
+    assert "must hold sections such as TRAIN:, not list" in complaint(path)

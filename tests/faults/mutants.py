@@ -11,6 +11,7 @@ same command goes on where it was stopped, and `--survivors` tries again what no
 import argparse
 import ast
 import contextlib
+import hashlib
 import json
 import os
 import random
@@ -21,6 +22,7 @@ import signal
 import sys
 import threading
 import time
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -56,13 +58,15 @@ CORE = (
 )
 # of which test the lines are recorded; what runs in processes of its own is not seen
 TESTS = """
-losses metrics optimizer mixup precision lists limits config config_mistakes config_older
-config_files config_origins augmentation loader label_geometry inference evaluator checkpoint
-weights weights_misfits security_paths security run_log training_step resumed_test classification
-accumulation training reliability
+losses metrics optimizer mixup precision lists limits config config_types config_mistakes
+config_older config_files config_origins augmentation loader label_geometry inference evaluator
+checkpoint weights weights_misfits security_paths security run_log training_step resumed_test
+classification accumulation training reliability
 """.split()  # noqa: SIM905 - shorter than a list
 MEMORY = 12 << 30  # bytes that the tests of a mutant may address
-SECONDS = 60  # of recorded time: the slower tests of a mutant are left out
+SECONDS = 60  # of the processor: the slower tests of a mutant are left out
+PATIENCE = 600  # more seconds by the clock, on a busy machine
+TOO_SLOW = (-signal.SIGXCPU, -signal.SIGKILL)
 
 COMPARISONS = {
     "<": "<=", "<=": "<", ">": ">=", ">=": ">", "==": "!=", "!=": "==",
@@ -250,13 +254,13 @@ class Recorder:
 
     @pytest.hookimpl(hookwrapper=True)
     def pytest_runtest_protocol(self, item: pytest.Item) -> Iterator[None]:
-        began, self.current = time.monotonic(), self.lines.setdefault(item.nodeid, set())
+        began, self.current = time.process_time(), self.lines.setdefault(item.nodeid, set())
         sys.settrace(self.global_trace)
         threading.settrace(self.global_trace)
         yield
         sys.settrace(None)
         threading.settrace(None)
-        self.seconds[item.nodeid] = time.monotonic() - began
+        self.seconds[item.nodeid] = round(time.process_time() - began, 2)
         for name in item.fixturenames:
             self.users.setdefault(name, []).append(item.nodeid)
 
@@ -296,16 +300,18 @@ class Chosen:
             self.failed = report.nodeid
 
 
-def in_a_fork(tree: Path, files: list[str], plugin, answer: Path, seconds: float) -> int | None:
-    """pytest's exit code on the copy, or None after `seconds`; `plugin` writes to `answer`.
+def in_a_fork(tree: Path, files: list[str], plugin, answer: Path, seconds: float) -> int:
+    """pytest's exit code on the copy; `plugin` writes to `answer`.
 
-    The fork has imported PyTorch, and none of the program.
+    The fork has imported PyTorch, and none of the program. One of `TOO_SLOW` after `seconds` of the
+    processor, or where it has waited for longer than that and `PATIENCE` together.
     """
     child = os.fork()
     if not child:
         try:
             os.setsid()
             resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
+            resource.setrlimit(resource.RLIMIT_CPU, (int(seconds), int(seconds)))
             out = os.open(tree.parent / f"{tree.name}.log", os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
             os.dup2(out, 1)
             os.dup2(out, 2)
@@ -326,39 +332,31 @@ def in_a_fork(tree: Path, files: list[str], plugin, answer: Path, seconds: float
         except BaseException as error:
             print(repr(error), flush=True)
             os._exit(99)
-    limit = time.monotonic() + seconds
-    while True:
-        ended, status = os.waitpid(child, os.WNOHANG)
-        if ended:
-            code = os.waitstatus_to_exitcode(status)
-        elif time.monotonic() < limit:
-            time.sleep(0.05)
-            continue
-        else:
-            code = None
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(child, signal.SIGKILL)
-        if code is None:
-            os.waitpid(child, 0)
-        return code
+    limit = time.monotonic() + seconds + PATIENCE
+    while (ended := os.waitpid(child, os.WNOHANG)) == (0, 0) and time.monotonic() < limit:
+        time.sleep(0.05)
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(child, signal.SIGKILL)
+    return os.waitstatus_to_exitcode((ended if ended[0] else os.waitpid(child, 0))[1])
 
 
 def record(tree: Path, folder: Path) -> None:
-    """The lines of each test, once for each file of tests that is new or has changed."""
+    """The lines of each test, once as long as neither its file nor the core changes."""
+    core = b"".join((tree / file).read_bytes() for file in CORE)
     for name in TESTS:
         test, seen = f"tests/test_{name}.py", folder / f"{name}.json"
-        text = (tree / test).read_text() if (tree / test).exists() else None
-        if text is None or (seen.exists() and json.loads(seen.read_text())["text"] == text):
+        digest = hashlib.sha256(core + (tree / test).read_bytes()).hexdigest()
+        if seen.exists() and json.loads(seen.read_text())["digest"] == digest:
             continue
         began, answer = time.monotonic(), folder / "recorded.json"
-        code = in_a_fork(tree, [test], Recorder(tree), answer, 1800)
+        code = in_a_fork(tree, [test], Recorder(tree), answer, 7200)
         if code:
             print(f"{test}: pytest ends with {code} on the unaltered program; it is left out:")
             print((tree.parent / f"{tree.name}.log").read_text()[-1500:], flush=True)
             tests = {}
         else:
             tests = json.loads(answer.read_text())
-        seen.write_text(json.dumps({"text": text, "tests": tests}))
+        seen.write_text(json.dumps({"digest": digest, "tests": tests}))
         print(f"{test}: {len(tests)} tests in {time.monotonic() - began:.0f} s", flush=True)
 
 
@@ -374,41 +372,47 @@ def who_runs(folder: Path) -> dict[tuple[str, int], list[tuple[float, str]]]:
     return {key: sorted(tests) for key, tests in runs.items()}
 
 
-def tests_for(mutant: Mutant, runs: dict) -> tuple[list[str], float]:
-    """The tests that may notice it, the fastest first, and the seconds that they take."""
+def tests_for(mutant: Mutant, runs: dict) -> list[dict[str, float]]:
+    """The tests that may notice it, with their seconds, the fastest first, in two goes.
+
+    The first ones are those of the file that has most of them: often they are enough, and each file
+    costs the time to import it.
+    """
     keys = [(mutant.file, line) for line in mutant.lines or (0,)]
-    found = sorted({pair for key in keys for pair in runs.get(key, [])})
-    total, tests = 0.0, []
-    for seconds, test in found:
+    total, tests = 0.0, {}
+    for seconds, test in sorted({pair for key in keys for pair in runs.get(key, [])}):
         if tests and total + seconds > SECONDS:
             break
         total += seconds
-        tests.append(test)
-    return tests, total
+        tests[test] = seconds
+    files = Counter(test.partition("::")[0] for test in tests)
+    most = max(files, key=files.__getitem__, default="")
+    goes: tuple[dict[str, float], dict[str, float]] = {}, {}
+    for test, seconds in tests.items():
+        goes[not test.startswith(f"{most}::")][test] = seconds
+    return [go for go in goes if go]
 
 
 def tried(mutant: Mutant, tree: Path, runs: dict) -> dict:
     """Alters the copy, runs the tests that may notice it, and puts it back."""
-    began = time.monotonic()
-    tests, seconds = tests_for(mutant, runs)
-    result = {**asdict(mutant), "tests": len(tests), "end": "survived", "by": ""}
-    if tests:
-        path, answer = tree / mutant.file, tree.parent / f"{tree.name}.json"
-        whole = path.read_bytes()
-        path.write_bytes(whole[: mutant.start] + mutant.new.encode() + whole[mutant.end :])
-        answer.unlink(missing_ok=True)
-        try:
-            files = sorted({test.partition("::")[0] for test in tests})
-            code = in_a_fork(tree, files, Chosen(tests), answer, 120 + 10 * seconds)
-        finally:
-            path.write_bytes(whole)
-        if code != 0:
-            result["end"] = "noticed"
-            result["by"] = json.loads(answer.read_text()) if answer.exists() else ""
-            result["by"] = result["by"] or (
-                "too slow" if code is None else f"pytest ends with {code}"
-            )
-    return result | {"seconds": round(time.monotonic() - began, 1)}
+    began, by, goes = time.monotonic(), "", tests_for(mutant, runs)
+    path, answer = tree / mutant.file, tree.parent / f"{tree.name}.json"
+    whole = path.read_bytes()
+    path.write_bytes(whole[: mutant.start] + mutant.new.encode() + whole[mutant.end :])
+    try:
+        for go in goes:
+            answer.unlink(missing_ok=True)
+            files = sorted({test.partition("::")[0] for test in go})
+            code = in_a_fork(tree, files, Chosen([*go]), answer, 60 + 5 * sum(go.values()))
+            if code not in (pytest.ExitCode.OK, pytest.ExitCode.NO_TESTS_COLLECTED):
+                failed = json.loads(answer.read_text()) if answer.exists() else ""
+                by = failed or ("too slow" if code in TOO_SLOW else f"pytest ends with {code}")
+                break
+    finally:
+        path.write_bytes(whole)
+    end, tests = "noticed" if by else "survived", sum(map(len, goes))
+    seconds = round(time.monotonic() - began, 1)
+    return {**asdict(mutant), "tests": tests, "end": end, "by": by, "seconds": seconds}
 
 
 def identity(values: dict) -> tuple:
