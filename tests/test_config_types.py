@@ -1,4 +1,4 @@
-"""The kinds of values: what each takes, up to its bounds, and the words that say what it expects."""
+"""The kinds of values: what each takes, up to its bounds, and how it says what it expects."""
 
 import math
 from typing import Any
