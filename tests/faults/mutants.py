@@ -56,12 +56,12 @@ CORE = (
     "util/training/step.py",
     "util/training/trainer.py",
 )
-# of which test the lines are recorded; what runs in processes of its own is not seen
+# files whose tests may notice, cheap ones first; what runs in processes of its own is not seen
 TESTS = """
-losses metrics optimizer mixup precision lists limits config config_types config_mistakes
-config_older config_files config_origins augmentation loader label_geometry inference evaluator
-checkpoint weights weights_misfits security_paths security run_log training_step resumed_test
-classification accumulation training reliability
+losses metrics mixup optimizer config_types lists evaluator checkpoint augmentation inference
+training_step config_mistakes loader weights config config_older config_files config_origins limits
+label_geometry weights_misfits precision security_paths run_log security resumed_test classification
+accumulation training reliability
 """.split()  # noqa: SIM905 - shorter than a list
 MEMORY = 12 << 30  # bytes that the tests of a mutant may address
 SECONDS = 60  # of the processor: the slower tests of a mutant are left out
@@ -340,10 +340,10 @@ def in_a_fork(tree: Path, files: list[str], plugin, answer: Path, seconds: float
     return os.waitstatus_to_exitcode((ended if ended[0] else os.waitpid(child, 0))[1])
 
 
-def record(tree: Path, folder: Path) -> None:
+def record(tree: Path, folder: Path, names: list[str]) -> None:
     """The lines of each test, once as long as neither its file nor the core changes."""
     core = b"".join((tree / file).read_bytes() for file in CORE)
-    for name in TESTS:
+    for name in names:
         test, seen = f"tests/test_{name}.py", folder / f"{name}.json"
         digest = hashlib.sha256(core + (tree / test).read_bytes()).hexdigest()
         if seen.exists() and json.loads(seen.read_text())["digest"] == digest:
@@ -457,6 +457,7 @@ def main() -> int:
     parser.add_argument("folder", type=Path, help="where the copies and results are")
     parser.add_argument("--each", type=int, default=12, help="mutants of each file")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--tests", type=int, help="how many of the files of tests, by default all")
     parser.add_argument("--jobs", type=int, default=1)
     parser.add_argument("--survivors", action="store_true", help="try the survivors again")
     parser.add_argument("--show", action="store_true", help="print what was found, and end")
@@ -471,7 +472,7 @@ def main() -> int:
         torch.set_num_threads(1)
         torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=1.0).step()  # imports a lot
         trees = synchronised(folder, given.jobs)
-        record(trees[0], folder)
+        record(trees[0], folder, TESTS[: given.tests])
         runs, done = who_runs(folder), results_of(folder)
         left = [
             mutant for mutant in mutants
