@@ -128,6 +128,7 @@ DANGEROUS = {
         "dataset/classification/cifar.py",
         "tests/test_checkpoint.py",
         "tests/test_cifar.py",
+        "tests/test_fuzz.py",
         "tests/test_limits.py",
     },
     "subprocess": {
