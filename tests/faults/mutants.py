@@ -58,7 +58,7 @@ CORE = (
 )
 # files whose tests may notice, cheap ones first; what runs in processes of its own is not seen
 TESTS = """
-losses metrics mixup optimizer config_types lists evaluator checkpoint augmentation inference
+config_types lists metrics mixup optimizer evaluator checkpoint losses augmentation inference
 training_step config_mistakes loader weights config config_older config_files config_origins limits
 label_geometry weights_misfits precision security_paths run_log security resumed_test classification
 accumulation training reliability
