@@ -479,6 +479,8 @@ def main() -> int:
             if (before := done.get(identity(asdict(mutant)))) is None
             or (given.survivors and before["end"] == "survived")
         ]  # fmt: skip
+        if given.tests:  # the others wait for the tests that are left out
+            left = [mutant for mutant in left if tests_for(mutant, runs)]
         workers = []
         for job, tree in enumerate(trees):
             worker = os.fork()
