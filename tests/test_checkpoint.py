@@ -189,6 +189,7 @@ def test_a_second_name_may_be_in_a_new_folder(tmp_path: Path) -> None:
     for _ in range(2):
         link_or_copy(tmp_path / "a", tmp_path / "new/folder/b")
     assert (tmp_path / "new/folder/b").read_text() == "a"
+    assert [path.name for path in (tmp_path / "new/folder").iterdir()] == ["b"]
 
 
 def test_as_many_are_kept_as_the_config_says_by_default(tmp_path: Path) -> None:

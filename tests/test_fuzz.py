@@ -299,7 +299,7 @@ def webp_of(width: int, height: int) -> bytes:
     ],
     ids=["tif", "bmp", "gif", "webp"],
 )
-@pytest.mark.parametrize("reader", [read_image, read_label, stored_channels])
+@pytest.mark.parametrize("reader", [read_image, read_label])
 def test_so_are_those_of_other_formats(
     reader: Callable[[Path], object], suffix: str, content: bytes, tmp_path: Path
 ) -> None:

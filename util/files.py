@@ -104,3 +104,4 @@ def link_or_copy(source: Path, target: Path) -> None:
             shutil.copyfileobj(file, copy)
         shutil.copystat(source, temporary)
     os.replace(temporary, target)
+    temporary.unlink(missing_ok=True)  # it stays where both are names of one file already
