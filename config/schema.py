@@ -89,7 +89,7 @@ class DataSection(Section):
     outside_root: bool = option(False, "whether lists may name files outside of `data_root`")
     packed: FilePath | None = option(
         None,
-        "folder of a packed copy of the lists, made by `tool/prepare.py pack`, that training "
+        "folder of a packed copy of the lists, made by `stripseg prepare pack`, that training "
         "reads instead of the files; the samples are the same",
     )
     in_channels: int = option(

@@ -149,7 +149,7 @@ def open_packed(
     if config.DATA.packed is None:
         return None
     out = shlex.quote(config.DATA.packed)
-    command = f"python tool/prepare.py pack {config.command_arguments()} --out {out}"
+    command = f"stripseg prepare pack {config.command_arguments()} --out {out}"
     return PackedPairs(
         Path(config.DATA.packed),
         part,

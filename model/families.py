@@ -16,7 +16,7 @@ class Family:
     """One author's names.
 
     Args:
-        name: for messages and for tool/convert.py.
+        name: for messages and for `stripseg convert`.
         marks: regular expressions; each must match some key of the file as a whole.
         prefixes: how a key begins; the first pair that fits is applied.
         infixes: parts within a key, applied after the prefix, each at most once.

@@ -257,7 +257,7 @@ class TrainedNetwork:
         return as_array(source, channels), None
 
     def test(self, list_file: str | Path | None = None, **options: Any) -> TestResult:
-        """Test on the pairs of a list, as `sh tool/test.sh` does.
+        """Test on the pairs of a list, as `stripseg test` does.
 
         Args:
             list_file: lines of "image label"; the config's TEST.test_list if None.

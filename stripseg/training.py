@@ -52,7 +52,7 @@ def train(
     on_epoch: OnEpoch | None = None,
     **options: Any,
 ) -> TrainingResult:
-    """Train in this process, from where the run's folder says to the end, like `sh tool/train.sh`.
+    """Train in this process, from where the run's folder says to the end, like `stripseg train`.
 
     The caller's random state, signal handlers, log handlers and numeric settings are as before
     afterwards.

@@ -85,7 +85,7 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
         raise CheckpointError(
             f"{path}: is of version {version} of stripseg's checkpoints and this program reads "
             f"1 to {FORMAT_VERSION}; update stripseg, or convert the file with the newer one "
-            "(tool/convert.py)"
+            "(stripseg convert)"
         )
     return content
 

@@ -63,7 +63,7 @@ class PackedPairs:
     sample: a run learns before its first step that a copy is out of date, and no step waits for it.
 
     Args:
-        folder: what `tool/prepare.py pack` has written.
+        folder: what `stripseg prepare pack` has written.
         part: "train" or "val".
         command: the command that would make the copy again.
     Raises:

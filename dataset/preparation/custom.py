@@ -416,7 +416,7 @@ def write_config(path: Path, content: dict, reasons: dict[str, str] | None = Non
     Args:
         reasons: {option of TRAIN: why it is so}, comments behind their lines.
     """
-    text = "# Made by tool/prepare.py custom; every option: docs/config.md\n"
+    text = "# Made by stripseg prepare custom; every option: docs/config.md\n"
     text += yaml.dump(content, Dumper=Dumper, sort_keys=False, allow_unicode=True)
     for key, reason in (reasons or {}).items():
         text = re.sub(rf"(?m)^(  {key}: .*)$", lambda m, why=reason: f"{m[1]}  # {why}", text)
