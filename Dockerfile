@@ -29,7 +29,8 @@ RUN pip wheel --no-deps --wheel-dir /dist .
 FROM cpu-dependencies AS cpu
 ARG EXTRAS=export
 RUN --mount=type=bind,from=wheel,source=/dist,target=/dist \
-    pip install "$(echo /dist/*.whl)[${EXTRAS}]"
+    pip install "$(echo /dist/*.whl)[${EXTRAS}]" && \
+    stripseg --version
 USER 1000
 WORKDIR /work
 ENTRYPOINT ["stripseg"]
@@ -38,7 +39,8 @@ CMD ["--help"]
 FROM cuda-dependencies AS cuda
 ARG EXTRAS=export
 RUN --mount=type=bind,from=wheel,source=/dist,target=/dist \
-    pip install "$(echo /dist/*.whl)[${EXTRAS}]"
+    pip install "$(echo /dist/*.whl)[${EXTRAS}]" && \
+    stripseg --version
 ENV NVIDIA_VISIBLE_DEVICES=all NVIDIA_DRIVER_CAPABILITIES=compute,utility
 USER 1000
 WORKDIR /work
