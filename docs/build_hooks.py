@@ -2,10 +2,12 @@
 
 - config.md: the option tables are those of the schema.
 - `<!-- generated: commands -->`: what every command prints with --help.
+- `<!-- generated: NAME.ipynb -->`: the cells of a notebook in the page's folder.
 """
 
 import importlib
 import io
+import json
 import os
 import re
 from collections.abc import Sequence
@@ -15,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 COMMANDS_GO_HERE = "<!-- generated: commands -->"
+NOTEBOOK_GOES_HERE = re.compile(r"<!-- generated: (\w+\.ipynb) -->")
 OPTIONS = "\n## DATA\n"  # the first heading of the tables in config.md
 SUBCOMMANDS = {"prepare": ("custom", "pack")}
 # what a browser fetches without being asked: element -> attribute
@@ -38,7 +41,20 @@ def on_page_markdown(markdown: str, *, page: Any, **_: Any) -> str:
         if not found:
             raise ValueError("config.md: has no heading '## DATA' where the option tables begin")
         return f"{before}\n{reference()}"
+    folder = Path(page.file.abs_src_path).parent
+    markdown = NOTEBOOK_GOES_HERE.sub(lambda match: cells_of(folder / match[1]), markdown)
+    if COMMANDS_GO_HERE not in markdown:
+        return markdown
     return markdown.replace(COMMANDS_GO_HERE, command_reference())
+
+
+def cells_of(notebook: Path) -> str:
+    """The cells of a notebook in Markdown, without its title, which is the page's."""
+    parts = []
+    for cell in json.loads(notebook.read_text(encoding="utf-8"))["cells"]:
+        source = "".join(cell["source"])
+        parts.append(source if cell["cell_type"] == "markdown" else f"```python\n{source}\n```")
+    return re.sub(r"\A# .*\n", "", "\n\n".join(parts))
 
 
 def command_reference() -> str:

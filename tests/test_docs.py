@@ -42,6 +42,7 @@ BLOCK = re.compile(
 QUICK = "quick"
 SPEEDS = (QUICK, "slow")
 ALWAYS = ("README.md", "docs/api.md")  # they train what they use
+FROM_SCRATCH = ("docs/first_network.md",)  # these draw the data and train before anything else
 SHOWN = ("text", "cpp", "diff")  # languages that nothing here runs
 
 
@@ -185,7 +186,7 @@ def marks_of(page: str) -> tuple:
     ],
 )
 def test_a_page_runs(page: str, request: pytest.FixtureRequest, tmp_path: Path) -> None:
-    untrained = runs_quickly(page) or page in ALWAYS
+    untrained = runs_quickly(page) or page in (*ALWAYS, *FROM_SCRATCH)
     world = request.getfixturevalue("checkout" if untrained else "trained")
     folder = tmp_path / "checkout"
     shutil.copytree(world, folder, symlinks=True)
