@@ -1,21 +1,29 @@
 """The pictures of README.md and docs/: `python docs/pictures.py RESULT_FOLDER`.
 
 RESULT_FOLDER is that of a test of the built-in shapes: exp/shapes/spnet18/result/val/ss after
-`make demo`. Needs a Chromium and playwright (extra `test`).
+`make demo`; its checkpoint is exp/shapes/spnet18/model/best.pth. Needs a Chromium and playwright
+(extra `test`).
 """
 
 import shutil
 import sys
+import tempfile
 from pathlib import Path
 
 import cv2
 import numpy as np
 from playwright.sync_api import sync_playwright
 
+from stripseg.report.explain import explain
+from stripseg.report.explain_page import write_explanation
+from stripseg.trained_network import load
+
 IMAGES = Path(__file__).with_name("images")
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
 SHOWN = 4  # scenes of prediction.jpg
 SIDE = 240  # pixels of each
+EXPLAINED = ("prediction", "receptive_field", "strip_pooling_02", "mixed_pooling_01")
+WIDTH = 1200  # pixels of the widest explained_*.jpg
 
 
 def predictions(result: Path, data: Path) -> None:
@@ -48,8 +56,23 @@ def report(result: Path) -> None:
         chromium.close()
 
 
+def explanations(checkpoint: Path, data: Path) -> None:
+    """explained_*.jpg: what `stripseg explain` shows of the first scene."""
+    explanation = explain(load(checkpoint), data / "images/val/shapes_val_0001.jpg")
+    with tempfile.TemporaryDirectory() as folder:
+        write_explanation(explanation, Path(folder), title="")
+        for name in EXPLAINED:
+            picture = cv2.imread(f"{folder}/{name}.png")
+            scale = min(1.0, WIDTH / picture.shape[1])
+            picture = cv2.resize(picture, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA)
+            quality = [cv2.IMWRITE_JPEG_QUALITY, 85]
+            cv2.imwrite(str(IMAGES / f"explained_{name}.jpg"), picture, quality)
+
+
 if __name__ == "__main__":
-    folder = Path(sys.argv[1])
+    result = Path(sys.argv[1])
+    data = Path(sys.argv[2]) if len(sys.argv) > 2 else Path("dataset/shapes/data")
     IMAGES.mkdir(exist_ok=True)
-    predictions(folder, Path(sys.argv[2]) if len(sys.argv) > 2 else Path("dataset/shapes/data"))
-    report(folder)
+    predictions(result, data)
+    report(result)
+    explanations(result.parents[2] / "model/best.pth", data)
