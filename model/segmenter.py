@@ -40,7 +40,7 @@ class Segmenter(nn.Module):
         auxiliary_head: nn.Module | None = None,
         *,
         decoder: nn.Module | None = None,
-        strip_pooling: Mapping[str, nn.Module] | None = None,
+        strip_pooling: Mapping[str, nn.Module] | nn.ModuleDict | None = None,
         zoom_factor: int = 8,
     ) -> None:
         super().__init__()

@@ -75,8 +75,8 @@ def create_model(
     >>> model(torch.zeros(1, 3, 97, 129)).shape
     torch.Size([1, 11, 97, 129])
     """
-    for word in filter(ELSEWHERE.__contains__, options):
-        raise TypeError(f"create_model: {word} is called {ELSEWHERE[word]} here")
+    for foreign in filter(ELSEWHERE.__contains__, options):
+        raise TypeError(f"create_model: {foreign} is called {ELSEWHERE[foreign]} here")
     if classes is None:
         raise TypeError("create_model: name the number of classes, such as classes=11")
     word = TIMM if pretrained is True else pretrained
@@ -98,7 +98,7 @@ def create_model(
     if named:
         load_named_weights(network, backbone, named, in_channels=in_channels)
     elif pretrained:
-        content = read_checkpoint(pretrained)
+        content = read_checkpoint(str(pretrained))
         load_weights(network, content, origin=str(pretrained), exact=False)
     return network
 
