@@ -101,6 +101,7 @@ def test_what_a_kind_takes(kind: Kind, value: Any, expected: Any) -> None:
         (Choice("auto", 4), True, "must be one of auto, 4, not True$"),
         (Choice("auto", 4), "atuo", "must be one of auto, 4, not 'atuo'; did you mean auto[?]"),
         (Choice("auto"), 5, "must be auto, not 5"),
+        (Choice("all", "none"), None, "must be one of all, none, not empty"),
         (ListOf(Whole(0)), 3, "must be a list, each a whole number, 0 or more, not 3"),
         (ListOf(Whole(0)), "34", "must be a list"),
         (ListOf(Whole(0), filled=True), [], "must be a list"),
