@@ -77,12 +77,16 @@ def equal_steps(device: torch.device, case: str) -> dict:
 
 
 def largest_distance(first: Mapping[str, Tensor], second: Mapping[str, Tensor]) -> float:
-    """The largest relative distance of two tensors of one name."""
+    """The largest distance of two tensors of one name, relative to their norm, 0.01 at least.
+
+    The biases of batch norm begin at zero: after two steps their norm is 1e-5, and the order of the
+    images in the batch alone changes them by 2 %.
+    """
     worst = 0.0
     for key, value in first.items():
         if value.is_floating_point():
             one, other = value.detach().double().cpu(), second[key].detach().double().cpu()
-            worst = max(worst, ((one - other).norm() / other.norm().clamp(min=1e-6)).item())
+            worst = max(worst, ((one - other).norm() / other.norm().clamp(min=1e-2)).item())
     return worst
 
 
