@@ -149,7 +149,8 @@ def as_cudnn_writes_it(gradients: tuple, args: tuple) -> tuple:
     of_x, of_weight, of_bias = gradients
     last = torch.channels_last
     if of_weight is not None and any(x.is_contiguous(memory_format=last) for x in args[:3]):
-        of_weight = of_weight.contiguous(memory_format=last)
+        # `contiguous` would leave a 1x1 kernel the strides that it has
+        of_weight = torch.empty_like(of_weight, memory_format=last)
     return of_x, of_weight, of_bias
 
 
@@ -248,6 +249,12 @@ def moved(
     return module
 
 
+def forget_tables() -> None:
+    """Those made in one FakeTensorMode have no values, and serve in no other."""
+    for made in (resampling, kept_bin_masks):
+        made.cache_clear()
+
+
 @contextlib.contextmanager
 def fake_gpu() -> Iterator[None]:
     """Inside, CUDA's streams are silent and memory on the host can be pinned."""
@@ -265,11 +272,8 @@ def fake_gpu() -> Iterator[None]:
         # checkpointing computes a block again once for each backward pass, which the engine numbers
         patch.setattr(torch._C, "_current_graph_task_id", lambda: 0)
         patch.setattr(_foreach_utils, "_foreach_supported_types", [torch.Tensor, FakeTensor])
-        tables = (resampling, kept_bin_masks)  # those kept from here have no values
-        for made in tables:
-            made.cache_clear()
+        forget_tables()
         try:
             yield
         finally:
-            for made in tables:
-                made.cache_clear()
+            forget_tables()

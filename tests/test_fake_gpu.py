@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
-from fake_gpu import CUDA, Misplaced, Waited, Watch, fake_gpu
+from fake_gpu import CUDA, Misplaced, Waited, Watch, fake_gpu, forget_tables
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
@@ -81,6 +81,7 @@ def batch_of(config: Config, images: int) -> Batch:
 
 def step_of(config: Config, network: nn.Module, folder: Path, *, earlier: int = 0) -> Watch:
     """Seen in a training step, from the loaded batch to the figures, after `earlier` ones."""
+    forget_tables()
     with FakeTensorMode(allow_non_fake_inputs=True):
         trainer = trainer_of(config, CUDA, network, folder)
         prefetcher = prefetcher_of(config, CUDA, trainer.dtype)
