@@ -156,7 +156,7 @@ def check_same_classes(names: Sequence[str], config: Config, *, origin: str) -> 
         if now.get(name, index) != index:
             raise CheckpointError(
                 f"{origin}: was trained with {name!r} as class {index}, which is class {now[name]} "
-                f"in {config.source}: the classes have been numbered anew since; train again, or "
+                f"in {config.source}: the classes have been renumbered since; train again, or "
                 "restore their former order"
             )
 
