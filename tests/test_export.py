@@ -125,7 +125,7 @@ def test_a_full_spnet50_exports(
     assert export.path.stat().st_size > 150e6
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_padding_that_follows_the_size_exports(small_shapes: Path, tmp_path: Path) -> None:
     """TensorFlow's, as in EfficientNet-Lite; with the decoder and logits of half a size."""
     options = {"decoder": "deeplabv3plus", "output_stride": 16, "zoom_factor": 4}

@@ -9,7 +9,11 @@ from torch import Tensor, nn
 from stripseg.build import loss_of, optimizer_of
 from stripseg.config.errors import CheckpointError, ConfigError
 from stripseg.config.load import load_config
-from stripseg.model.backbone.timm_backbone import TimmBackbone
+from stripseg.model.backbone.timm_backbone import (
+    SameConvolution,
+    TimmBackbone,
+    create_features,
+)
 from stripseg.model.build import HEADS, build_segmenter
 from stripseg.model.fcn import FCNHead
 from stripseg.model.segmenter import Segmenter
@@ -196,3 +200,17 @@ def test_two_processes_train(name: str) -> None:
     first, second = run_processes(2, three_steps, name)
     assert first == second
     assert all(np.isfinite(value) for value in first.values())
+
+
+@pytest.mark.parametrize("output_stride", [8, 32])
+def test_same_convolutions_pad_by_constants(output_stride: int) -> None:
+    """As timm's do that look at the size, on sides that the strides divide."""
+    torch.manual_seed(0)
+    backbone = TimmBackbone("tf_efficientnet_lite0", output_stride=output_stride).eval()
+    assert any(isinstance(module, SameConvolution) for module in backbone.modules())
+    plain = create_features("tf_efficientnet_lite0", 3, output_stride).eval()
+    plain.load_state_dict(backbone.network.state_dict())
+    image = torch.randn(1, 3, 64, 96)
+    with torch.no_grad():
+        for ours, theirs in zip(backbone.network(image), plain(image), strict=True):
+            assert torch.equal(ours, theirs)

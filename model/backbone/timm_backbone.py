@@ -46,6 +46,7 @@ class TimmBackbone(nn.Module):
     ) -> None:
         super().__init__()
         self.network = create_features(name, in_channels, output_stride, drop_path)
+        pad_by_constants(self.network)
         widths, strides = (
             getattr(self.network.feature_info, k)() for k in ("channels", "reduction")
         )
@@ -140,3 +141,44 @@ def create_features(
             "TRAIN.output_stride 32"
         ) from errors[-1]
     raise ValueError(f"timm/{name} cannot serve as a backbone: {errors[-1]}") from errors[-1]
+
+
+class SameConvolution(nn.Conv2d):
+    """TensorFlow's "same" convolution of maps whose sides the stride divides.
+
+    (N, C, H, W) -> (N, K, H / stride, W / stride). Then what is missing at the borders does not
+    depend on the size, as it does in timm's module, which is slow to export.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        (top, below), (left, right) = (
+            (missing // 2, missing - missing // 2)
+            for size, dilation, stride in zip(
+                self.kernel_size, self.dilation, self.stride, strict=True
+            )
+            for missing in [max((size - 1) * dilation + 1 - stride, 0)]
+        )
+        padded = F.pad(x, (left, right, top, below))
+        return F.conv2d(padded, self.weight, self.bias, self.stride, 0, self.dilation, self.groups)
+
+
+def pad_by_constants(network: nn.Module) -> None:
+    """Replace timm's "same" convolutions: the backbone pads its images to what strides divide."""
+    from timm.layers import Conv2dSame
+
+    for parent in list(network.modules()):
+        for name, old in parent.named_children():
+            if type(old) is not Conv2dSame:
+                continue
+            new = SameConvolution(
+                old.in_channels,
+                old.out_channels,
+                old.kernel_size,
+                old.stride,
+                dilation=old.dilation,
+                groups=old.groups,
+                bias=old.bias is not None,
+                device="meta",
+            )
+            new.weight, new.bias = old.weight, old.bias
+            setattr(parent, name, new)
