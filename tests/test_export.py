@@ -346,7 +346,7 @@ def test_openvino_computes_the_same(
         assert 0 < errors[1] <= 2 * errors[0] < 0.5 * expected.std(), size
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_the_example_in_cpp(small_shapes: Path, tmp_path: Path) -> None:
     """docs/deploy.md's, compiled as it says: the class map of Python."""
     openvino = pytest.importorskip("openvino")
