@@ -145,5 +145,6 @@ def test_looks_are_close_for_pictures_that_look_alike() -> None:
 def test_training_refuses_what_the_doctor_sees_at_once(data: Path, small_config: Path) -> None:
     label = files(data, "labels/train")[0]
     Image.fromarray(np.full((72, 88), 9, np.uint8)).save(label)
-    with pytest.raises(DataError, match=r"9 is outside .* all that is wrong .*check.py --conf"):
+    told = r"9 is outside .* all that is wrong .*stripseg check --conf"
+    with pytest.raises(DataError, match=told):
         train.main(["--config", str(small_config)])

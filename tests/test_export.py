@@ -156,7 +156,7 @@ def test_weights_too_large_for_one_file(
         export = export_network(trained, Path("fcn18.onnx"))
     assert sorted(path.name for path in tmp_path.iterdir()) == ["fcn18.onnx", "fcn18.onnx.data"]
     assert [path.name for path in export.files] == ["fcn18.onnx", "fcn18.onnx.data"]
-    assert export.files[1].stat().st_size > 10 * export.path.stat().st_size > 0
+    assert export.files[1].stat().st_size > 4 * export.path.stat().st_size > 0
     image = np.zeros((70, 50, 3), np.uint8)
     assert (stripseg.load("fcn18.onnx").predict(image).mask == trained.predict(image).mask).all()
     monkeypatch.setattr(exporting, "TOLERANCE", -1.0)

@@ -332,7 +332,7 @@ def test_the_option_reaches_both_lists(small_config: Path, tmp_path: Path) -> No
     words = ["DATA.packed", str(tmp_path / "packed")]
     config = load_config(str(small_config), words)
     with pytest.raises(
-        DataError, match=rf"prepare\.py pack --config {small_config} DATA.packed .* --out"
+        DataError, match=rf"stripseg prepare pack --config {small_config} DATA.packed .* --out"
     ):
         build_training_set(config)
     prepare.main(["pack", "--config", str(small_config), *words, "--workers", "1"])
