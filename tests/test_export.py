@@ -322,6 +322,7 @@ def test_int8(exported: tuple[TrainedNetwork, Path], tmp_path: Path, capsys) -> 
     assert sorted(p.name for p in tmp_path.iterdir()) == ["int8.onnx"]
 
 
+@pytest.mark.long  # a process that has loaded OpenVINO aborted in a later training
 def test_openvino_computes_the_same(
     exported: tuple[TrainedNetwork, Path], tmp_path: Path, capsys
 ) -> None:
