@@ -77,7 +77,7 @@ def test_mutants_are_small_changes_that_python_understands() -> None:
         text = (broken.ROOT / file).read_bytes()
         found = mutants.mutants_of(broken.ROOT, file)
         assert len(found) > 10
-        for mutant in found:
+        for mutant in found[::8]:
             changed = text[: mutant.start] + mutant.new.encode() + text[mutant.end :]
             assert changed != text
             ast.parse(changed)
