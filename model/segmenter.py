@@ -1,7 +1,7 @@
 """Backbone + head + decoder + auxiliary head: what is trained, tested and exported."""
 
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from torch import Tensor, nn
 
@@ -88,6 +88,15 @@ class Segmenter(nn.Module):
         if self.zoom_factor == 8:
             return resize(logits, size)
         return resize(logits, [(side - 1) // 8 * self.zoom_factor + 1 for side in size])
+
+    def inference_parts(self) -> dict[str, Any]:
+        """The arguments of another `Segmenter` that computes the same from the same weights."""
+        return {
+            "backbone": self.backbone,
+            "head": self.head,
+            "decoder": self.decoder,
+            "strip_pooling": self.strip_pooling,
+        }
 
     def new_layers(self) -> list[nn.Module]:
         """The parts that no backbone's weights initialise; `head_lr_factor` is for them."""

@@ -87,13 +87,7 @@ def create_model(
         )
     named = str(word) if word in (AUTO, TIMM) else None
     config = network_config(model, classes, backbone, in_channels, options, pretrained=named)
-    segmenter = build_segmenter(config)
-    network = LogitsSegmenter(
-        segmenter.backbone,
-        segmenter.head,
-        decoder=segmenter.decoder,
-        strip_pooling=segmenter.strip_pooling,
-    )
+    network = LogitsSegmenter(**build_segmenter(config).inference_parts())
     network.config = config
     if named:
         load_named_weights(network, backbone, named, in_channels=in_channels)

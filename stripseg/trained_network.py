@@ -392,7 +392,7 @@ def wrap(
         next(model.parameters()).device if device is None else process_group.named_device(device)
     )
     model.eval().to(place)
-    network = Segmenter(model.backbone, model.head, decoder=model.decoder).eval()
+    network = Segmenter(**model.inference_parts()).eval()
     return TrainedNetwork(network, card, config, place, path="the wrapped network")
 
 

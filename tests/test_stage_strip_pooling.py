@@ -105,6 +105,10 @@ def test_checkpoints_from_before_the_option_are_of_networks_without_it() -> None
 def test_create_model_and_summary_know_them() -> None:
     model = stripseg.create_model("spnet", backbone="resnet18", classes=3, spm_stages=[4])
     assert list(model.strip_pooling) == ["4"]
+    wrapped = stripseg.wrap(model, test_h=64, test_w=64).network
+    image = torch.randn(1, 3, 64, 64)
+    with torch.no_grad():
+        assert torch.equal(wrapped(image).logits, model.eval()(image))
     network = network_of("TRAIN.spm_stages", "[4]")
     parts = {part.name: part for part in summarise(network, (64, 64))}
     assert parts["strip pooling 4"].parameters == sum(
