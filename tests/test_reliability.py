@@ -182,12 +182,19 @@ def test_a_full_disk_leaves_the_files_before_and_the_training(
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(torch, "save", full)
-    trainer.fit(until=4)
+    with pytest.raises(TrainingError, match=r"step 4 of 6 could not be saved \(\[Errno"):
+        trainer.fit(until=4)
+    add = trainer.run_log.add
+    trainer.run_log.add = lambda *of_step: (add(*of_step), os.kill(os.getpid(), signal.SIGTERM))
+    with pytest.raises(Stopped, match=r"stopped by SIGTERM: the state after step 5 of 6 could not"):
+        trainer.fit()
+    trainer.run_log.add = add
     assert (tmp_path / "run/model/last.pth").read_bytes() == before
     log = next((tmp_path / "run/model").glob("*.log")).read_text()
     assert "THE CHECKPOINT COULD NOT BE WRITTEN ([Errno 28] No space left" in log
     assert not list((tmp_path / "run/model").glob("*.tmp"))
     monkeypatch.setattr(torch, "save", real)
+    shutil.rmtree(tmp_path / "run/model")
     trainer.fit()
     assert read_checkpoint(tmp_path / "run/model/last.pth")["step"] == 6
 

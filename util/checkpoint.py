@@ -188,6 +188,7 @@ class CheckpointFolder:
         self.folder = Path(folder)
         self.keep = keep
         self.warn = warn
+        self.failure: str | None = None  # why the newest state could not be written
         self._writer = ThreadPoolExecutor(1)
         self._written: Future | None = None
 
@@ -207,12 +208,15 @@ class CheckpointFolder:
 
     def _write(self, content: dict[str, Any], epoch: int | None, best: bool) -> None:
         try:
+            self.folder.mkdir(parents=True, exist_ok=True)  # may have been removed meanwhile
             self.save_last(content)
             if epoch is not None:
                 self.keep_epoch(epoch)
             if best:
                 self.keep_best()
+            self.failure = None
         except (OSError, RuntimeError) as error:  # PyTorch's writer raises the latter
+            self.failure = str(error)
             self.warn(
                 f"{self.last}: THE CHECKPOINT COULD NOT BE WRITTEN ({error}); training continues, "
                 "the checkpoints before it are as they were. Make room on the disk"

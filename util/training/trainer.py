@@ -125,7 +125,8 @@ class Trainer:
 
         Raises:
             Stopped: a signal asked for it; everything is saved.
-            TrainingError: too many steps in a row had to be skipped; the state is saved.
+            TrainingError: too many steps in a row had to be skipped, and the state is saved; or
+                the last state could not be saved.
             OutOfMemoryError: a step does not fit the memory; the newest checkpoint stays.
         """
         end = self.total_steps if until is None else min(self.total_steps, until)
@@ -148,6 +149,18 @@ class Trainer:
                     self.save()
             finally:
                 self.checkpoints.finish()
+        if process_group.any_process(self.checkpoints.failure is not None):
+            raise TrainingError(
+                f"{self._unsaved()}. Make room on the disk and run the same command to resume"
+            )
+
+    def _unsaved(self) -> str:
+        """Say that the state could not be saved."""
+        reason = self.checkpoints.failure or "see the main process"
+        return (
+            f"the state after step {self.step} of {self.total_steps} could not be saved "
+            f"({reason}); the checkpoints in {self.checkpoints.folder} are of earlier steps"
+        )
 
     def _steps(self, end: int, request: StopRequest, watchdog: Watchdog) -> None:
         train, per_epoch = self.train, self.loader.steps_per_epoch
@@ -238,9 +251,11 @@ class Trainer:
         if process_group.any_process(request.name is not None):
             self.save()
             self.checkpoints.finish()
-            reason = request.name or "another process"
+            stopped = f"stopped by {request.name or 'another process'}"
+            if self.checkpoints.failure is not None:
+                raise Stopped(f"{stopped}: {self._unsaved()}; run the same command to resume")
             raise Stopped(
-                f"stopped by {reason} after step {self.step} of {self.total_steps}; saved in "
+                f"{stopped} after step {self.step} of {self.total_steps}; saved in "
                 f"{self.checkpoints.last}, run the same command to resume"
             )
 
