@@ -1,11 +1,14 @@
 """Files and functions that the journeys through the code cross: `python -m benchmark.journeys`.
 
-Counted with a profile hook over the files of the package: what a reader has to follow, not what it
-costs. A small SPNet-18 on generated scenes is trained for one step and tested on one image.
+Counted with a profile hook over the files of the package, in every thread: what a reader has to
+follow, not what it costs. A small SPNet-18 on generated scenes is trained for one step and tested
+on one image. Some journeys contain others: a test reads a sample and runs the network as training
+does. "files" counts all of them, "new" those that no journey further up the table has crossed.
 """
 
 import sys
 import tempfile
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -27,11 +30,13 @@ class Journey:
 
     @contextmanager
     def recorded(self) -> Iterator[None]:
+        threading.setprofile(self._profile)  # of threads that begin in the block
         sys.setprofile(self._profile)
         try:
             yield
         finally:
             sys.setprofile(None)
+            threading.setprofile(None)
 
     def _profile(self, frame, event: str, _: object) -> None:
         code = frame.f_code
@@ -95,10 +100,10 @@ def write_config(folder: Path) -> Path:
 
 def journeys(folder: Path) -> Iterator[tuple[str, Journey]]:
     from stripseg import testing
-    from stripseg.build import load_engine
     from stripseg.config.load import load_config
     from stripseg.dataset.build import build_classes
     from stripseg.dataset.results import PredictionFiles
+    from stripseg.engine import load_engine
     from stripseg.training_run import build_planned, plan_run
     from stripseg.util.training.prefetch import Prefetcher
     from stripseg.util.training.step_timer import StepTimer
@@ -139,11 +144,14 @@ def main() -> None:
     listing = "--files" in sys.argv
     with tempfile.TemporaryDirectory() as folder:
         rows = list(journeys(Path(folder)))
-    print(f"{'journey':<43}{'files':>7}{'functions':>11}")
+    print(f"{'journey':<43}{'files':>7}{'new':>5}{'functions':>11}")
+    known: set[str] = set()
     for name, journey in rows:
-        print(f"{name:<43}{len(journey.files):>7}{len(journey.functions):>11}")
+        new = set(journey.files) - known
+        known |= new
+        print(f"{name:<43}{len(journey.files):>7}{len(new):>5}{len(journey.functions):>11}")
         if listing:
-            print("\n".join(f"    {file}" for file in journey.files))
+            print("\n".join(f"    {file}{' (new)' * (file in new)}" for file in journey.files))
 
 
 if __name__ == "__main__":

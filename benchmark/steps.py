@@ -9,13 +9,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from stripseg.build import ignore_label_of, loss_of, optimizer_of
 from stripseg.config.load import find_config, load_config
 from stripseg.config.schema import Config
 from stripseg.dataset.loader import Batch
 from stripseg.model.build import build_network
 from stripseg.util.checkpoint import CheckpointFolder
 from stripseg.util.precision import choose_precision
+from stripseg.util.training.losses import ignore_label_of, loss_of
+from stripseg.util.training.optimizer import optimizer_of
 from stripseg.util.training.parallelize import place_network
 from stripseg.util.training.prefetch import Prefetcher, PreparedBatch
 from stripseg.util.training.run_log import RunLog

@@ -683,10 +683,6 @@ class Config(BaseModel):
         return Name().validate(value)
 
     @property
-    def dataset(self) -> str:
-        return self.DATA.dataset
-
-    @property
     def classifies(self) -> bool:
         """Whether whole images are classified, not their pixels."""
         return self.TRAIN.arch == CLASSIFIER

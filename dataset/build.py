@@ -1,17 +1,15 @@
-"""The one place where a config becomes data: lists, labels, names, loaders."""
+"""From a config to its data: lists, labels, names of classes."""
 
 import shlex
-import shutil
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
-from ..config.errors import ConfigError, DataError
+from ..config.errors import ConfigError
 from ..config.schema import Config
 from ..config.validate import resolve_list
-from ..util.distributed import process_group
 from .augmentation import Augmentation
 from .description import (
     DatasetDescription,
@@ -24,11 +22,8 @@ from .description import (
 from .labels import LabelEncoding, choose_encoding
 from .layout import official_pairs, read_ids
 from .lists import Pair, read_list
-from .loader import TrainingLoader
 from .packed.reader import PackedPairs
 from .segmentation import EvaluationSet, TrainingSet
-
-SHARED_MEMORY = Path("/dev/shm")
 
 
 @dataclass(frozen=True)
@@ -41,7 +36,7 @@ class Classes:
 
 def description_of(config: Config) -> DatasetDescription | None:
     """The catalog's entry of the config's dataset; None for a dataset of the user's own."""
-    return describe(config.dataset) if config.dataset in available() else None
+    return describe(config.DATA.dataset) if config.DATA.dataset in available() else None
 
 
 def build_classes(config: Config) -> Classes:
@@ -62,7 +57,7 @@ def build_classes(config: Config) -> Classes:
     else:
         names = [f"class {index}" for index in range(count)]
     if len(names) != count:
-        origin = names_file or f"the catalog's {config.dataset}"
+        origin = names_file or f"the catalog's {config.DATA.dataset}"
         raise ConfigError(
             f"{config.origin('DATA.classes', 'TEST.names_path')}: DATA.classes is {count}, and "
             f"{origin} names {len(names)} classes"
@@ -101,7 +96,7 @@ def build_pairs(
         ids = read_ids(path, root) if path.is_file() else None
         if ids is not None or not path.is_file():
             labelled = split != "test"
-            description = describe(config.dataset)
+            description = describe(config.DATA.dataset)
             return official_pairs(description, root, path.stem, ids=ids, with_labels=labelled)
     outside = config.DATA.outside_root
     return read_list(path, root, split=split, check_files=check_files, outside=outside)
@@ -158,51 +153,6 @@ def open_packed(
         channels=config.DATA.in_channels,
         command=command,
     )
-
-
-def build_training_loader(
-    config: Config,
-    dataset: TrainingSet,
-    *,
-    rank: int,
-    world_size: int,
-    pin_memory: bool = False,
-) -> TrainingLoader:
-    """The training batches of this process."""
-    train = config.TRAIN
-    workers = process_group.share_of_workers(train.workers)
-    pixels = train.train_h * train.train_w * (config.DATA.in_channels + 1)
-    check_shared_memory(workers * -(-train.batch_size // world_size) * pixels)
-    return TrainingLoader(
-        dataset,
-        batch_size=train.batch_size,
-        seed=train.manual_seed or 0,
-        workers=workers,
-        rank=rank,
-        world_size=world_size,
-        pin_memory=pin_memory,
-    )
-
-
-def check_shared_memory(needed: int) -> None:
-    """Check that the batches of the loader's workers, one each, fit into shared memory.
-
-    A worker that finds no room there is killed, and the run would wait for it.
-
-    Args:
-        needed: bytes.
-    Raises:
-        DataError: they do not.
-    """
-    if not SHARED_MEMORY.is_dir() or needed == 0:
-        return
-    free = shutil.disk_usage(SHARED_MEMORY).free
-    if free < needed:
-        raise DataError(
-            f"{SHARED_MEMORY} has {free >> 20} MiB free and the loader's batches need "
-            f"{needed >> 20} MiB: enlarge it (docker run --shm-size 8g, or --ipc host), lower "
-            "TRAIN.workers, or set TRAIN.workers 0"
-        )
 
 
 def build_evaluation_set(config: Config, list_path: str | None, *, split: str) -> EvaluationSet:

@@ -1,7 +1,9 @@
 """Batches in an order that depends on the seed alone, for any number of processes and workers."""
 
+import shutil
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 
 import cv2
 import numpy as np
@@ -10,10 +12,14 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from ..config.errors import DataError
+from ..config.schema import Config
+from ..util.distributed import process_group
 from ..util.signals import leave_to_parent
 from .labels import LabelEncoding
 from .lists import Pair
 from .segmentation import EvaluationSet, Sample, TrainingSet
+
+SHARED_MEMORY = Path("/dev/shm")
 
 
 @dataclass
@@ -101,6 +107,50 @@ class TrainingLoader:
         """The permutation of an epoch."""
         return np.random.Generator(np.random.PCG64([self.seed, epoch])).permutation(
             len(self.dataset)
+        )
+
+
+def build_training_loader(
+    config: Config, dataset: TrainingSet, *, pin_memory: bool = False
+) -> TrainingLoader:
+    """The training batches of this process.
+
+    Raises:
+        DataError: too few images, or too little shared memory for the workers' batches.
+    """
+    train, world_size = config.TRAIN, process_group.world_size()
+    workers = process_group.share_of_workers(train.workers)
+    pixels = train.train_h * train.train_w * (config.DATA.in_channels + 1)
+    check_shared_memory(workers * -(-train.batch_size // world_size) * pixels)
+    return TrainingLoader(
+        dataset,
+        batch_size=train.batch_size,
+        seed=train.manual_seed or 0,
+        workers=workers,
+        rank=process_group.rank(),
+        world_size=world_size,
+        pin_memory=pin_memory,
+    )
+
+
+def check_shared_memory(needed: int) -> None:
+    """Check that the batches of the loader's workers, one each, fit into shared memory.
+
+    A worker that finds no room there is killed, and the run would wait for it.
+
+    Args:
+        needed: bytes.
+    Raises:
+        DataError: they do not.
+    """
+    if not SHARED_MEMORY.is_dir() or needed == 0:
+        return
+    free = shutil.disk_usage(SHARED_MEMORY).free
+    if free < needed:
+        raise DataError(
+            f"{SHARED_MEMORY} has {free >> 20} MiB free and the loader's batches need "
+            f"{needed >> 20} MiB: enlarge it (docker run --shm-size 8g, or --ipc host), lower "
+            "TRAIN.workers, or set TRAIN.workers 0"
         )
 
 

@@ -9,13 +9,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .build import loss_of, optimizer_of
 from .config.errors import TrainingError
 from .config.schema import Config
 from .util.distributed import process_group
 from .util.images import Normalization
 from .util.memory import free_memory, is_out_of_memory
 from .util.training.ema import EMA
+from .util.training.losses import loss_of
+from .util.training.optimizer import optimizer_of
 from .util.training.prefetch import PreparedBatch
 from .util.training.step import TrainingStep
 

@@ -120,19 +120,6 @@ def spread_colors(count: int) -> np.ndarray:
     return np.resize(np.array(default_colors(min(count, 255)), np.uint8), (count, 3))
 
 
-def validation_protocol(config: Config) -> dict[str, Any]:
-    """How the figures of a validation during training are measured."""
-    test = config.TEST
-    if config.classifies:
-        return {"window": [test.test_h, test.test_w]}
-    return {
-        "scales": list(test.scales),
-        "flip": test.flip,
-        "base_size": test.base_size,
-        "window": [test.test_h, test.test_w],
-    }
-
-
 def card_of_checkpoint(content: Mapping[str, Any], *, origin: str) -> ModelCard:
     """The card in a checkpoint's content; of one without a card, what its config says.
 

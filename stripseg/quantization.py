@@ -10,12 +10,12 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from .build import build_engine
 from .config.errors import ExportError, StripsegError
 from .config.schema import Config
 from .dataset.build import build_evaluation_set
 from .dataset.loader import evaluation_samples
 from .dataset.segmentation import EvaluationSet
+from .engine import build_engine
 from .export import missing_packages, quiet
 from .onnx_network import KEY, OnnxNetwork, OpenVinoNetwork
 from .testing import evaluate

@@ -13,7 +13,6 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from .build import evaluation_dtype, load_engine, load_network
 from .config.errors import DataError
 from .config.schema import Config, NetworkOptions
 from .dataset.build import Classes, build_classes, build_evaluation_set, description_of
@@ -27,6 +26,7 @@ from .dataset.results import (
     SubmissionWriter,
 )
 from .dataset.segmentation import EvaluationSet, Sample
+from .engine import evaluation_dtype, load_engine, load_network
 from .network_file import local_path
 from .report.intervals import Bootstrap, Interval, tallies, units_of
 from .report.page import NAME as REPORT
@@ -174,7 +174,7 @@ def run_segmentation_test(
             f"{left[0].name}, of images that are not in this list; they are kept"
         )
     if submission is not None:
-        log.info(f"for {config.dataset}'s server: {submission.pack(names)}")
+        log.info(f"for {config.DATA.dataset}'s server: {submission.pack(names)}")
     result = None
     if config.TEST.split != "test":
         result = report_test(config, outcome, facts, dataset, files, log, earlier, groups)
@@ -234,7 +234,7 @@ def report_test(
 def facts_of(config: Config, classes: Classes) -> dict:
     """What the per-image record says of the test."""
     return {
-        "dataset": config.dataset,
+        "dataset": config.DATA.dataset,
         "experiment": config.experiment,
         "classes": list(classes.names),
         "colors": np.asarray(classes.colors).tolist(),
@@ -532,7 +532,7 @@ def write_figures(config: Config, figures: dict, images: int, facts: dict) -> Pa
     content = {
         **figures,
         "images": images,
-        "dataset": config.dataset,
+        "dataset": config.DATA.dataset,
         "experiment": config.experiment,
         "split": test.split,
         "checkpoint": test.model_path,

@@ -18,11 +18,11 @@ import torch
 from PIL import Image, ImageOps
 from torch import Tensor, nn
 
-from .build import build_engine, evaluation_dtype
 from .config.errors import CheckpointError, ConfigError, DataError
 from .config.legacy import drop_retired
 from .config.load import config_from, options_named, suggestion
 from .config.schema import SECTIONS, Config
+from .engine import build_engine, evaluation_dtype
 from .model.build import build_network
 from .model.segmenter import Segmenter
 from .model.weights import load_weights

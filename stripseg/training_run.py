@@ -8,37 +8,35 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
 from torch import Tensor, nn
 
 from .batch_size import settle_batch_size
-from .build import check_same_classes, loss_of, names_in, optimizer_of
 from .config.compatibility import check_same_network
-from .config.errors import CheckpointError, ConfigError, TrainingError
+from .config.errors import CheckpointError, TrainingError
 from .config.schema import AUTO, TIMM, Config
-from .config.types import shown
-from .dataset.build import build_training_loader, build_training_set
+from .dataset.build import build_training_set
 from .dataset.classification.build import build_training_images, class_images
 from .dataset.classification.images import EvaluationImages, TrainingImages
-from .dataset.loader import TrainingLoader, class_pixels
+from .dataset.loader import TrainingLoader, build_training_loader, class_pixels
 from .dataset.preparation.check import refuse_bad_data
 from .dataset.segmentation import EvaluationSet, TrainingSet
+from .engine import check_same_classes, names_in
 from .model.build import build_network
 from .model.pretrained import load_named_weights
 from .model.weights import load_weights
-from .model_card import card_of_run, validation_protocol
+from .model_card import card_of_run
 from .util.checkpoint import CheckpointFolder, read_checkpoint
 from .util.distributed import process_group
-from .util.files import link_or_copy, write_text
+from .util.files import link_or_copy
 from .util.logger import run_logger
 from .util.memory import explained_out_of_memory, training_remedies
 from .util.precision import choose_precision, set_numerics
-from .util.training.losses import SegmentationLoss, balanced_class_weights
+from .util.training.losses import SegmentationLoss, balanced_class_weights, loss_of
+from .util.training.optimizer import optimizer_of
 from .util.training.parallelize import check_batch_norm, place_network
 from .util.training.run_log import RunLog
-from .util.training.trackers import Trackers, open_trackers
 from .util.training.trainer import Trainer
-from .validation import validation_data, validator
+from .validation import validation_data, validation_protocol, validator
 
 # options of TRAIN that change nothing about what is learnt
 WITHOUT_EFFECT = (
@@ -150,22 +148,20 @@ def build_planned(plan: Plan, *, on_epoch: OnEpoch | None = None) -> Trainer:
     Raises:
         OutOfMemoryError: the network and what training adds to it do not fit the device.
     """
-    config, log, folder = plan.config, plan.log, plan.checkpoints.folder
+    config, log = plan.config, plan.log
     with explained_out_of_memory(
         training_remedies(config.TRAIN),
         phase="building the network",
         last=plan.checkpoints.last,
     ):
         parts = build_parts(plan)
-        trackers = start_trackers(plan)
         run_log = RunLog(
             config,
             plan.device,
             log=log,
-            folder=folder,
+            folder=plan.checkpoints.folder,
             steps_per_epoch=parts.loader.steps_per_epoch,
             ignore_label=parts.loss.ignore_label,
-            trackers=trackers,
         )
         trainer = Trainer(
             config,
@@ -179,7 +175,7 @@ def build_planned(plan: Plan, *, on_epoch: OnEpoch | None = None) -> Trainer:
             checkpoints=plan.checkpoints,
             run_log=run_log,
             validate=validator(
-                config, plan.validation, parts.segmenter, plan.device, plan.dtype, trackers=trackers
+                config, plan.validation, parts.segmenter, plan.device, plan.dtype, run_log=run_log
             ),
             card=plan.card,
             protocol=validation_protocol(config),
@@ -192,8 +188,6 @@ def build_planned(plan: Plan, *, on_epoch: OnEpoch | None = None) -> Trainer:
         if trainer.step < trainer.total_steps:
             for key, before, now in changed_options(plan.checkpoint, config):
                 log.warning(f"warning: TRAIN.{key} is {now} from here on; it was {before}")
-    if process_group.is_main() and trainer.step < trainer.total_steps:
-        save_effective(config, folder / "config.yaml")
     describe_run(plan, parts)
     return trainer
 
@@ -233,8 +227,6 @@ def build_parts(plan: Plan) -> Parts:
     loader = build_training_loader(
         config,
         plan.images,
-        rank=process_group.rank(),
-        world_size=process_group.world_size(),
         pin_memory=plan.device.type == "cuda",
     )
     with torch.random.fork_rng(devices=[]):
@@ -395,21 +387,3 @@ def class_counts(dataset: TrainingSet | TrainingImages, workers: int) -> Tensor:
         return class_images(dataset.images)
     workers = process_group.share_of_workers(workers)
     return class_pixels(dataset.pairs, dataset.encoding, workers=workers)
-
-
-def start_trackers(plan: Plan) -> Trackers:
-    """The trackers that the run's curves go to; none in processes other than the main one."""
-    if not process_group.is_main():
-        return Trackers()
-    step = (plan.checkpoint or {}).get("step")
-    return open_trackers(plan.config, plan.checkpoints.folder, step=step, warn=plan.log.warning)
-
-
-def save_effective(config: Config, path: str | Path) -> None:
-    """Write every option with its value; load_config reads an equal config back."""
-    path = Path(path)
-    text = yaml.safe_dump(config.model_dump(), sort_keys=False, allow_unicode=True)
-    try:
-        write_text(path, f"# every option of {shown(config.source)}\n{text}")
-    except OSError as error:
-        raise ConfigError(f"{path}: cannot be written: {error.strerror}") from None

@@ -2,18 +2,19 @@
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import cached_property, partial
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from .build import build_engine
 from .config.schema import Config
 from .dataset.build import Classes, build_classes, build_validation_set
 from .dataset.classification.build import build_evaluation_images
 from .dataset.classification.images import EvaluationImages
 from .dataset.loader import evaluation_samples, shares
 from .dataset.segmentation import EvaluationSet, Sample
+from .engine import build_engine
 from .util.distributed import process_group
 from .util.images import Normalization, as_rgb, colorize, overlay, shrunk
 from .util.inference.classification import ClassificationEvaluator, ClassificationScores
@@ -21,7 +22,7 @@ from .util.inference.evaluator import Evaluator
 from .util.inference.sliding_window import SlidingWindow
 from .util.logger import progress
 from .util.metrics import ConfusionMatrix, Scores
-from .util.training.trackers import Trackers
+from .util.training.run_log import RunLog
 from .util.training.trainer import Validate
 
 SAMPLE_SIDE = 480  # pixels: of the pictures that trackers get
@@ -49,18 +50,31 @@ def validator(
     device: torch.device,
     dtype: torch.dtype,
     *,
-    trackers: Trackers | None = None,
+    run_log: RunLog,
 ) -> Validate | None:
     """The validation on `data`, done as the test does it; None without data.
 
     Args:
-        trackers: that get the IoU of every class and sample predictions.
+        run_log: whose trackers get the IoU of every class and sample predictions.
     """
     if data is None:
         return None
     if isinstance(data, EvaluationImages):
         return ClassificationValidator(config, data, network, device, dtype)
-    return SegmentationValidator(config, data, network, device, dtype, trackers=trackers)
+    return SegmentationValidator(config, data, network, device, dtype, run_log=run_log)
+
+
+def validation_protocol(config: Config) -> dict[str, Any]:
+    """How the figures of a validation during training are measured."""
+    test = config.TEST
+    if config.classifies:
+        return {"window": [test.test_h, test.test_w]}
+    return {
+        "scales": list(test.scales),
+        "flip": test.flip,
+        "base_size": test.base_size,
+        "window": [test.test_h, test.test_w],
+    }
 
 
 class SegmentationValidator:
@@ -74,14 +88,14 @@ class SegmentationValidator:
         device: torch.device,
         dtype: torch.dtype,
         *,
-        trackers: Trackers | None = None,
+        run_log: RunLog,
     ) -> None:
         self.config = config
         self.dataset = dataset
         self.network = network
         self.device = device
         self.dtype = dtype
-        self.trackers = trackers or Trackers()
+        self.run_log = run_log
 
     @cached_property
     def classes(self) -> Classes:
@@ -117,13 +131,13 @@ class SegmentationValidator:
         )
         evaluator.run(noted(samples, note))
         scores = evaluator.scores()
-        if self.trackers.active:
-            named = zip(self.classes.names, scores.iou, strict=True)
-            self.trackers.scalars({f"val_iou/{name}": iou for name, iou in named}, step)
+        if self.run_log.is_watched:
+            iou = dict(zip(self.classes.names, scores.iou, strict=True))
+            self.run_log.draw("val_iou", iou, step)
         return scores
 
     def _drawn(self, sample: Sample) -> bool:
-        return self.trackers.active and sample.index < self.config.TRAIN.sample_predictions
+        return self.run_log.is_watched and sample.index < self.config.TRAIN.sample_predictions
 
     def _draw(self, step: int, group: Sequence[Sample], predictions: Sequence[np.ndarray]) -> None:
         """Image, truth and prediction side by side, of the first images of the list."""
@@ -132,7 +146,7 @@ class SegmentationValidator:
             shown = overlay(sample.image, prediction, self.classes.colors)
             pictures = (as_rgb(sample.image), truth, shown)
             parts = [shrunk(picture, SAMPLE_SIDE) for picture in pictures]
-            self.trackers.images({f"val/{sample.index}": np.concatenate(parts, axis=1)}, step)
+            self.run_log.show({f"val/{sample.index}": np.concatenate(parts, axis=1)}, step)
 
 
 class ClassificationValidator:

@@ -99,7 +99,7 @@ def test_imports_keep_to_the_layers() -> None:
         ("stripseg", "from .tool.train import main"),
         ("stripseg/report", "from ..tool.train import main"),
         ("stripseg/report", "from stripseg.util import images"),
-        ("stripseg", "from .stripseg.build import load_engine"),
+        ("stripseg", "from .stripseg.engine import load_engine"),
         ("tool", "from .train import main"),
         ("tool", "import model.spnet"),
         ("model", "from .. import dataset"),

@@ -7,9 +7,9 @@ import pytest
 import torch
 from yamls import SHIPPED
 
-from stripseg.build import build_engine
 from stripseg.config.errors import ConfigError
 from stripseg.config.load import load_config
+from stripseg.engine import build_engine
 from stripseg.model.build import HEADS, build_segmenter
 from stripseg.model.strip_pooling import MixedPoolingModule, StripPoolingModule
 from stripseg.util.training.losses import SegmentationLoss

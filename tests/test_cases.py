@@ -18,7 +18,7 @@ from PIL import Image
 
 from stripseg.config.errors import ConfigError, DataError, DeviceError
 from stripseg.config.load import load_config
-from stripseg.dataset import build
+from stripseg.dataset import loader
 from stripseg.dataset.lists import read_list
 from stripseg.dataset.preparation import custom
 from stripseg.dataset.preparation.match import inspect, match
@@ -441,10 +441,10 @@ def test_an_interactive_shell_of_slurm_is_one_process() -> None:
 
 
 def test_shared_memory_that_is_too_small(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr(build, "SHARED_MEMORY", tmp_path)
-    build.check_shared_memory(1)
+    monkeypatch.setattr(loader, "SHARED_MEMORY", tmp_path)
+    loader.check_shared_memory(1)
     with pytest.raises(DataError, match="docker run --shm-size"):
-        build.check_shared_memory(2**60)
+        loader.check_shared_memory(2**60)
 
 
 def test_the_demo_goes_on_and_keeps_apart(small_config: Path, home: Path, capsys) -> None:

@@ -13,14 +13,14 @@ from yamls import LEAST, PYCONV, ROOT, SEMSEG, SHIPPED, SPNET, Write, complaint
 from stripseg.config.errors import ConfigError
 from stripseg.config.load import load_config
 from stripseg.config.schema import SECTIONS, reference
-from stripseg.training_run import save_effective
+from stripseg.util.training.run_log import save_effective
 
 # ---- what a config holds
 
 
 def test_the_least_config_has_every_value_filled_in(write: Write) -> None:
     config = load_config(write())
-    assert (config.dataset, config.experiment) == ("mine", "run")
+    assert (config.DATA.dataset, config.experiment) == ("mine", "run")
     assert config.source == "config/mine/mine_run.yaml"
     assert config.notices == []
     assert (config.TRAIN.arch, config.TRAIN.layers, config.TRAIN.backbone) == (
@@ -117,7 +117,7 @@ def test_the_file_name_tells_dataset_and_experiment(
     write: Write, name: str, dataset: str, experiment: str
 ) -> None:
     config = load_config(write(name=name))
-    assert (config.dataset, config.experiment) == (dataset, experiment)
+    assert (config.DATA.dataset, config.experiment) == (dataset, experiment)
 
 
 def test_a_config_is_frozen_and_can_be_copied(write: Write) -> None:
@@ -241,10 +241,10 @@ def test_an_interrupted_write_leaves_the_old_file(
 @pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.stem)
 def test_every_shipped_yaml_loads(path: Path) -> None:
     config = load_config(path)
-    assert path.name == f"{config.dataset}_{config.experiment}.yaml"
-    assert path.parent.name == config.dataset
+    assert path.name == f"{config.DATA.dataset}_{config.experiment}.yaml"
+    assert path.parent.name == config.DATA.dataset
     assert config.notices == []
-    assert config.DATA.data_root == f"dataset/{config.dataset}/data"
+    assert config.DATA.data_root == f"dataset/{config.DATA.dataset}/data"
     # the demo, which downloads nothing, and what classifies
     from_scratch = path.stem == "shapes_spnet18" or config.classifies
     pretrained = None if from_scratch else f"pretrained/{config.TRAIN.backbone}.pth"

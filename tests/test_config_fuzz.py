@@ -16,7 +16,7 @@ from yamls import PYCONV, SPNET, Write
 from stripseg.config.errors import ConfigError
 from stripseg.config.load import load_config, stored_config
 from stripseg.config.schema import SECTIONS, Config
-from stripseg.training_run import save_effective
+from stripseg.util.training.run_log import save_effective
 
 TIMES = int(os.environ.get("STRIPSEG_FUZZ", 1))
 FUZZ = settings(

@@ -8,7 +8,7 @@ from stripseg.config.load import load_config
 
 def test_semsegs_yaml_loads_unchanged(write: Write) -> None:
     config = load_config(write(SEMSEG, "config/ade20k/ade20k_psanet50.yaml"))
-    assert (config.dataset, config.experiment) == ("ade20k", "psanet50")
+    assert (config.DATA.dataset, config.experiment) == ("ade20k", "psanet50")
     assert (config.TRAIN.arch, config.TRAIN.backbone, config.TRAIN.stem) == (
         "psa",
         "resnet50",
@@ -64,7 +64,7 @@ def test_pyconvsegnets_yaml_loads_unchanged(write: Write) -> None:
 def test_older_keys_work_on_the_command_line_as_well(write: Write, text: str) -> None:
     overrides = ["backbone_output_stride", "16", "TRAIN.dataset", "voc2012"]
     config = load_config(write(text), overrides)
-    assert (config.TRAIN.output_stride, config.dataset) == (16, "voc2012")
+    assert (config.TRAIN.output_stride, config.DATA.dataset) == (16, "voc2012")
 
 
 @pytest.mark.parametrize(

@@ -9,11 +9,11 @@ from torch import nn
 from torch.nn import functional as F
 
 import stripseg
-from stripseg.build import build_engine, loss_of
 from stripseg.config.compatibility import check_same_network
 from stripseg.config.errors import CheckpointError, ConfigError
 from stripseg.config.load import load_config
 from stripseg.config.schema import Config
+from stripseg.engine import build_engine
 from stripseg.export import export_network
 from stripseg.model.build import HEADS, build_segmenter
 from stripseg.model.decoder import Decoder, take_off_classifier
@@ -22,6 +22,7 @@ from stripseg.model.segmenter import Segmenter
 from stripseg.model.weights import load_weights
 from stripseg.tool.summary import UNKNOWN, summarise
 from stripseg.trained_network import from_content
+from stripseg.util.training.losses import loss_of
 
 YAML = Path(__file__).resolve().parent.parent / "config/shapes/shapes_spnet18.yaml"
 SLIM = ["TRAIN.width", "0.125", "TRAIN.train_h", "64", "TRAIN.train_w", "64"]

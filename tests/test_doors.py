@@ -15,7 +15,6 @@ import yaml
 from PIL import Image
 from test_cases import CLASSES, SIZE, grey, masks, printed, run, stored
 
-from stripseg.build import check_same_classes, load_network
 from stripseg.config.errors import CheckpointError, ConfigError, DataError, DeviceError
 from stripseg.config.load import load_config
 from stripseg.dataset.build import build_classes
@@ -23,6 +22,7 @@ from stripseg.dataset.generated import shapes
 from stripseg.dataset.lists import read_list
 from stripseg.dataset.preparation.match import LABEL_SUFFIXES, match, unread_files
 from stripseg.dataset.results import PredictionFiles
+from stripseg.engine import check_same_classes, load_network
 from stripseg.tool import check
 from stripseg.training_run import build_trainer, training_data
 from stripseg.util import logger

@@ -8,10 +8,10 @@ import torch
 from torch import Tensor, nn
 
 from stripseg.dataset.segmentation import Sample
+from stripseg.util.images import upload
 from stripseg.util.inference import evaluator as module
 from stripseg.util.inference.evaluator import Evaluator
 from stripseg.util.metrics import ConfusionMatrix
-from stripseg.util.transfer import upload
 
 CPU = torch.device("cpu")
 

@@ -21,10 +21,9 @@ from stripseg.dataset.loader import Batch
 from stripseg.dataset.segmentation import Sample
 from stripseg.model.build import build_network
 from stripseg.model.segmenter import SegmenterOutput
-from stripseg.util import transfer
 from stripseg.util.distributed.sync_batch_norm import SyncBatchNorm
 from stripseg.util.inference.classification import ClassificationEvaluator
-from stripseg.util.inference.evaluator import Evaluator
+from stripseg.util.inference.evaluator import Evaluator, HostCopy
 from stripseg.util.inference.sliding_window import InferenceSettings, SlidingWindow
 from stripseg.util.metrics import ConfusionMatrix
 from stripseg.util.precision import PRECISIONS
@@ -203,7 +202,7 @@ def test_testing_and_validation_wait_for_nothing(head: str) -> None:
 
 def test_results_come_to_the_host_behind_the_next_group(monkeypatch: pytest.MonkeyPatch) -> None:
     """Classes, confidences and counts, by copies for which nothing waits."""
-    monkeypatch.setattr(transfer.HostCopy, "array", lambda copy: tuple(copy.copy.shape))
+    monkeypatch.setattr(HostCopy, "array", lambda copy: tuple(copy.copy.shape))
     delivered = []
     with FakeTensorMode(allow_non_fake_inputs=True):
         engine = engine_of(nn.Conv2d(3, 150, 3, padding=1).to(CUDA))
@@ -329,7 +328,7 @@ def test_a_misplaced_tensor_is_found(work: Callable[[Tensor], object]) -> None:
         (lambda x: torch.zeros(3).to(CUDA, non_blocking=True), 1),
         (lambda x: torch.zeros(3).pin_memory().to(CUDA), 1),
         (lambda x: torch.zeros(3).pin_memory().to(CUDA, non_blocking=True), 0),
-        (lambda x: transfer.HostCopy(x), 0),
+        (lambda x: HostCopy(x), 0),
         (lambda x: x * 2.0, 0),
     ],
 )

@@ -7,8 +7,8 @@ import reference
 import torch
 from torch import Tensor, nn
 
-from stripseg.build import load_network
 from stripseg.config.load import load_config
+from stripseg.engine import load_network
 from stripseg.model.backbone.pyconv import PyConvResNet
 from stripseg.model.backbone.resnet import ResNet
 from stripseg.model.build import build_network

@@ -16,8 +16,8 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from stripseg.build import build_engine
 from stripseg.config.load import load_config
+from stripseg.engine import build_engine
 from stripseg.util.inference import sliding_window as inference
 from stripseg.util.inference.score_map import (
     _ScaleSums,

@@ -11,7 +11,6 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from stripseg.build import loss_of
 from stripseg.config.load import load_config
 from stripseg.util.distributed import process_group
 from stripseg.util.training.losses import (
@@ -19,6 +18,7 @@ from stripseg.util.training.losses import (
     SegmentationLoss,
     balanced_class_weights,
     boundary_nearness,
+    loss_of,
     subsample_label,
 )
 

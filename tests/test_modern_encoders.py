@@ -7,12 +7,14 @@ import pytest
 import torch
 from yamls import SHIPPED
 
-from stripseg.build import build_engine, loss_of, optimizer_of
 from stripseg.config.errors import ConfigError
 from stripseg.config.load import load_config
 from stripseg.config.schema import Config
+from stripseg.engine import build_engine
 from stripseg.model.backbone.timm_backbone import TimmBackbone
 from stripseg.model.build import build_segmenter
+from stripseg.util.training.losses import loss_of
+from stripseg.util.training.optimizer import optimizer_of
 
 timm = pytest.importorskip("timm")
 RELATIVES = {  # the same family, small enough for a test

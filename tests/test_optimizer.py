@@ -8,7 +8,6 @@ import pytest
 import torch
 from torch import nn
 
-from stripseg.build import optimizer_of as configured_optimizer
 from stripseg.config.errors import ConfigError
 from stripseg.config.load import load_config
 from stripseg.model.build import build_network
@@ -18,6 +17,7 @@ from stripseg.util.training.optimizer import (
     load_optimizer_state,
     lr_at,
 )
+from stripseg.util.training.optimizer import optimizer_of as configured_optimizer
 from stripseg.util.training.optimizer import poly as poly_of_step
 
 FORMATS = [torch.contiguous_format, torch.channels_last]

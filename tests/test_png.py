@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from stripseg.config.errors import DataError
-from stripseg.util import png
+from stripseg.util import images, png
 from stripseg.util.images import read_image, read_label
 
 pytestmark = pytest.mark.skipif(
@@ -19,7 +19,7 @@ pytestmark = pytest.mark.skipif(
 
 @pytest.fixture(autouse=True)
 def no_file_is_small(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(png, "SMALL", 0)
+    monkeypatch.setattr(images, "LARGE_PNG", 0)
 
 
 def encoded(picture: np.ndarray, *options: int) -> bytes:

@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from stripseg.build import evaluation_dtype, load_engine
 from stripseg.config.errors import ConfigError
 from stripseg.config.load import load_config
+from stripseg.engine import evaluation_dtype, load_engine
 from stripseg.training_run import build_trainer
 from stripseg.util.precision import set_numerics
 

@@ -6,7 +6,6 @@ import pytest
 import torch
 
 import stripseg
-from stripseg.build import optimizer_of
 from stripseg.config.compatibility import check_same_network
 from stripseg.config.errors import CheckpointError, ConfigError
 from stripseg.config.load import load_config
@@ -15,6 +14,7 @@ from stripseg.model.segmenter import Segmenter
 from stripseg.model.strip_pooling import StripPoolingModule
 from stripseg.model.weights import load_weights
 from stripseg.tool.summary import summarise
+from stripseg.util.training.optimizer import optimizer_of
 
 YAML = Path(__file__).resolve().parent.parent / "config/shapes/shapes_spnet18.yaml"
 BACKBONES = {"resnet18": "0.125", "pyconvresnet50": "0.125", "timm/convnext_atto": "1"}

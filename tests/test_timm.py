@@ -6,7 +6,6 @@ import torch
 from processes import run_processes
 from torch import Tensor, nn
 
-from stripseg.build import loss_of, optimizer_of
 from stripseg.config.errors import CheckpointError, ConfigError
 from stripseg.config.load import load_config
 from stripseg.model.backbone.timm_backbone import (
@@ -20,6 +19,8 @@ from stripseg.model.segmenter import Segmenter
 from stripseg.model.weights import load_weights
 from stripseg.tool.summary import UNKNOWN, summarise
 from stripseg.util.distributed import process_group, sync_batch_norm
+from stripseg.util.training.losses import loss_of
+from stripseg.util.training.optimizer import optimizer_of
 from stripseg.util.training.parallelize import place_network
 
 timm = pytest.importorskip("timm")

@@ -34,7 +34,7 @@ def main(argv: Sequence[str]) -> Result:
     parser.add_argument("--crops", type=int, default=3, help="augmented crops of each image")
     parser.add_argument("--output", type=Path, default=None, help="a .png or .html file")
     options, config = command_line.parse_config(parser, argv)
-    output = options.output or Path("exp", config.dataset, "browse.html")
+    output = options.output or Path("exp", config.DATA.dataset, "browse.html")
     if output.suffix not in (".png", ".html"):
         raise ConfigError(f"--output {output}: a sheet is a .png or .html file")
     check_files(config, "train", official_splits=official_splits(config))

@@ -70,7 +70,7 @@ def main(argv: Sequence[str]) -> Result:
     errors = sum(finding.severity == "error" for finding in findings)
     print(f"{len(found)} pairs: {errors} error(s), {len(findings) - errors} warning(s)")
     if options.html:
-        title = f"{config.dataset} {config.experiment}"
+        title = f"{config.DATA.dataset} {config.experiment}"
         write_text(options.html, dataset_page(title, found, findings, names, classes.colors))
         print(f"page: {options.html}")
     if options.fix:

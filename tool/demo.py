@@ -6,10 +6,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from stripseg import command_line
-from stripseg.build import load_engine
 from stripseg.command_line import Result
 from stripseg.config.errors import DataError
 from stripseg.dataset.build import build_classes
+from stripseg.engine import load_engine
 from stripseg.tool.predict import (
     SOME_FAILED,
     add_outline_options,

@@ -79,7 +79,7 @@ def main(argv: Sequence[str]) -> Result:
 def figures_of(config: Config, parts: Sequence["Part"]) -> dict:
     """What `--json` prints of a network."""
     return {
-        "dataset": config.dataset,
+        "dataset": config.DATA.dataset,
         "experiment": config.experiment,
         "crop": [config.TRAIN.train_h, config.TRAIN.train_w],
         "parts": parts,
@@ -284,7 +284,7 @@ def comparison(results: Sequence[tuple[Config, Sequence[Part]]]) -> str:
     ]
     for config, parts in results:
         tested = [part for part in parts if part.name != "auxiliary head"]
-        name = f"{config.dataset} {config.experiment}"
+        name = f"{config.DATA.dataset} {config.experiment}"
         crop = f"{config.TRAIN.train_h}x{config.TRAIN.train_w}"
         lines.append(
             f"{name:36}{crop:>11}{sum(p.parameters for p in tested):13,}"

@@ -186,6 +186,8 @@ class CheckpointFolder:
         warn: Callable[[str], None] = warnings.warn,
     ) -> None:
         self.folder = Path(folder)
+        self.last = self.folder / "last.pth"
+        self.best = self.folder / "best.pth"
         self.keep = keep
         self.warn = warn
         self.failure: str | None = None  # why the newest state could not be written
@@ -221,14 +223,6 @@ class CheckpointFolder:
                 f"{self.last}: THE CHECKPOINT COULD NOT BE WRITTEN ({error}); training continues, "
                 "the checkpoints before it are as they were. Make room on the disk"
             )
-
-    @property
-    def last(self) -> Path:
-        return self.folder / "last.pth"
-
-    @property
-    def best(self) -> Path:
-        return self.folder / "best.pth"
 
     def epoch(self, number: int) -> Path:
         return self.folder / f"train_epoch_{number}.pth"

@@ -18,7 +18,7 @@ from torch import Tensor
 from ..config.errors import DataError
 from ..config.limits import PIXELS
 from .files import atomic_write
-from .png import with_stored_data
+from .png import LARGE_PNG, with_stored_data
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp")
 # what Pillow may open: the suffixes above, and GIF and PPM of older label sets. It knows forty more
@@ -85,8 +85,10 @@ def decode_image(content: bytes, channels: int = 3, *, origin: Path) -> np.ndarr
 
 def _decode(path: Path, content: bytes, flag: int, *, what: str) -> np.ndarray:
     """OpenCV's reading of a file's content."""
+    if len(content) >= LARGE_PNG:
+        content = with_stored_data(content)
     try:
-        image = cv2.imdecode(np.frombuffer(with_stored_data(content), np.uint8), flag)
+        image = cv2.imdecode(np.frombuffer(content, np.uint8), flag)
     except cv2.error as error:  # a picture of absurd size
         raise DataError(f"{path}: cannot be decoded as {what} ({error.err})") from error
     if image is None:
@@ -533,3 +535,14 @@ class Normalization:
 
     def __call__(self, image: Tensor) -> Tensor:
         return (image.float() - self.mean) / self.std
+
+
+def upload(array: np.ndarray, device: torch.device) -> Tensor:
+    """Copy to the device; a GPU's copy is from pinned memory, and the host does not wait for it.
+
+    On the CPU the tensor and the array are the same memory, where the array can be written to.
+    """
+    tensor = torch.from_numpy(array if array.flags.writeable else array.copy())
+    if device.type == "cuda":
+        tensor = tensor.pin_memory()
+    return tensor.to(device, non_blocking=True)

@@ -17,7 +17,7 @@ except ImportError:  # the extra is not installed
 
 SIGNATURE = b"\x89PNG\r\n\x1a\n"
 SAMPLES = {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}  # a pixel, by colour type
-SMALL = 2**18  # bytes of a file; smaller ones are not worth the detour
+LARGE_PNG = 2**18  # bytes of a file; smaller ones are not worth the detour
 LARGEST = 2**30  # bytes of image data
 LARGEST_WINDOW = 7  # in the first byte of zlib's header
 STORED = 2**16 - 1  # bytes of a stored block, at most
@@ -26,10 +26,10 @@ STORED = 2**16 - 1  # bytes of a stored block, at most
 def with_stored_data(content: bytes) -> bytes:
     """The same PNG with its image data stored, not compressed.
 
-    Small files, other files, interlaced ones and all in which anything is wrong come back as they
-    are, for the decoder to judge.
+    Other files, interlaced ones and all in which anything is wrong come back as they are, for the
+    decoder to judge.
     """
-    if isal_zlib is None or len(content) < SMALL or not content.startswith(SIGNATURE):
+    if isal_zlib is None or not content.startswith(SIGNATURE):
         return content
     try:
         return stored(content)

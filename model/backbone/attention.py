@@ -159,14 +159,13 @@ def eca_kernel_size(channels: int) -> int:
 
 
 def build_attention(name: str, channels: int, norm_layer: NormLayer) -> nn.Module:
-    """The module that `TRAIN.attention` names, for (N, `channels`, H, W).
+    """The module that `TRAIN.attention` names unless that is none, for (N, `channels`, H, W).
 
     Raises:
         ValueError: there is no such module.
     """
     of_gate = gate_norm if norm_layer is nn.BatchNorm2d else norm_layer
     build: dict[str, Callable[[], nn.Module]] = {
-        "none": nn.Identity,
         "strip_pool": lambda: StripPoolingModule(channels, norm_layer=norm_layer),
         "triplet": lambda: TripletAttention(norm_layer=of_gate),
         "eca": lambda: EfficientChannelAttention(eca_kernel_size(channels)),
@@ -176,5 +175,5 @@ def build_attention(name: str, channels: int, norm_layer: NormLayer) -> nn.Modul
         "cbam": lambda: ConvolutionalBlockAttention(channels, norm_layer=of_gate),
     }
     if name not in build:
-        raise ValueError(f"attention must be one of {', '.join(build)}, not {name!r}")
+        raise ValueError(f"attention must be one of none, {', '.join(build)}, not {name!r}")
     return build[name]()

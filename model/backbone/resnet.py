@@ -49,7 +49,7 @@ class BasicBlock(nn.Module):
         width: int,
         out_channels: int,
         strip_module: Callable[..., nn.Module],
-        attention: str,
+        attention_module: Callable[..., nn.Module],
         norm_layer: NormLayer,
     ) -> None:
         super().__init__()
@@ -59,7 +59,7 @@ class BasicBlock(nn.Module):
         self.bn2 = norm_layer(out_channels)
         self.relu = nn.ReLU(inplace=True)
         self.strip_pooling = strip_module(width, norm_layer=norm_layer)
-        self.attention = build_attention(attention, out_channels, norm_layer)
+        self.attention = attention_module(out_channels, norm_layer=norm_layer)
         self.downsample = shortcut
 
     def forward(self, x: Tensor) -> Tensor:
@@ -86,7 +86,7 @@ class Bottleneck(nn.Module):
         width: int,
         out_channels: int,
         strip_module: Callable[..., nn.Module],
-        attention: str,
+        attention_module: Callable[..., nn.Module],
         norm_layer: NormLayer,
     ) -> None:
         super().__init__()
@@ -98,7 +98,7 @@ class Bottleneck(nn.Module):
         self.bn3 = norm_layer(out_channels)
         self.relu = nn.ReLU(inplace=True)
         self.strip_pooling = strip_module(width, norm_layer=norm_layer)
-        self.attention = build_attention(attention, out_channels, norm_layer)
+        self.attention = attention_module(out_channels, norm_layer=norm_layer)
         self.downsample = shortcut
 
     def forward(self, x: Tensor) -> Tensor:
@@ -208,7 +208,9 @@ class ResNet(nn.Module):
         self.block = BasicBlock if depth < 50 else Bottleneck
         self.norm_layer = norm_layer
         self.average_down = average_down
-        self.attention = attention
+        self.attention_module = (
+            nn.Identity if attention == "none" else partial(build_attention, attention)
+        )
         self.strip_module = strip_module
         # as if behind a stem of stride 4, as the others are
         self.output_stride = 32 if stem == "cifar" else output_stride
@@ -281,7 +283,7 @@ class ResNet(nn.Module):
                 "width": width,
                 "out_channels": out_channels,
                 "strip_module": self.strip_module if index in carriers else nn.Identity,
-                "attention": self.attention,
+                "attention_module": self.attention_module,
                 "norm_layer": self.norm_layer,
             }
             if self.block is BasicBlock:

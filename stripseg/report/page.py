@@ -145,7 +145,7 @@ def write_report(
         **gallery,
         **images,
     }
-    title = f"{config.dataset} {config.experiment}: test report"
+    title = f"{config.DATA.dataset} {config.experiment}: test report"
     path = Path(config.TEST.save_folder) / NAME
     write_text(path, page(title, body, data))
     return path
@@ -177,7 +177,7 @@ def verdict(test: Test) -> str:
     )
     drawn = "images" if units == len(test.images) else f"{units} groups of images"
     parts = [
-        f"<header><h1>{text(config.dataset)} {text(config.experiment)}</h1>",
+        f"<header><h1>{text(config.DATA.dataset)} {text(config.experiment)}</h1>",
         f"<p class=verdict id=verdict>mIoU {interval.value:.4f} "
         f"<small>{told}, resampling {drawn}</small>"
         "</p>",

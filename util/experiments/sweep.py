@@ -145,7 +145,7 @@ class SweepStudy:
         content: dict[str, Any] = {
             "base": os.path.relpath(self.sweep.config.resolve(), path.parent.resolve()),
             "experiment": experiment,
-            "DATA": {"dataset": self.base.dataset},  # the name of this file does not tell
+            "DATA": {"dataset": self.base.DATA.dataset},  # the name of this file does not tell
         }
         for option, value in options.items():
             section, _, key = option.partition(".")

@@ -10,8 +10,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..distributed import process_group
+from ..images import upload
 from ..metrics import ConfusionMatrix
-from ..transfer import upload
 from .evaluator import EvaluationSample, evaluation_mode
 
 WIDEST = 20  # classes of the largest confusion matrix that is shown as text

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from ..transfer import upload
+from ..images import upload
 
 
 @dataclass(frozen=True)

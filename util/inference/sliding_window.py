@@ -9,9 +9,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ..images import Normalization
+from ..images import Normalization, upload
 from ..memory import free_memory, is_out_of_memory
-from ..transfer import upload
 from .score_map import (
     ScoreMap,
     Window,

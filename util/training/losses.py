@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from ...config.schema import IGNORED_IMAGE, Config
 from ..distributed import process_group
 
 MANY_CLASSES = 16  # fill a vector of the widest processors
@@ -257,6 +258,28 @@ class SegmentationLoss:
         if self.class_weights is not None:
             self.class_weights = self.class_weights.to(logits.device, _loss_type(logits))
         return self.class_weights
+
+
+def loss_of(config: Config, class_weights: Tensor | None = None) -> SegmentationLoss:
+    """The loss that `TRAIN` describes; `class_weights` are (K,)."""
+    train = config.TRAIN
+    return SegmentationLoss(
+        train.losses,
+        ignore_label=ignore_label_of(config),
+        auxiliary_weight=train.aux_weight,
+        class_weights=class_weights,
+        ohem_threshold=train.ohem_threshold,
+        ohem_min_kept=train.ohem_min_kept,
+        label_smoothing=train.label_smoothing,
+        focal_gamma=train.focal_gamma,
+        boundary_weight=train.boundary_weight,
+        boundary_width=train.boundary_width,
+    )
+
+
+def ignore_label_of(config: Config) -> int:
+    """The label value that loss and metrics leave out."""
+    return IGNORED_IMAGE if config.classifies else config.TRAIN.ignore_label
 
 
 def _loss_type(logits: Tensor) -> torch.dtype:

@@ -8,7 +8,41 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ...config.schema import TrainSection
+from ...config.errors import ConfigError
+from ...config.schema import Config, TrainSection
+
+
+def optimizer_of(config: Config, segmenter: nn.Module) -> torch.optim.Optimizer:
+    """The optimizer that `TRAIN` describes.
+
+    Raises:
+        ConfigError: layer-wise learning rates for a backbone whose layers are not known.
+    """
+    train = config.TRAIN
+    layers: list[list[nn.Parameter]] = []
+    if train.layer_lr_decay < 1:
+        origin = config.origin("TRAIN.layer_lr_decay")
+        if not hasattr(segmenter.backbone, "layers"):
+            raise ConfigError(
+                f"{origin}: backbone {train.backbone} does not name its layers (`layers()`); set "
+                "TRAIN.layer_lr_decay 1"
+            )
+        try:
+            layers = segmenter.backbone.layers()
+        except ValueError as error:
+            raise ConfigError(f"{origin}: {error}") from error
+    return build_optimizer(
+        segmenter,
+        segmenter.new_layers(),
+        base_lr=train.base_lr,
+        head_lr_factor=train.head_lr_factor,
+        momentum=train.momentum,
+        weight_decay=train.weight_decay,
+        name=train.optimizer,
+        decay_norms_and_biases=train.decay_norms_and_biases,
+        layers=layers,
+        layer_lr_decay=train.layer_lr_decay,
+    )
 
 
 def build_optimizer(

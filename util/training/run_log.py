@@ -1,15 +1,21 @@
-"""Log lines, curves for trackers and epochs.jsonl of a training run."""
+"""The record of a training run: config.yaml, log lines, curves for trackers, epochs.jsonl."""
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from logging import Logger
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import torch
+import yaml
 from torch import Tensor
 
+from ...config.errors import ConfigError
 from ...config.schema import Config
+from ...config.types import shown
 from ..distributed import process_group
+from ..files import write_text
 from ..memory import peak_memory
 from ..metrics import ConfusionMatrix
 from .epoch_log import run_entry, write_epoch
@@ -17,7 +23,7 @@ from .losses import subsample_label
 from .optimizer import lr_at
 from .prefetch import PreparedBatch
 from .step import StepFigures
-from .trackers import Trackers
+from .trackers import Trackers, open_trackers
 
 
 class RunLog:
@@ -25,10 +31,11 @@ class RunLog:
 
     Args:
         log: logger of the run.
-        folder: of `epochs.jsonl`.
-        trackers: that get the curves; none if None.
+        folder: of the run.
         ignore_label: label that counts nowhere.
         clock: seconds.
+    Attributes:
+        trackers: get the curves; None before `start`, and in processes other than the main one.
     """
 
     def __init__(
@@ -40,15 +47,16 @@ class RunLog:
         folder: Path,
         steps_per_epoch: int,
         ignore_label: int = 255,
-        trackers: Trackers | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
+        self.config = config
         self.train = config.TRAIN
         self.device = device
         self.classifies = config.classifies
         self.log = log
         self.folder = folder
-        self.trackers = trackers or Trackers()
+        self.trackers: Trackers | None = None
+        self.resumed_step: int | None = None
         self.steps_per_epoch = steps_per_epoch
         self.clock = clock
         self.confusion = ConfusionMatrix(
@@ -62,6 +70,18 @@ class RunLog:
         self.epoch_steps = 0  # since the clock started
         self.epoch_seconds = 0.0
         self.restart_clock()
+
+    def start(self) -> None:
+        """Write `config.yaml` and open the trackers, before the first step.
+
+        Raises:
+            ConfigError: the file cannot be written, or a tracker's package is not installed.
+        """
+        if self.trackers is None and process_group.is_main():
+            save_effective(self.config, self.folder / "config.yaml")
+            self.trackers = open_trackers(
+                self.config, self.folder, step=self.resumed_step, warn=self.log.warning
+            )
 
     @torch.no_grad()
     def add(self, batch: PreparedBatch, figures: StepFigures) -> None:
@@ -100,7 +120,7 @@ class RunLog:
         if norm:
             curves["gradient_norm"] = norm[0]
         curves["images_per_second"] = self.train.batch_size / max(seconds, 1e-9)
-        self._draw("train_step", curves | peak_memory(self.device), step)
+        self.draw("train_step", curves | peak_memory(self.device), step)
 
     def _report_skipped(self) -> None:
         """Log the steps skipped since the last report, with their images."""
@@ -135,7 +155,7 @@ class RunLog:
         line = "/".join(f"{value:.4f}" for value in figures.values())
         epoch = step // self.steps_per_epoch
         self.log.info(f"epoch {epoch} {split} {'/'.join(figures)} {line}")
-        self._draw(split, figures, step)
+        self.draw(split, figures, step)
 
     def write_epoch(self, step: int, figures: dict[str, dict[str, float]]) -> None:
         """Add {"train": {...}, "val": {...}} to epochs.jsonl."""
@@ -160,8 +180,20 @@ class RunLog:
         self.reported_at = self.epoch_began = self.clock()
         self.epoch_steps = 0
 
-    def _draw(self, group: str, figures: dict[str, float], step: int) -> None:
-        self.trackers.scalars({f"{group}/{name}": v for name, v in figures.items()}, step)
+    @property
+    def is_watched(self) -> bool:
+        """Whether anyone would see a curve or a picture."""
+        return self.trackers is not None and self.trackers.active
+
+    def draw(self, group: str, figures: Mapping[str, float], step: int) -> None:
+        """Add {name: value} of a group to the curves."""
+        if self.trackers is not None:
+            self.trackers.scalars({f"{group}/{name}": v for name, v in figures.items()}, step)
+
+    def show(self, pictures: Mapping[str, np.ndarray], step: int) -> None:
+        """Give the trackers pictures, (H, W, 3) uint8 RGB, by their names."""
+        if self.trackers is not None:
+            self.trackers.images(pictures, step)
 
     def state_dict(self) -> dict[str, Tensor]:
         """Sums so far over all processes; every process must call it."""
@@ -170,14 +202,26 @@ class RunLog:
             "loss_sums": process_group.all_reduce_sum(self.loss_sums.clone()),
         }
 
-    def load_state_dict(self, content: dict[str, Tensor]) -> None:
-        """Continue with saved sums: over all processes, so the main one has them."""
+    def load_state_dict(self, content: dict[str, Any]) -> None:
+        """Continue from a checkpoint; its sums are over all processes, so the main one has them."""
+        self.resumed_step = content["step"]
         self.confusion.counts.copy_(content["confusion"] * process_group.is_main())
         self.loss_sums.copy_(content["loss_sums"] * process_group.is_main())
 
     def close(self) -> None:
         """Flush and close the trackers."""
-        self.trackers.finish()
+        if self.trackers is not None:
+            self.trackers.finish()
+
+
+def save_effective(config: Config, path: str | Path) -> None:
+    """Write every option with its value; load_config reads an equal config back."""
+    path = Path(path)
+    text = yaml.safe_dump(config.model_dump(), sort_keys=False, allow_unicode=True)
+    try:
+        write_text(path, f"# every option of {shown(config.source)}\n{text}")
+    except OSError as error:
+        raise ConfigError(f"{path}: cannot be written: {error.strerror}") from None
 
 
 def duration(seconds: float) -> str:

@@ -319,7 +319,7 @@ def identity(folder: Path, step: int | None) -> str:
 
 
 def name_of(config: Config) -> str:
-    return f"{config.dataset}/{config.experiment}"
+    return f"{config.DATA.dataset}/{config.experiment}"
 
 
 def allowed_by_mlflow(name: str) -> str:

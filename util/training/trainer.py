@@ -124,12 +124,14 @@ class Trainer:
         """Train from the current step to the end, or to step `until`.
 
         Raises:
+            ConfigError: the run's record cannot be started.
             Stopped: a signal asked for it; everything is saved.
             TrainingError: too many steps in a row had to be skipped, and the state is saved; or
                 the last state could not be saved.
             OutOfMemoryError: a step does not fit the memory; the newest checkpoint stays.
         """
         end = self.total_steps if until is None else min(self.total_steps, until)
+        self.run_log.start()
         request = StopRequest()
         watchdog = Watchdog(
             minutes=self.config.Distributed.timeout_minutes,

@@ -1,14 +1,14 @@
-"""Objects from a config: loss, optimizer, inference engine, a trained network."""
+"""The inference engine that a config describes, and the trained network in it."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from .config.compatibility import check_same_network
-from .config.errors import CheckpointError, ConfigError
-from .config.schema import IGNORED_IMAGE, Config
+from .config.errors import CheckpointError
+from .config.schema import Config
 from .dataset.build import build_classes
 from .model.build import build_network
 from .model.weights import load_weights
@@ -20,62 +20,6 @@ from .util.inference.sliding_window import (
     usual_batch_size,
 )
 from .util.precision import choose_precision, set_numerics
-from .util.training.losses import SegmentationLoss
-from .util.training.optimizer import build_optimizer
-
-
-def optimizer_of(config: Config, segmenter: nn.Module) -> torch.optim.Optimizer:
-    """The optimizer that `TRAIN` describes.
-
-    Raises:
-        ConfigError: layer-wise learning rates for a backbone whose layers are not known.
-    """
-    train = config.TRAIN
-    layers: list[list[nn.Parameter]] = []
-    if train.layer_lr_decay < 1:
-        origin = config.origin("TRAIN.layer_lr_decay")
-        if not hasattr(segmenter.backbone, "layers"):
-            raise ConfigError(
-                f"{origin}: backbone {train.backbone} does not name its layers (`layers()`); set "
-                "TRAIN.layer_lr_decay 1"
-            )
-        try:
-            layers = segmenter.backbone.layers()
-        except ValueError as error:
-            raise ConfigError(f"{origin}: {error}") from error
-    return build_optimizer(
-        segmenter,
-        segmenter.new_layers(),
-        base_lr=train.base_lr,
-        head_lr_factor=train.head_lr_factor,
-        momentum=train.momentum,
-        weight_decay=train.weight_decay,
-        name=train.optimizer,
-        decay_norms_and_biases=train.decay_norms_and_biases,
-        layers=layers,
-        layer_lr_decay=train.layer_lr_decay,
-    )
-
-
-def loss_of(config: Config, class_weights: Tensor | None = None) -> SegmentationLoss:
-    train = config.TRAIN
-    return SegmentationLoss(
-        train.losses,
-        ignore_label=ignore_label_of(config),
-        auxiliary_weight=train.aux_weight,
-        class_weights=class_weights,
-        ohem_threshold=train.ohem_threshold,
-        ohem_min_kept=train.ohem_min_kept,
-        label_smoothing=train.label_smoothing,
-        focal_gamma=train.focal_gamma,
-        boundary_weight=train.boundary_weight,
-        boundary_width=train.boundary_width,
-    )
-
-
-def ignore_label_of(config: Config) -> int:
-    """The label value that loss and metrics leave out."""
-    return IGNORED_IMAGE if config.classifies else config.TRAIN.ignore_label
 
 
 def build_engine(
