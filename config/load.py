@@ -181,9 +181,7 @@ def _sections(content: dict[Any, Any], where: str) -> Tree:
 
 def _override_layer(overrides: Sequence[Any]) -> Layer:
     layer = Layer(COMMAND_LINE)
-    for key, value in _pairs(overrides):
-        if isinstance(value, str):
-            value = parse_yaml(value, f"{COMMAND_LINE}: {key} {shown(value)}", lines=False)
+    for key, value in given_options(overrides):
         if key == "experiment":
             layer.top[key] = value
             continue
@@ -192,17 +190,24 @@ def _override_layer(overrides: Sequence[Any]) -> Layer:
     return layer
 
 
-def _pairs(words: Sequence[Any]) -> Iterator[tuple[Any, Any]]:
-    """(key, value) of `epochs 5` and of `epochs=5`."""
+def given_options(words: Sequence[Any]) -> Iterator[tuple[Any, Any]]:
+    """(key, value) of `epochs 5` and of `epochs=5`; text is read as YAML.
+
+    Raises:
+        ConfigError: a key without a value, or a value that is not YAML.
+    """
     rest = iter(words)
     for key in rest:
         name, equals, value = key.partition("=") if isinstance(key, str) else (key, "", None)
         try:
-            yield name, value if equals else next(rest)
+            value = value if equals else next(rest)
         except StopIteration:
             raise ConfigError(
                 f"{COMMAND_LINE}: {key} has no value; give options in pairs, such as: epochs 5"
             ) from None
+        if isinstance(value, str):
+            value = parse_yaml(value, f"{COMMAND_LINE}: {name} {shown(value)}", lines=False)
+        yield name, value
 
 
 def _split_key(key: str) -> tuple[str, str]:

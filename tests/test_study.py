@@ -221,6 +221,14 @@ def test_other_options_are_another_run(folder: Path, made) -> None:
     assert len(list(folder.glob("exp/studies/small/shapes10_resnet18_seed0_*"))) == 2
     study.main([write_study(folder, seeds=[0], vary={})])
     assert len(made) == 2  # the first options again
+    study.main([path, "base_lr=1e-7", "--name", "small"])  # given with the command
+    assert len(made) == 2
+    given = ["TRAIN.width", "0.25", "--config", "shapes10 resnet18_eca", "--name", "narrow"]
+    study.main([path, *given])
+    assert made[2:] == ["eca 0"]
+    assert len(list(folder.glob("exp/studies/narrow/shapes10_resnet18_eca_seed0_*"))) == 1
+    with pytest.raises(ConfigError, match=r"TRAIN.epochs has no value; give options in pairs"):
+        study.main([path, "TRAIN.epochs"])
 
 
 @pytest.mark.slow

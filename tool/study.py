@@ -1,4 +1,8 @@
-"""A matrix of runs to a table and pictures: `stripseg study STUDY.yaml [--report]`.
+"""A matrix of runs to a table and pictures: `stripseg study STUDY.yaml [KEY VALUE ...]`.
+
+    stripseg study config/studies/heads.yaml
+    stripseg study config/studies/heads.yaml --config "mydata spnet18" TRAIN.width 0.25
+    stripseg study config/studies/heads.yaml --report      only the table of what there is
 
 Every config, with every combination of the options that vary and every seed, is trained and
 tested in a process of its own. Finished runs are not repeated: run the same command to resume
@@ -15,6 +19,7 @@ from typing import Any
 from stripseg import command_line
 from stripseg.command_line import Result
 from stripseg.config.errors import TrainingError
+from stripseg.config.load import given_options
 from stripseg.tool.summary import summarise_config
 from stripseg.util.checkpoint import folder_lock
 from stripseg.util.experiments.child_process import follow
@@ -30,10 +35,22 @@ def main(argv: Sequence[str]) -> Result:
     """Make the missing runs, then the report of those there are."""
     parser = command_line.command_parser("stripseg study", __doc__)
     parser.add_argument("file", metavar="STUDY.yaml", help="what to compare")
+    parser.add_argument(
+        "words", nargs="*", metavar="KEY VALUE", help="options of all runs, over the file's"
+    )
+    parser.add_argument(
+        "--config",
+        action="append",
+        default=[],
+        metavar='"DATASET EXPERIMENT"',
+        help="in place of the file's configs; may be repeated",
+    )
+    parser.add_argument("--name", help="folder in exp/studies, in place of the file's name")
     parser.add_argument("--report", action="store_true", help="only write table and pictures")
-    options = parser.parse_args(list(argv))
-    file, rows = read_study(Path(options.file))
-    folder = FOLDER / file.name
+    options = parser.parse_intermixed_args(list(argv))
+    given = dict(given_options(options.words))
+    file, rows = read_study(Path(options.file), configs=options.config, options=given)
+    folder = FOLDER / (options.name or file.name)
     new_figure(1, 1)  # matplotlib is missed now, not after the last run
     if not options.report:
         # seed by seed, so that a part of it is a study too

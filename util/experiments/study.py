@@ -77,13 +77,26 @@ class Row:
         return " ± ".join(f"{factor * number:.{digits}f}" for number in numbers)
 
 
-def read_study(path: Path) -> tuple[StudyFile, list[Row]]:
+def read_study(
+    path: Path,
+    *,
+    configs: Sequence[str] = (),
+    options: Mapping[str, Any] | None = None,
+) -> tuple[StudyFile, list[Row]]:
     """Read a study's file and load the config of every row.
 
+    Args:
+        configs: in place of the file's.
+        options: of all runs, over those of the file.
     Raises:
         ConfigError: the file is not a study, or one of its runs is not possible.
     """
     file = read_model(StudyFile, path)
+    given = options or {}
+    meant = {option_meant(key) for key in given}
+    own = {key: value for key, value in file.options.items() if option_meant(key) not in meant}
+    changes = {"configs": list(configs) or file.configs, "options": {**own, **given}}
+    file = file.model_copy(update=changes)
     for problem in problems(file):
         raise ConfigError(f"{path}: {problem}")
     rows = [
