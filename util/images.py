@@ -384,6 +384,11 @@ class LabelFile:
         """Floats as integers; DataError where they are not whole."""
         if label.dtype.kind != "f":
             return label
+        if np.isnan(label).any():
+            raise DataError(
+                f"{self.path}: holds NaN, not a number; write a whole number in its place, such as "
+                "255 for pixels that are to be ignored"
+            )
         if not np.array_equal(label, np.round(label)):
             raise DataError(
                 f"{self.path}: holds values that are not whole ({label.dtype}); a label file holds "

@@ -141,14 +141,18 @@ def values_between(found: Sequence[Inspection], classes: np.ndarray) -> list[int
 
     A class of thin lines fills no area either, and resizing with smoothing leaves several such ids.
     """
+    empty = values_of_edges(found, classes)
+    filling = np.setdiff1d(classes, empty)
+    between = len(empty) > 1 and filling.min() < min(empty) and max(empty) < filling.max()
+    return empty if between else []
+
+
+def values_of_edges(found: Sequence[Inspection], classes: np.ndarray) -> list[int]:
+    """Of the values those that fill no area in any label; none where fewer than two fill one."""
     points = np.unique(np.concatenate([item.values for item in found]))
     solid = sum((solid_of(item, points[:, None]) for item in found), np.zeros(len(points)))
     filling = np.intersect1d(points[solid > 0], classes)
-    if len(filling) < 2:
-        return []
-    empty = np.setdiff1d(classes, filling)
-    between = empty[(empty > filling.min()) & (empty < filling.max())]
-    return between.tolist() if len(between) == len(empty) > 1 else []
+    return np.setdiff1d(classes, filling).tolist() if len(filling) > 1 else []
 
 
 def solid_of(item: Inspection, points: np.ndarray) -> np.ndarray:

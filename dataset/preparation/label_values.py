@@ -27,10 +27,13 @@ from .class_numbering import (
     unpacked,
 )
 from .label_colours import by_palette, differing_palettes, ignored_colours, number_colours
-from .label_noise import FAR, NEAR, peaks, refuse_noise, totals, values_between
+from .label_noise import FAR, NEAR, peaks, refuse_noise, totals, values_between, values_of_edges
 from .match import Inspection
 
-INSTANCES = 1000  # from this value on labels hold instances, in Cityscapes and its kin
+INSTANCES = (1000, 256)  # class * 1000 + instance in Cityscapes and its kin, 256 in Mapillary's
+MOST_IDS = 254  # the largest class id of a label
+FEWEST_STEPS = 3  # values, multiples of SMALLEST_STEP, that are codes and not ids with gaps
+SMALLEST_STEP = 5
 IGNORED_FROM = 200  # a lone value this large, beside ids, may mean ignored
 
 
@@ -99,7 +102,14 @@ def number_indices(found: Sequence[Inspection], choices: Choices) -> ClassNumber
     if choices.ignore not in (IGNORE_LABEL, *stored.tolist()):
         codes += (f"no label has the value {choices.ignore}, which --ignore names",)
     first, counted = first_id(found, classes, choices)
-    if are_ids(classes, first):
+    step = step_of(classes) if choices.ids_from is None else 1
+    if choices.ids_from is not None and int(classes.max()) - first > MOST_IDS:
+        raise DataError(
+            f"--ids-from {first}: {example(found, int(classes.max()))} has the value "
+            f"{int(classes.max())}, and a label holds at most 255 classes; leave it out, or name "
+            f"the values: --values {named(classes)}"
+        )
+    if choices.ids_from is not None or (step == 1 and are_ids(classes, first)):
         numbering = number_ids(found, stored, first, choices)
     else:
         numbering = number_codes(found, stored, choices)
@@ -191,7 +201,7 @@ def number_ids(
             f"{named(classes)}",
         )
     warnings += doubts_of_ids(found, classes, choices)
-    indices = {item.kind for item in found} == {"index"}
+    indices = all(item.kind == "index" and not item.alpha for item in found)
     return ClassNumbering(
         stored,
         ids,
@@ -242,8 +252,28 @@ def number_codes(
     names = [f"value {value}" for value in classes]
     notes = (f"{len(names)} values far apart are numbered in their order",)
     colors = default_colors(len(names))
-    warnings = one_class_in_codes(found, classes)
+    warnings = one_class_in_codes(found, classes) + doubts_of_codes(found, classes)
     return ClassNumbering(stored, ids, names, colors, notes=notes, warnings=warnings)
+
+
+def doubts_of_codes(found: Sequence[Inspection], classes: np.ndarray) -> tuple[str, ...]:
+    """Warnings where codes may be ids with gaps after all, or traces of dithering."""
+    lines: tuple[str, ...] = ()
+    if step_of(classes) > 1 and are_ids(classes):
+        listed = ", ".join(map(str, classes[:MOST_LEVELS].tolist()))
+        lines += (
+            f"the values {listed} are multiples of {step_of(classes)}, and taken for "
+            f"{len(classes)} classes. If they are ids, of which others occur elsewhere: "
+            "--ids-from 0",
+        )
+    if specks := values_of_edges(found, classes):
+        listed = ", ".join(map(str, specks[:MOST_LEVELS]))
+        meant = [value for value in classes.tolist() if value not in specks]
+        lines += (
+            f"the values {listed} fill no area anywhere: are they traces of dithering or "
+            f"smoothing? Then save the labels again without it, or --values {named(meant)} --snap",
+        )
+    return lines
 
 
 def one_class_in_codes(found: Sequence[Inspection], classes: np.ndarray) -> tuple[str, ...]:
@@ -265,20 +295,28 @@ def one_class_in_codes(found: Sequence[Inspection], classes: np.ndarray) -> tupl
 
 
 def refuse_instances(found: Sequence[Inspection], classes: np.ndarray) -> None:
-    """Raises DataError for values such as 26001, class * 1000 + instance."""
-    large = classes.astype(np.int64)
-    instances = large[large >= INSTANCES] % INSTANCES
-    if len(instances) > 1 and instances.max() < INSTANCES / 5 and instances.any():
-        raise DataError(
-            f"{example(found, int(classes.max()))}: has the value {int(classes.max())}; are these "
-            "instance ids (class * 1000 + instance)? Take the files of class ids, or name every "
-            "value with --values"
-        )
+    """Raises DataError for values such as 26001, class * 1000 + instance, or 6657 by 256."""
+    for base in INSTANCES:
+        large = classes[classes >= base].astype(np.int64)
+        instances = large % base
+        several = base == INSTANCES[0] or len(np.unique(large // base)) < len(large)
+        if len(large) > 1 and several and instances.max() < base / 5 and instances.any():
+            raise DataError(
+                f"{example(found, int(classes.max()))}: has the value {int(classes.max())}; are "
+                f"these instance ids (class * {base} + instance)? Take the files of class ids, or "
+                "name every value with --values"
+            )
 
 
 def are_ids(classes: np.ndarray, first: int = 0) -> bool:
     """Return whether values lie so near each other that they are class ids, some perhaps absent."""
     return int(classes.max()) - first < min(IGNORE_LABEL, 8 * len(classes))
+
+
+def step_of(classes: np.ndarray) -> int:
+    """The step of 0, 10, 20, ..., codes that leave out no id by chance; 1 for other values."""
+    step = int(np.gcd.reduce(classes.astype(np.int64)))
+    return step if len(classes) >= FEWEST_STEPS and step >= SMALLEST_STEP else 1
 
 
 def two_codes(found: Sequence[Inspection], choices: Choices) -> tuple[str, ...]:
