@@ -490,7 +490,8 @@ def _names(config: Config) -> list[Missing]:
     path, classes = config.TEST.names_path, config.DATA.classes
     if path is None or not os.path.isfile(path):
         return []
-    names = Path(path).read_text(encoding="utf-8", errors="replace").strip().splitlines()
+    lines = Path(path).read_text(encoding="utf-8", errors="replace").splitlines()
+    names = [line for line in lines if line.strip() and not line.startswith("# ")]
     if len(names) == classes:
         return []
     sentence = (

@@ -6,6 +6,7 @@
 [255, 0, 149, -1]
 """
 
+import re
 from collections.abc import Iterator, Sequence
 from difflib import get_close_matches
 from functools import cache
@@ -170,8 +171,8 @@ def raw_to_train_table(description: DatasetDescription) -> np.ndarray:
 
 
 def read_names(path: Path) -> list[str]:
-    """Class names, one per line in index order. Blank lines and CRLF are tolerated."""
-    names = [line for _, line in _filled_lines(Path(path))]
+    """Class names, one per line in index order; see `listed_names`."""
+    names = listed_names([line for _, line in _filled_lines(Path(path))], path)
     if not names:
         raise DataError(f"{path}: no class names; expected one per line")
     for name in names:  # they reach terminals, where an escape sequence is a command
@@ -180,6 +181,26 @@ def read_names(path: Path) -> list[str]:
                 f"{path}: {name!r} is not a name: it has characters that cannot be shown"
             )
     return names
+
+
+def listed_names(lines: Sequence[str], origin: Path) -> list[str]:
+    """The names of stripped lines, without blank lines, comments (`# ...`) and numbers (`0: road`).
+
+    Raises:
+        DataError: every line has a number, and these are not 0, 1, 2, ...
+    """
+    names = [line for line in lines if line and not re.match(r"#(\s|$)", line)]
+    numbered = [re.fullmatch(r"(\d{1,9})(?:\s*[:=,;]\s*|\s+)(\S.*)", name) for name in names]
+    found = [match for match in numbered if match is not None]
+    if not names or len(found) < len(names):
+        return names
+    numbers = [int(match[1]) for match in found]
+    if numbers != list(range(len(names))):
+        raise DataError(
+            f"{origin}: its names have the numbers {', '.join(map(str, numbers[:8]))}; expected 0, "
+            "1, 2, ... in this order, since a name belongs to the class of its line"
+        )
+    return [match[2] for match in found]
 
 
 def read_colors(path: Path) -> list[Colour]:

@@ -31,7 +31,10 @@ def read_instances(path: Path, content: Mapping[str, Any], found: Annotations) -
                 found.skipped["box without segmentation"] += 1
                 continue
             if entry["category_id"] not in names:
-                raise ValueError(f"has the category {entry['category_id']!r}, which is not listed")
+                listed = ", ".join(map(repr, list(names)[:8]))
+                raise ValueError(
+                    f"has the category {entry['category_id']!r}, which is not listed: {listed}"
+                )
             crowd = bool(entry.get("iscrowd", 0))
             name = names[entry["category_id"]]
             picture.shapes.append(Shape(name, regions, f"{item} of {path}", crowd))
@@ -87,14 +90,28 @@ def read_panoptic(path: Path, content: Mapping[str, Any], found: Annotations) ->
 
 
 def read_categories(path: Path, content: Mapping[str, Any], found: Annotations) -> dict[Any, str]:
-    """id -> class name, in order of the ids."""
+    """id -> class name, in order of the ids.
+
+    Roboflow lists the project as a category, above all others: it is none of the classes.
+    """
     names: dict[Any, str] = {}
     with reading(path, "'categories'"):
         entries = [mapping(e, "a category") for e in listing(content["categories"], "'categories'")]
+        above = {entry.get("supercategory") for entry in entries}
+        marked = [m for e in content["annotations"] for m in (e, *e.get("segments_info", ()))]
+        used = {mark["category_id"] for mark in marked if "category_id" in mark}
         for entry in sorted(entries, key=lambda entry: int(entry["id"])):
-            names[entry["id"]] = found.add_class(
-                text(entry["name"], "a name"), color(entry.get("color"))
-            )
+            name = text(entry["name"], "a name")
+            if entry["id"] in names:
+                raise ValueError(
+                    f"lists the id {entry['id']} as {names[entry['id']]!r} and as {name!r}; give "
+                    "each category an id of its own"
+                )
+            top = entry.get("supercategory") in (None, "", "none")
+            if top and name in above and entry["id"] not in used and len(entries) > 1:
+                found.notes.append(f"the category {name!r} is that of the others, and no class")
+                continue
+            names[entry["id"]] = found.add_class(name, color(entry.get("color")))
     return names
 
 
@@ -110,5 +127,10 @@ def read_images(path: Path, content: Mapping[str, Any]) -> dict[Any, Picture]:
             if entry.get("height") and entry.get("width"):
                 size = size_of(entry["height"], entry["width"])
             suffix = name.lower().endswith(IMAGE_SUFFIXES)
+            if entry["id"] in pictures:
+                raise ValueError(
+                    f"has the id {entry['id']!r}, as {pictures[entry['id']].file} has; give each "
+                    "image an id of its own"
+                )
             pictures[entry["id"]] = Picture(name, str(path), size, suffix=suffix)
     return pictures

@@ -1,6 +1,5 @@
 """Which annotation format files are of, by what is in them, and what they hold."""
 
-import os
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -9,7 +8,9 @@ from typing import Any
 
 from ...config.errors import DataError
 from ...util.images import IMAGE_SUFFIXES
+from ..preparation.match import files_below, refuse_archive
 from . import coco, datumaro, json_per_image, label_studio, metadata, xml_files, yolo
+from .class_masks import read_class_masks
 from .model import Annotations
 from .names import Names
 from .parse import parse_json, read_text, read_xml, reading, start_of
@@ -57,6 +58,7 @@ def read_labels(labels: Path, images: Path, image_files: Sequence[Path]) -> Anno
     Raises:
         DataError: a file is damaged, or there are none or several formats; the message names it.
     """
+    refuse_archive(labels)
     if not labels.exists():
         raise DataError(f"{labels}: no such file or folder")
     folder = labels if labels.is_dir() else labels.parent
@@ -92,7 +94,8 @@ def read_labels(labels: Path, images: Path, image_files: Sequence[Path]) -> Anno
         listed = ", ".join(f"{path} ({kind})" for kind, path in first.items())
         raise DataError(f"{labels}: has annotations of several formats: {listed}; name one of them")
     if not found:
-        return as_masks(labels, [*strange, *texts])
+        masks_of_classes = read_class_masks(labels, images, image_files)
+        return masks_of_classes or as_masks(labels, [*strange, *texts])
     annotations = next(iter(found.values()))
     finish(annotations, folder, strange)
     return annotations
@@ -100,11 +103,7 @@ def read_labels(labels: Path, images: Path, image_files: Sequence[Path]) -> Anno
 
 def annotation_files(folder: Path) -> list[Path]:
     """Files below a folder that may hold annotations, sorted; hidden ones are left out."""
-    found = []
-    for place, folders, names in os.walk(folder, followlinks=True):
-        folders[:] = sorted(name for name in folders if not name.startswith((".", "__")))
-        found += [Path(place, name) for name in names if may_annotate(name)]
-    return sorted(found)
+    return sorted(path for path in files_below(folder) if may_annotate(path.name))
 
 
 def may_annotate(name: str) -> bool:
@@ -112,7 +111,7 @@ def may_annotate(name: str) -> bool:
     path = Path(name.lower())
     if path.suffix in TABLES and path.stem != "metadata":
         return False
-    return path.suffix in SUFFIXES and not name.startswith(".")
+    return path.suffix in SUFFIXES
 
 
 def read_table(

@@ -9,6 +9,7 @@ import numpy as np
 from ...config.errors import ConfigError, DataError
 from ...config.yaml_file import read_yaml
 from ...util.images import IMAGE_SUFFIXES
+from ..description import listed_names
 from .model import Annotations, Picture, Shape
 from .parse import check_count, points, read_text, reading
 from .rasterize import Polygon
@@ -86,7 +87,7 @@ def class_names(root: Path) -> tuple[Path, list[str]]:
         for path in (folder / name for name in NAME_FILES):
             if path.is_file():
                 lines = [line.strip() for line in read_text(path).splitlines()]
-                return path, [line for line in lines if line]
+                return path, listed_names(lines, path)
     raise DataError(
         f"{root}: has YOLO's labels, and neither data.yaml with `names:` nor classes.txt is there "
         "or in the two folders above; put one there"

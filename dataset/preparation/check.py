@@ -119,6 +119,11 @@ def refuse_bad_data(
             continue
         pixels += seen.pixels
         drawn &= bool(seen.pixels[0] and seen.pixels[255])
+    if not pixels[: dataset.encoding.classes].any() and skipped < len(chosen):
+        raise DataError(
+            f"{dataset.pairs[chosen[0]].label} and others: every pixel of {len(chosen)} labels is "
+            f"ignored, so that nothing would be learnt. To look at all: {command}"
+        )
     if (reason := mask_of_two_values(pixels, dataset.encoding, drawn=drawn)) is not None:
         raise DataError(f"{dataset.pairs[chosen[0]].label} and others: {reason}")
     doubt = doubt_of_classes(pixels[: dataset.encoding.classes])
@@ -271,9 +276,11 @@ def geometry(found: Sequence[Examination]) -> Iterator[Finding]:
 
 
 def names_of_one_thing(names: Sequence[str]) -> Iterator[Finding]:
-    """Classes whose names differ in case, blanks, hyphens or a plural alone."""
+    """Classes of one name, or whose names differ in case, blanks, hyphens or a plural alone."""
     known: dict[str, str] = {}
-    for name in names:
+    for index, name in enumerate(names):
+        if name in names[:index]:
+            yield Finding("warning", "names", f"two classes are called {name!r}: is one to be both")
         plain = "".join(sign for sign in name.casefold() if sign.isalnum()).removesuffix("s")
         if plain and known.setdefault(plain, name) != name:
             yield Finding(

@@ -19,6 +19,8 @@ from .match import Inspection, read_any_label
 
 RECORD = ".numbering.json"  # beside labels that were rewritten
 
+HEX = re.compile("#([0-9a-fA-F]{6})(?![0-9a-zA-Z])")
+
 RARE = 0.005  # share of the labelled pixels below which crops are laid around a class
 THIN = 0.4  # share of inner pixels below which a class is thin: a line of 3 pixels has a third
 FEW_FOR_SCRATCH = 2000  # training images below which pretrained weights are the better start
@@ -42,36 +44,58 @@ PARTS = {
 
 
 def read_table(path: Path) -> list[tuple[Colour, str]]:
-    """A colour table: `R G B name`, `name,R,G,B` or CVAT's `name:R,G,B::` per line, in class order.
+    """A colour table, a line per class, in class order; classes of one name are one.
 
-    A heading and lines that begin with # are skipped; names may hold numbers.
+    `R G B name`, `name,R,G,B`, `#rrggbb name` or CVAT's `name:R,G,B::`, and any of these behind a
+    number that counts the lines. A heading and comments (`# ...`) are skipped; names may hold
+    numbers.
 
     Raises:
-        DataError: a line is none of these, or a colour stands twice.
+        DataError: a line is none of these, a colour stands twice, or there is no line.
     """
     table: list[tuple[Colour, str]] = []
     try:
         lines = path.read_text(encoding="utf-8-sig").splitlines()
     except (OSError, UnicodeDecodeError) as error:
         raise DataError(f"{path}: the table cannot be read as text in UTF-8 ({error})") from error
-    for number, line in enumerate(lines, 1):
-        entry = table_line(line)
-        if not line.strip() or line.lstrip().startswith("#"):
-            continue
+    filled = [(number, line) for number, line in enumerate(lines, 1) if line.strip()]
+    filled = [entry for entry in filled if HEX.search(entry[1]) or entry[1].lstrip()[0] != "#"]
+    if filled and not any(character.isdigit() for character in filled[0][1]):
+        del filled[0]  # a heading
+    counted = are_counted([line for _, line in filled])
+    for number, line in filled:
+        entry = table_line(re.sub(r"^\s*\d+[\s,;:]+", "", line) if counted else line)
         if entry is None:
-            if number == 1 and not any(character.isdigit() for character in line):
-                continue  # a heading
             raise DataError(f"{path}, line {number}: expected 'R G B name', got {line.strip()!r}")
         color, name = entry
         if any(known == color for known, _ in table):
             shown = " ".join(map(str, color))
             raise DataError(f"{path}, line {number}: the colour {shown} stands twice")
         table.append((color, name or f"class {len(table)}"))
+    if not table:
+        raise DataError(f"{path}: holds no colours; expected a line of 'R G B name' per class")
     return table
+
+
+def are_counted(lines: Sequence[str]) -> bool:
+    """Return whether each line begins with a number of its own, 0, 1, 2, ... or 1, 2, 3, ..."""
+    words = [re.findall(r"[^\s,;:]+", line) for line in lines]
+    numbers = [[word for word in line if word.isdecimal()] for line in words]
+    if len(lines) < 2 or any(
+        len(found) < (1 if HEX.search(line) else 4)
+        for line, found in zip(lines, numbers, strict=True)
+    ):
+        return False
+    firsts = [line[0] for line in words]
+    return any(firsts == [str(n + start) for n in range(len(lines))] for start in (0, 1))
 
 
 def table_line(line: str) -> tuple[Colour, str] | None:
     """(colour, name) of a line; None where it has no colour."""
+    if (code := HEX.search(line)) is not None:
+        red, green, blue = bytes.fromhex(code[1])
+        rest = line.replace(code[0], " ").replace(",", " ").replace(";", " ")
+        return (red, green, blue), " ".join(rest.split())
     name, separator, rest = line.partition(":")
     if separator and (found := three_numbers(rest.partition(":")[0].split(","))):
         return found, name.strip()

@@ -1,5 +1,6 @@
 """What the colours of label files mean: by a table, by palettes, or numbered in their order."""
 
+from collections import Counter
 from collections.abc import Collection, Sequence
 
 import numpy as np
@@ -59,17 +60,33 @@ def number_colours(
             "noise of JPEG or smoothing, take the nearest of the table: --snap"
         )
     ids = np.array([known[int(value)] for value in stored])
-    return ClassNumbering(stored, ids, names, colors, coloured=True)
+    return ClassNumbering(stored, ids, names, colors, coloured=True, notes=notes_of(table))
 
 
 def table_classes(
     table: Sequence[tuple[Colour, str]],
 ) -> tuple[list[str], list[Colour], dict[Colour, int]]:
-    """Names, colours, and the value of every colour; one that is called ignore is none."""
-    classes = [(color, name) for color, name in table if name.casefold() not in IGNORE_NAMES]
-    numbers = {color: IGNORE_LABEL for color, _ in table}
-    numbers |= {color: index for index, (color, _) in enumerate(classes)}
-    return [name for _, name in classes], [color for color, _ in classes], numbers
+    """Names, colours, and the value of every colour; one that is called ignore is none.
+
+    Colours of one name are one class, which has the first of them.
+    """
+    classes: dict[str, Colour] = {}
+    for color, name in table:
+        if name.casefold() not in IGNORE_NAMES:
+            classes.setdefault(name, color)
+    names = list(classes)
+    numbers = {color: names.index(n) if n in classes else IGNORE_LABEL for color, n in table}
+    return names, list(classes.values()), numbers
+
+
+def notes_of(table: Sequence[tuple[Colour, str]]) -> tuple[str, ...]:
+    """What the table says that may be a slip: names of several colours, which are one class."""
+    counts = Counter(name for _, name in table)
+    return tuple(
+        f"the table names {count} colours {name!r}: they are one class"
+        for name, count in counts.items()
+        if count > 1 and name.casefold() not in IGNORE_NAMES
+    )
 
 
 def snapped_colours(

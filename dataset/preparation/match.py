@@ -39,6 +39,7 @@ OTHER_PICTURES = (  # which are not read, and would be missed in silence
     *(".dng", ".cr2", ".cr3", ".nef", ".arw", ".raf", ".orf", ".rw2", ".psd", ".exr", ".hdr"),
     *(".npy", ".npz", ".mat", ".nii", ".gz", ".dcm", ".ecw", ".nc", ".h5", ".hdf5"),
 )
+ARCHIVES = (".zip", ".tar", ".tgz", ".tar.gz", ".7z", ".rar")
 DARK = 15  # of an image that looks black hardly any value is larger: 12-bit data in a 16-bit file
 DARK_OF_16_BITS = 64  # the same for 14-bit data, whose 63.99 is rounded
 SAMPLED = 2**18  # pixels that tell how bright an image is
@@ -102,10 +103,23 @@ def unread_files(folder: Path, suffixes: Sequence[str] = IMAGE_SUFFIXES) -> dict
 
 
 def files_below(folder: Path) -> Iterator[Path]:
-    """Every file; hidden files and folders are left out, links followed."""
+    """Every file; hidden files and folders are left out, links followed, but not in circles."""
     for place, folders, files in os.walk(folder, followlinks=True):
-        folders[:] = sorted(name for name in folders if not name.startswith((".", "__")))
+        folders[:] = sorted(name for name in folders if may_enter(Path(place, name)))
         yield from (Path(place, name) for name in files if not name.startswith("."))
+
+
+def refuse_archive(path: Path) -> None:
+    """Raises DataError for an archive that has to be unpacked first."""
+    if path.is_file() and path.name.lower().endswith(ARCHIVES):
+        raise DataError(f"{path}: is an archive; unpack it, and name the folder")
+
+
+def may_enter(folder: Path) -> bool:
+    """Return whether a folder is to be looked into: not hidden, and no link to one around it."""
+    if folder.name.startswith((".", "__")):
+        return False
+    return not (folder.is_symlink() and folder.parent.resolve().is_relative_to(folder.resolve()))
 
 
 def find_images(folder: Path, suffixes: Sequence[str] = IMAGE_SUFFIXES) -> list[Path]:
@@ -114,8 +128,10 @@ def find_images(folder: Path, suffixes: Sequence[str] = IMAGE_SUFFIXES) -> list[
     Raises:
         DataError: there is none, or no such folder.
     """
+    refuse_archive(folder)
     if not folder.is_dir():
-        raise DataError(f"{folder}: no such folder")
+        wrong = "is a file; name the folder that it is in" if folder.exists() else "no such folder"
+        raise DataError(f"{folder}: {wrong}")
     found = [path for path in files_below(folder) if path.suffix.lower() in suffixes]
     for path in found:  # a list has a line for each, and a file in UTF-8 has the list
         name = str(path)
@@ -125,6 +141,8 @@ def find_images(folder: Path, suffixes: Sequence[str] = IMAGE_SUFFIXES) -> list[
                 "that are not UTF-8, as in old archives; rename it (convmv does whole folders)"
             )
     if not found:
+        for path in files_below(folder):
+            refuse_archive(path)
         others = [paths[0] for paths in unread_files(folder, suffixes).values()]
         also = f"; {others[0]} is of another format: save these as PNG" if others else ""
         raise DataError(f"{folder}: no image below it ({', '.join(suffixes)}){also}")
@@ -296,6 +314,12 @@ def match_within(folder: Path) -> tuple[list[tuple[Path, Path]], list[Path], lis
             keys_of(labels, folder, labels=True, within=True),
         )
         pairs, alone, unused = pair_up(*keys)
+    if not pairs and images and labels:
+        raise DataError(
+            f"{folder}: no image has a label: their names differ, such as {images[0]} and "
+            f"{labels[0]}; give a label the name of its image. Masks of one object each must be "
+            "put into one label"
+        )
     if not pairs:
         raise DataError(
             f"{folder}: images and labels are in one folder, and no names such as a.jpg and "
