@@ -23,6 +23,28 @@ from .validate import backbone_depth, fill_in, problems
 from .yaml_file import parse_yaml, read_yaml
 
 TOP_LEVEL = ("base", "experiment")  # what a YAML may say outside its sections
+SIZE = "TRAIN.train_h and TRAIN.train_w"
+# what Ultralytics, Lightning and others call our options
+ELSEWHERE = {
+    "amp": "TRAIN.precision",
+    "batch": "TRAIN.batch_size",
+    "crop_size": SIZE,
+    "image_size": SIZE,
+    "img_size": SIZE,
+    "imgsz": SIZE,
+    "learning_rate": "TRAIN.base_lr",
+    "lr": "TRAIN.base_lr",
+    "lr0": "TRAIN.base_lr",
+    "num_classes": "DATA.classes",
+    "num_workers": "TRAIN.workers",
+    "output_dir": "TRAIN.save_path",
+    "project": "TRAIN.save_path",
+    "seed": "TRAIN.manual_seed",
+}
+OWN_DATA = (
+    "Your own images become a dataset by: "
+    "stripseg prepare custom --images DIR --labels DIR --name NAME"
+)
 
 
 @dataclass
@@ -133,7 +155,8 @@ def find_config(dataset: str, experiment: str) -> Path:
     found = [file for file in found if file.name.startswith(f"{file.parent.name}_")]
     datasets = sorted({file.parent.name for file in found})
     if dataset not in datasets:
-        raise ConfigError(_not_found(f"no configs for the dataset {dataset}", dataset, datasets))
+        message = _not_found(f"no configs for the dataset {dataset}", dataset, datasets)
+        raise ConfigError(f"{message}. {OWN_DATA}")
     experiments = {f.stem.removeprefix(f"{dataset}_") for f in found if f.parent.name == dataset}
     what = f"config/{dataset}/ has no experiment {experiment}"
     raise ConfigError(_not_found(what, experiment, sorted(experiments)))
@@ -220,7 +243,7 @@ def _split_key(key: str) -> tuple[str, str]:
         if section not in SECTIONS:
             raise ConfigError(f"{COMMAND_LINE}: {key}: {unknown_section(section)}")
         return section, option
-    names = options_named(key) or [f"{name}.{old}" for name, old in OLD_KEYS if old == key]
+    names = options_ever_named(key)
     if not names:
         raise ConfigError(f"{COMMAND_LINE}: {key} is not an option{suggestion(key)}")
     return _split_key(trains_first(names))
@@ -277,6 +300,11 @@ def options_named(key: str) -> list[str]:
     return [f"{name}.{key}" for name, section in SECTIONS.items() if key in section.model_fields]
 
 
+def options_ever_named(key: str) -> list[str]:
+    """As `options_named`; of a former name, which is still read, the option of that time."""
+    return options_named(key) or [f"{name}.{old}" for name, old in OLD_KEYS if old == key]
+
+
 def trains_first(options: Sequence[str]) -> str:
     """Of the options that a bare name may mean TRAIN's, where semseg has it, or the first."""
     return next((option for option in options if option.startswith("TRAIN.")), options[0])
@@ -305,7 +333,9 @@ def unknown_option(section: str, key: object) -> str:
 
 
 def suggestion(key: str) -> str:
-    """The nearest option of any section."""
+    """What another library's word is called here, or the nearest option of any section."""
+    if key in ELSEWHERE:
+        return f"; it is called {ELSEWHERE[key]} here"
     sections = {option: name for name in SECTIONS for option in SECTIONS[name].model_fields}
     likely = nearest(key, sections)
     return f"; did you mean {sections[likely]}.{likely}?" if likely else ""

@@ -52,6 +52,10 @@ class StripConvolution(nn.Conv2d):
         super().__init__(channels, channels, shape, padding="same", bias=False)
 
     def forward(self, strip: Tensor) -> Tensor:
+        if strip.shape[1] != self.in_channels:  # a matrix product would only say that it is odd
+            raise ValueError(
+                f"a map of {strip.shape[1]} channels is given to a module of {self.in_channels}"
+            )
         elements = strip.flatten(2).transpose(1, 2)  # (N, L, C)
         length, reach = elements.shape[1], max(self.kernel_size) // 2
         padded = F.pad(elements, (0, 0, reach, reach))

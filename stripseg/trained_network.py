@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, overload
 
 import numpy as np
 import torch
@@ -33,10 +33,17 @@ from .onnx_network import OnnxNetwork
 from .testing import TestResult, chosen_images, evaluate, run_segmentation_test
 from .util.distributed import process_group
 from .util.images import IMAGE_SUFFIXES, colorize, decode_image, overlay, read_image, write_png
-from .util.inference.sliding_window import SlidingWindow, usual_batch_size
+from .util.inference.sliding_window import (
+    SlidingWindow,
+    check_settings,
+    is_whole,
+    usual_batch_size,
+)
 from .util.precision import exact_numerics
 
-Source = Any  # path, bytes, PIL image, array, tensor, or many of these
+Pixels = bytes | bytearray | Image.Image | np.ndarray | Tensor  # one image
+Many = list | tuple | Iterator  # of images
+Source = Any  # path, Pixels, or many of these
 
 
 class Prediction:
@@ -135,7 +142,11 @@ class TrainedNetwork:
         window: tuple[int, int] | None = None,
         batch_size: int | None = None,
     ) -> SlidingWindow:
-        """The inference engine; what is None is as in TEST of the config."""
+        """The inference engine; what is None is as in TEST of the config.
+
+        Raises:
+            ConfigError: a value that no image can be predicted with.
+        """
         test = self.config.TEST
         engine = build_engine(
             self.config,
@@ -144,9 +155,9 @@ class TrainedNetwork:
             dtype=evaluation_dtype(self.config, self.device),
             batch_size=batch_size or test.batch_size or usual_batch_size(self.device),
         )
-        check_inference(scales, window)
+        check_settings(scales, flip, base_size, window, called="window", smallest=8)
         given = {
-            "scales": None if scales is None else tuple(np.atleast_1d(scales).tolist()),
+            "scales": scales,
             "flip": flip,
             "base_size": base_size,
             "crop": self._window(window),
@@ -176,6 +187,45 @@ class TrainedNetwork:
             )
         return fixed or window
 
+    @overload
+    def predict(
+        self,
+        source: Pixels,
+        *,
+        scales: Sequence[float] | None = ...,
+        flip: bool | None = ...,
+        base_size: int | None = ...,
+        window: tuple[int, int] | None = ...,
+        together: int = ...,
+        on_error: Callable[[DataError], None] | None = ...,
+    ) -> Prediction: ...
+
+    @overload
+    def predict(
+        self,
+        source: Many,
+        *,
+        scales: Sequence[float] | None = ...,
+        flip: bool | None = ...,
+        base_size: int | None = ...,
+        window: tuple[int, int] | None = ...,
+        together: int = ...,
+        on_error: Callable[[DataError], None] | None = ...,
+    ) -> Iterator[Prediction]: ...
+
+    @overload  # a file, or a folder or glob of many
+    def predict(
+        self,
+        source: str | os.PathLike,
+        *,
+        scales: Sequence[float] | None = ...,
+        flip: bool | None = ...,
+        base_size: int | None = ...,
+        window: tuple[int, int] | None = ...,
+        together: int = ...,
+        on_error: Callable[[DataError], None] | None = ...,
+    ) -> Any: ...
+
     def predict(
         self,
         source: Source,
@@ -199,7 +249,10 @@ class TrainedNetwork:
                 None the error ends the iterator.
         Raises:
             DataError: an image is missing, damaged, or has another number of channels.
+            ConfigError: a value that no image can be predicted with.
         """
+        if not is_whole(together, at_least=1):
+            raise ConfigError(f"together {together!r}: expected how many images, 1 or more")
         engine = self.engine(scales=scales, flip=flip, base_size=base_size, window=window)
         many = sources_of(source)
         if many is None:
@@ -231,7 +284,7 @@ class TrainedNetwork:
         engine: SlidingWindow,
         together: int,
     ) -> Iterator[Prediction]:
-        while group := list(islice(images, max(1, together))):
+        while group := list(islice(images, together)):
             yield from self._predict(group, engine)
 
     def _predict(
@@ -287,17 +340,27 @@ class TrainedNetwork:
         with exact_numerics():
             return evaluate(config, same.engine(), dataset, self.names)
 
-    def export(self, path: str | Path, **options: Any) -> Path:
+    def export(
+        self,
+        path: str | Path,
+        *,
+        window: tuple[int, int] | None = None,
+        pixels: bool = False,
+        class_map: bool = False,
+    ) -> Path:
         """Write an export that was compared with this network: .onnx, or .pt2 (torch.export).
 
         Args:
-            options: those of `stripseg.export.export_network`, such as `window=(480, 480)`.
+            window: the only (height, width) that it takes; any if None.
+            pixels: it takes (N, H, W, C) uint8 and normalises inside.
+            class_map: it gives (N, H, W) uint8 classes in place of logits.
         Raises:
             ExportError: it cannot be exported, or the export computes something else.
         """
         from .export import export_network  # needs the extra `export`
 
-        return export_network(self, Path(path), **options).path
+        path = Path(path)
+        return export_network(self, path, window=window, pixels=pixels, class_map=class_map).path
 
     def save_pretrained(self, folder: str | Path) -> Path:
         """Write a folder to share: weights (safetensors), config and card (JSON), README.md.
@@ -444,16 +507,6 @@ def inference_config(stored: Mapping[str, Any], origin: str, words: Sequence[Any
         raise CheckpointError(f"{origin}: its config cannot be used here: {error}") from error
 
 
-def check_inference(scales: Sequence[float] | None, window: Sequence[int] | None) -> None:
-    """Raises ConfigError for scales or a window that no image can be predicted with."""
-    if scales is not None:
-        values = [scales] if isinstance(scales, int | float) else list(scales)
-        if not values or not all(0 < value < 100 for value in values):
-            raise ConfigError(f"scales {scales}: expected numbers above 0, such as (0.75, 1, 1.25)")
-    if window is not None and (len(window) != 2 or not all(int(s) >= 8 for s in window)):
-        raise ConfigError(f"window {window}: expected (height, width), both 8 or more")
-
-
 def plain(value: Any) -> Any:
     """A path as text; anything else as it is."""
     return os.fspath(value) if isinstance(value, os.PathLike) else value
@@ -496,7 +549,7 @@ def sources_of(source: Source) -> Iterable[Source] | None:
         if not found:
             raise DataError(f"{text}: no image there ({', '.join(IMAGE_SUFFIXES)})")
         return found
-    one = isinstance(source, bytes | bytearray | np.ndarray | Tensor | Image.Image)
+    one = isinstance(source, Pixels)
     if one or not isinstance(source, Iterable):
         return None
     return source

@@ -11,7 +11,15 @@ from typing import Any
 import torch
 
 from .config.errors import ConfigError
-from .config.load import config_from, find_config, load_config, option_meant
+from .config.load import (
+    OWN_DATA,
+    config_from,
+    find_config,
+    load_config,
+    option_meant,
+    options_ever_named,
+    suggestion,
+)
 from .config.schema import Config
 from .config.validate import check_files
 from .dataset.build import official_splits
@@ -23,7 +31,7 @@ from .util.precision import restored_numerics
 from .util.training.epoch_log import read_epochs
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class TrainingResult:
     """Results of a run.
 
@@ -41,6 +49,11 @@ class TrainingResult:
     best: Path | None
     last: Path
     config: Config
+
+    def __repr__(self) -> str:
+        mean_iou = self.figures.get("val", {}).get("mIoU")
+        reached = "" if mean_iou is None else f", val mIoU {mean_iou:.4f}"
+        return f"TrainingResult({self.folder}: {len(self.epochs)} epochs{reached})"
 
 
 def train(
@@ -139,17 +152,24 @@ def config_of(
     if experiment is not None:
         return load_config(find_config(str(dataset), experiment), words)
     if not is_file:
+        own = f". {OWN_DATA}, and then train('NAME', 'spnet18')" if os.path.isdir(dataset) else ""
         raise ConfigError(
             f"{dataset}: name an experiment, too, such as train('ade20k', 'spnet50'), or give the "
-            "path of a YAML file"
+            f"path of a YAML file{own}"
         )
     return load_config(Path(dataset), words)
 
 
 def option_named(key: str) -> str:
-    """`TEST.batch_size` for the keyword `test__batch_size`, `TRAIN.epochs` for `epochs`."""
+    """`TEST.batch_size` for the keyword `test__batch_size`, `TRAIN.epochs` for `epochs`.
+
+    Raises:
+        ConfigError: there is none of that name.
+    """
     section, separator, name = key.partition("__")
     if not separator:
+        if not options_ever_named(key):
+            raise ConfigError(f"train: {key} is not an option{suggestion(key)}")
         return option_meant(key)
     return f"{section if section.lower() == 'distributed' else section.upper()}.{name}".replace(
         "distributed.", "Distributed."

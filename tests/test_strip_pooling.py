@@ -160,6 +160,11 @@ def test_channels_that_cannot_be_quartered_are_refused(channels: int):
         MixedPoolingModule(channels)
 
 
+def test_maps_of_other_channels_are_refused() -> None:
+    with pytest.raises(ValueError, match="a map of 4 channels is given to a module of 8"):
+        StripPoolingModule(8)(torch.zeros(1, 4, 5, 6))
+
+
 @pytest.mark.parametrize("bins", [1, 2, 3, 6, 12, 20])
 @pytest.mark.parametrize(
     ("height", "width"), [(1, 1), (1, 7), (5, 3), (12, 12), (13, 20), (19, 41), (61, 60)]

@@ -17,7 +17,8 @@ from stripseg import command_line
 from stripseg.command_line import Result
 from stripseg.config.errors import CheckpointError, ExportError
 from stripseg.onnx_network import openvino_precisions
-from stripseg.quantization import Candidate, Row, measure, quantize, table
+from stripseg.quantization import CPU, Candidate, Row, measure, quantize, table
+from stripseg.util.precision import has_native_bfloat16
 
 
 def main(argv: Sequence[str]) -> Result:
@@ -48,10 +49,10 @@ def main(argv: Sequence[str]) -> Result:
     try:
         quantize(options.model, attempt, words=words, windows=options.windows)
         words = [*options.words, "TEST.test_list", options.validate or options.calibrate]
-        precisions = ("fp32", "bf16") if options.checkpoint else ()
+        precisions = ["fp32", "bf16"] if has_native_bfloat16(CPU) else ["fp32"]
         measured = [
             measure(Candidate(f"PyTorch {precision}", options.checkpoint, precision), words)
-            for precision in precisions
+            for precision in (precisions if options.checkpoint else ())
         ]
         full = measure(Candidate("ONNX Runtime fp32", options.model), words)
         int8 = measure(Candidate("ONNX Runtime int8", attempt), words)

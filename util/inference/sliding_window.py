@@ -3,12 +3,13 @@
 import logging
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
+from ...config.errors import ConfigError
 from ..images import Normalization, upload
 from ..memory import free_memory, is_out_of_memory
 from .score_map import (
@@ -39,6 +40,8 @@ class InferenceSettings:
         stride_rate: step between windows as a fraction of the window.
         score_bytes: memory that score maps may take before images are done strip by strip; None
             is a quarter of what is free.
+    Raises:
+        ConfigError: a value that no image can be predicted with.
     """
 
     classes: int
@@ -51,6 +54,52 @@ class InferenceSettings:
     batch_size: int = 8
     stride_rate: float = 2 / 3
     score_bytes: int | None = None
+
+    def __post_init__(self) -> None:
+        check_settings(self.scales, self.flip, self.base_size, self.crop)
+        object.__setattr__(self, "scales", tuple(np.atleast_1d(self.scales).tolist()))
+
+
+def check_settings(
+    scales: Any = None,
+    flip: Any = None,
+    base_size: Any = None,
+    window: Any = None,
+    *,
+    called: str = "crop",
+    smallest: int = 1,
+) -> None:
+    """Raises ConfigError for a value that no image can be predicted with; None is "not given".
+
+    Args:
+        called: what the caller calls its window.
+        smallest: side of a window.
+    """
+    if scales is not None:
+        values = np.atleast_1d(scales)
+        numbers = values.ndim == 1 and values.size and values.dtype.kind in "iuf"
+        if not numbers or not all(0 < value < 100 for value in values):
+            raise ConfigError(
+                f"scales {scales!r}: expected numbers above 0, such as (0.75, 1, 1.25)"
+            )
+    if flip is not None and not isinstance(flip, bool | np.bool_):
+        raise ConfigError(f"flip {flip!r}: expected True or False")
+    if base_size is not None and not is_whole(base_size, at_least=0):
+        raise ConfigError(
+            f"base_size {base_size!r}: expected the longer side in pixels, or 0 for the image's own"
+        )
+    if window is not None:
+        pair = isinstance(window, Sequence | np.ndarray) and len(window) == 2
+        if not pair or not all(is_whole(side, at_least=smallest) for side in window):
+            raise ConfigError(
+                f"{called} {window!r}: expected (height, width), both {smallest} or more"
+            )
+
+
+def is_whole(value: Any, *, at_least: int) -> bool:
+    """Return whether a value is a whole number, of Python or NumPy, and not too small."""
+    whole = isinstance(value, int | np.integer) and not isinstance(value, bool)
+    return whole and value >= at_least
 
 
 def usual_batch_size(device: torch.device) -> int:
