@@ -1,8 +1,12 @@
 """An ONNX export in int8 (static, per channel), and what it and the others give on this machine."""
 
+import importlib.util
+import multiprocessing
 import os
 import time
 from collections.abc import Sequence
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,14 +14,14 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from .config.errors import ExportError, StripsegError
+from .config.errors import CheckpointError, ExportError, StripsegError
 from .config.schema import Config
 from .dataset.build import build_evaluation_set
 from .dataset.loader import evaluation_samples
 from .dataset.segmentation import EvaluationSet
 from .engine import build_engine
 from .export import missing_packages, quiet
-from .onnx_network import KEY, OnnxNetwork, OpenVinoNetwork
+from .onnx_network import KEY, OnnxNetwork, OpenVinoNetwork, openvino_precisions
 from .testing import evaluate
 from .trained_network import TrainedNetwork, inference_config, load
 from .util.inference.sliding_window import usual_batch_size
@@ -162,6 +166,34 @@ def measure(candidate: Candidate, words: Sequence[str]) -> Row:
     result = evaluate(config, same.engine(batch_size=usual_batch_size(CPU)), dataset, same.names)
     seconds = window_seconds(same, precision)
     return Row(candidate.name, seconds, path.stat().st_size, result.mean_iou)
+
+
+def measure_in_openvino(model: Path, int8: Path, words: Sequence[str]) -> list[Row]:
+    """OpenVINO's rows of an export and its int8 file; none where OpenVINO is not installed.
+
+    Measured in a process of its own: one that has loaded OpenVINO aborted in a later training.
+
+    Raises:
+        CheckpointError: OpenVINO cannot run a file, or ended its process.
+    """
+    if importlib.util.find_spec("openvino") is None:
+        return []
+    threads = (torch.get_num_threads(),)
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(1, context, torch.set_num_threads, threads) as process:
+        try:
+            return process.submit(openvino_rows, model, int8, [*words]).result()
+        except BrokenProcessPool as error:
+            raise CheckpointError(f"{model}: OpenVINO ended its process") from error
+
+
+def openvino_rows(model: Path, int8: Path, words: Sequence[str]) -> list[Row]:
+    """What `measure_in_openvino` does in its process."""
+    candidates = [
+        Candidate(f"OpenVINO {p}", model, p, openvino=True) for p in openvino_precisions()
+    ]
+    candidates.append(Candidate("OpenVINO int8", int8, openvino=True))
+    return [measure(candidate, words) for candidate in candidates]
 
 
 @torch.inference_mode()

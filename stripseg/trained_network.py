@@ -588,8 +588,10 @@ def as_array(image: Any, channels: int) -> np.ndarray:
         image = pil_array(image, channels)
     elif isinstance(image, Tensor):
         if image.ndim != 3 or image.shape[0] != channels:
+            batch = "; of a batch give list(batch)" if image.ndim == 4 else ""
             raise DataError(
                 f"a tensor must be ({channels}, H, W), not {tuple(image.shape)}; values are 0..255"
+                f"{batch}"
             )
         fractions = image.is_floating_point() and image.numel() and 0 < float(image.max()) <= 1
         if fractions and not torch.equal(image, image.round()):

@@ -292,7 +292,7 @@ def test_many_images_lazily(
     [
         (np.zeros((4, 4, 3)), r"must be \(H, W, 3\) uint8, not \(4, 4, 3\) float64"),
         (np.zeros((4, 4, 5), np.uint8), r"not \(4, 4, 5\) uint8"),
-        (torch.zeros(1, 3, 4, 4), r"a tensor must be \(3, H, W\)"),
+        (torch.zeros(1, 3, 4, 4), r"a tensor must be \(3, H, W\).* list\(batch\)"),
         (torch.rand(3, 4, 4), "multiply by 255"),
         (3.5, "a float is not an image"),
         ("missing.jpg", "missing.jpg: image file does not exist"),

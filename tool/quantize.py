@@ -16,8 +16,15 @@ from pathlib import Path
 from stripseg import command_line
 from stripseg.command_line import Result
 from stripseg.config.errors import CheckpointError, ExportError
-from stripseg.onnx_network import openvino_precisions
-from stripseg.quantization import CPU, Candidate, Row, measure, quantize, table
+from stripseg.quantization import (
+    CPU,
+    Candidate,
+    Row,
+    measure,
+    measure_in_openvino,
+    quantize,
+    table,
+)
 from stripseg.util.precision import has_native_bfloat16
 
 
@@ -73,12 +80,8 @@ def main(argv: Sequence[str]) -> Result:
 
 def by_openvino(model: Path, int8: Path, words: Sequence[str]) -> list[Row]:
     """The rows of OpenVINO, where it is installed; none, after a warning, if it fails."""
-    precisions = openvino_precisions()
-    candidates = [Candidate(f"OpenVINO {p}", model, p, openvino=True) for p in precisions]
-    if candidates:
-        candidates.append(Candidate("OpenVINO int8", int8, openvino=True))
     try:
-        return [measure(candidate, words) for candidate in candidates]
+        return measure_in_openvino(model, int8, words)
     except CheckpointError as error:
         print(f"warning: {error}", file=sys.stderr)
         return []
