@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 
 from stripseg.config.errors import ConfigError, DataError
-from stripseg.report.compare import compare, seed_error, significant
-from stripseg.report.intervals import Bootstrap, Tallies, tallies, units_of
+from stripseg.report.compare import FigureDraws, compare, difference, seed_error, significant
+from stripseg.report.intervals import Bootstrap, Tallies, drawn_weights, tallies, units_of
 from stripseg.report.records import ImageRecord, TestRecords
 
 CLASSES = 4
@@ -81,6 +81,21 @@ def test_equal_runs_give_uniform_p_values() -> None:
     below = [np.mean(np.array(found) <= level) for level in (0.05, 0.25, 0.5, 0.75)]
     # two standard errors and a half of 200 rounds
     assert np.allclose(below, [0.05, 0.25, 0.5, 0.75], atol=[0.04, 0.08, 0.09, 0.08])
+
+
+def test_the_interval_of_a_difference_of_a_rare_class_is_wide_enough() -> None:
+    """Most of its pixels are in few of the images: equal networks differ by 0 all the same."""
+    rng = np.random.default_rng(3)
+    held, rounds = 0, 400
+    for seed in range(rounds):
+        labelled = np.floor(rng.gamma(0.5, 1000, (30, 1))) + 1
+        ease = np.clip(0.6 + rng.normal(0, 0.1, (2, 30, 1)), 0, 1)
+        weights = drawn_weights(30, 300, seed)
+        sides = [FigureDraws([tallied(labelled, np.floor(labelled * e))], weights) for e in ease]
+        columns = (side.column(1) for side in sides)
+        interval = difference(*columns, rng, np.zeros(1), units=30).interval
+        held += interval.low <= 0 <= interval.high
+    assert 0.92 <= held / rounds <= 0.97
 
 
 def test_a_gain_of_one_point_is_found_in_200_images() -> None:

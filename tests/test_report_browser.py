@@ -80,7 +80,7 @@ class Opened:
         page.goto(report.as_uri())
 
     def column(self, index: int) -> list[str]:
-        cells = self.page.locator(f"#class-table tbody tr td:nth-child({index + 1})")
+        cells = self.page.locator(f".sortable tbody tr td:nth-child({index + 1})")
         return [cell.strip() for cell in cells.all_inner_texts()]
 
 
@@ -113,7 +113,7 @@ def test_the_table_sorts_by_any_heading(opened: Opened) -> None:
     opened.page.get_by_role("button", name="IoU", exact=True).click()
     assert [float(value) for value in opened.column(1)] == falling[::-1]
     opened.page.get_by_role("button", name="class", exact=True).click()
-    assert opened.column(0) == sorted(CLASSES, reverse=True)
+    assert opened.column(0) == sorted(CLASSES)
 
 
 def test_a_cell_opens_the_images_that_contribute_most(opened: Opened) -> None:
@@ -166,12 +166,19 @@ def test_images_can_be_filtered_and_looked_at(opened: Opened) -> None:
     before = viewer.locator("#over").get_attribute("src")
     page.select_option("#right", label="errors")
     assert viewer.locator("#over").get_attribute("src") != before
+    assert viewer.locator("li").count() == 4  # its classes
     page.keyboard.press("Escape")
     assert not viewer.is_visible()
+    page.evaluate("data.images[data.gallery[0][1][0]].full = -1")  # as of most in a large test
+    page.select_option("#filter", index=0)
+    gallery.locator(".card").first.click()
+    assert "Only a small picture of this image" in viewer.inner_text()
+    assert not page.locator("#split").is_visible()
+    assert not page.locator("#over").is_visible()
 
 
 def test_names_are_shown_as_they_are(opened: Opened) -> None:
-    assert opened.page.locator("#class-table b").count() == 0
+    assert opened.page.locator(".sortable b").count() == 0
     assert opened.page.locator("#filter option", has_text="<b>road</b>").count() == 1
 
 

@@ -6,12 +6,13 @@ from itertools import pairwise
 import numpy as np
 
 from .charts import reliability_chart
-from .html import bar, percent, table, text
+from .html import bar, jpeg, percent, table, text
 from .intervals import iou_of, tallies
 from .pictures import Shown, TestPictures
 from .records import DISTANCES, ELONGATIONS, SIZES, ImageRecord, TestRecords
 
 MOST_SUSPECTS = 12
+ABOUT = 0.01  # between confidence and accuracy, below which nothing is made of it
 
 
 def breakdown_section(records: TestRecords) -> str:
@@ -108,6 +109,8 @@ def calibration_section(records: TestRecords, pictures: TestPictures) -> str:
     gaps = np.abs(bins[:, 1] - bins[:, 2]).sum()
     mean, right = bins[:, 2].sum() / total, bins[:, 1].sum() / total
     lean = "surer than it should be" if mean > right else "less sure than it could be"
+    if abs(mean - right) < ABOUT:
+        lean = "on average about as sure as it should be"
     parts.append(
         f"<div class=columns>{reliability_chart(bins.tolist())}<div>"
         f"<p><b>Expected calibration error {gaps / total:.4f}.</b></p>"
@@ -130,8 +133,10 @@ def suspects(records: TestRecords, pictures: TestPictures) -> str:
         if shown[index] is None:
             continue
         label, prediction, pixels, *box = row
+        part = pictures.crop(shown[index], box)
         figures.append(
-            f'<figure><img loading=lazy alt="" src="{pictures.crop(shown[index], box)}">'
+            f"<figure><img loading=lazy alt='' width={part.shape[1]} height={part.shape[0]} "
+            f'src="{jpeg(part)}">'
             f"<figcaption>labelled <b>{text(records.names[label])}</b>, the network is sure of "
             f"<b>{text(records.names[prediction])}</b> ({pixels:,} pixels)<br><span class=faint>"
             f"{text(records.images[index].name.rpartition('/')[2])}</span></figcaption></figure>"

@@ -1,6 +1,6 @@
 """The comparison of tests as text and as a page."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,7 +12,7 @@ from ..dataset.results import prediction_names
 from ..util.images import as_rgb, overlay, read_image, read_label, shrunk
 from .compare import Comparison, Difference, shown_p
 from .html import jpeg, page, palette_png, sortable, table, text
-from .page import VIEWER, change_cell
+from .page import VIEWER, change_cell, ratio_of
 from .pictures import FULL, THUMBNAIL
 from .records import TestRecords
 
@@ -89,7 +89,16 @@ def comparison_page(first: Method, others: Sequence[tuple[Method, Comparison]]) 
         f"<div id=gallery></div></section>{VIEWER}"
     )
     layers = ["image", first.name, method.name]
-    data = {"layers": layers, "start": [1, 2], "gallery": gallery, "cells": {}, **images}
+    facts = first.runs[0].facts
+    data = {
+        "classes": first.runs[0].names,
+        "colors": facts.get("colors"),
+        "layers": layers,
+        "start": [1, 2],
+        "gallery": gallery,
+        "cells": {},
+        **images,
+    }
     return page(f"comparison with {first.name}", "\n".join(parts), data)
 
 
@@ -126,6 +135,7 @@ def changed_pictures(first: Method, second: Method, result: Comparison) -> tuple
     gained = [entry for entry in result.changed[::-1][:MOST_CHANGED] if entry[1] > 0]
     chosen = [*lost, *gained]
     files = prediction_names([image.name for image in first.runs[0].images])
+    own = [{image.name: image for image in method.runs[0].images} for method in (first, second)]
     images, thumbs, full = [], [], []
     for name, change in chosen:
         shown = read_both(first, second, name, files[name])
@@ -133,6 +143,8 @@ def changed_pictures(first: Method, second: Method, result: Comparison) -> tuple
             "name": name.rpartition("/")[2],
             "fact": f"{100 * change:+.1f}",
             "facts": f"mIoU of its classes {100 * change:+.1f} points",
+            "per": both_iou(*(images[name].iou() for images in own)),
+            "ratio": ratio_of(own[0][name].size),
             "thumb": -1,
             "full": -1,
         }
@@ -144,6 +156,16 @@ def changed_pictures(first: Method, second: Method, result: Comparison) -> tuple
     half = len(lost)
     gallery = [["Lost most", [*range(half)]], ["Gained most", [*range(half, len(chosen))]]]
     return {"images": images, "thumbs": thumbs, "full": full}, gallery
+
+
+def both_iou(first: Mapping[int, float], second: Mapping[int, float]) -> dict[int, str]:
+    """{class: "0.500 to 0.600"} of an image's classes; a dash where one method has none of it."""
+
+    def shown(iou: float | None) -> str:
+        return "-" if iou is None else f"{iou:.3f}"
+
+    either = sorted(first.keys() | second.keys())
+    return {index: f"{shown(first.get(index))} to {shown(second.get(index))}" for index in either}
 
 
 def read_both(first: Method, second: Method, name: str, file: str) -> tuple[str, list[str]] | None:

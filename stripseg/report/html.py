@@ -116,7 +116,7 @@ def sortable(head: Sequence[str], rows: Sequence[Sequence[Cell]]) -> str:
         for row in rows
     )
     return (
-        f'<div class=wide><table id="class-table"><thead><tr>{heads}</tr></thead>'
+        f"<div class=wide><table class=sortable><thead><tr>{heads}</tr></thead>"
         f"<tbody>{lines}</tbody></table></div>"
     )
 

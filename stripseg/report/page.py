@@ -139,6 +139,7 @@ def write_report(
     )
     data = {
         "classes": test.names,
+        "colors": colors.tolist(),
         "cells": cells,
         "layers": LAYERS,
         "start": [0, 2],
@@ -166,6 +167,7 @@ def verdict(test: Test) -> str:
         "averaged with mirrored images" if protocol["flip"] else "no mirroring",
         f"windows of {height} x {width}",
         f"long side {protocol['base_size']}" if protocol["base_size"] else "images at their size",
+        *filter(None, [protocol.get("precision")]),
         f"checkpoint {protocol['checkpoint'][:12]}"
         if protocol["checkpoint"]
         else "saved predictions",
@@ -196,7 +198,7 @@ def verdict(test: Test) -> str:
     if isinstance(test.comparison, str):
         parts.append(f"<p class=warning>No comparison: {text(test.comparison)}</p>")
     elif test.comparison is not None:
-        sentence = test.comparison.sentence("the earlier test", "this test")
+        sentence = test.comparison.sentence(earlier_name(test), "this test")
         notes = "; ".join(note for note in test.comparison.notes if "differ in" in note)
         parts.append(f"<p><b>{text(sentence[0].upper() + sentence[1:])}.</b> {text(notes)}</p>")
     links = [("classes", "Classes"), ("confusion", "Confusions"), ("images", "Images")]
@@ -209,6 +211,13 @@ def verdict(test: Test) -> str:
             f"<nav>{anchors}</nav></header>",
         ]
     )
+
+
+def earlier_name(test: Test) -> str:
+    """What to call the test of `--against`."""
+    facts = test.earlier.facts
+    known = [str(facts[key]) for key in ("dataset", "experiment") if facts.get(key)]
+    return " ".join(["the earlier test", *(["of", *known] if known else [])])
 
 
 def command_of(config: Config, groups: str) -> str:
@@ -256,7 +265,7 @@ def classes_section(test: Test, colors: np.ndarray) -> str:
     absent = int((labelled == 0).sum())
     notes = (
         f"Boundary IoU counts pixels within {percent(BOUNDARY_SHARE)} of the image's diagonal of a "
-        "boundary."
+        "boundary. The heading of the intervals sorts by their width."
     )
     if absent:
         notes += f" {absent} classes are in no label and count 0 in the mIoU, as in semseg."
@@ -404,6 +413,7 @@ def gallery_data(
             "per": {index: round(iou, 4) for index, iou in own.items()},
             "facts": f"mIoU of its classes {image.mean_iou:.3f}, pixel accuracy "
             f"{percent(image.pixel_accuracy)}, {image.size[1]} x {image.size[0]} pixels",
+            "ratio": ratio_of(image.size),
             "thumb": places[0].get(index, -1),
             "full": places[1].get(index, -1),
         }
@@ -411,6 +421,11 @@ def gallery_data(
     ]
     chosen = {"gallery": [["Worst", worst], ["Median", middle], ["Best", best]]}
     return chosen, {"images": images, "thumbs": [*thumbs.values()], "full": [*layers.values()]}
+
+
+def ratio_of(size: tuple[int, int]) -> float:
+    """Width by height of a picture of (height, width)."""
+    return round(size[1] / size[0], 3)
 
 
 def common_folder(names: Sequence[str]) -> str:
@@ -447,17 +462,18 @@ def gallery_section(test: Test, *, has_pictures: bool) -> str:
     )
 
 
-VIEWER = """<dialog id=viewer aria-labelledby=viewer-name>
+VIEWER = """<dialog id=viewer aria-labelledby=viewer-name><div>
 <div class=controls><b id=viewer-name></b><span id=viewer-facts class=faint></span>
 <button type=button class=plain id=close>close</button></div>
-<div class=stage><img id=under alt="left layer"><img id=over alt="right layer"></div>
+<div class=stage id=stage><img id=under alt="left layer"><img id=over alt="right layer"></div>
 <p id=viewer-note class=faint></p>
 <div class=controls id=viewer-controls>
 <label>left <select id=left></select></label>
 <input type=range id=split min=0 max=100 value=50 aria-label="how far the left layer reaches">
 <label>right <select id=right></select></label>
 <span class=faint id=legend>errors: orange wrong, blue right, grey unlabelled</span></div>
-</dialog>"""
+<ul id=viewer-classes aria-label="classes in this image and their IoU"></ul>
+</div></dialog>"""
 
 
 def run_section(test: Test) -> str:

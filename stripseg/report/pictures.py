@@ -89,8 +89,8 @@ class TestPictures:
             palette_png(errors_of(label, prediction, self.ignore_label), ERRORS),
         ]
 
-    def crop(self, shown: Shown, box: Sequence[int]) -> str:
-        """The region (top, left, bottom, right) with some of its surroundings, outlined."""
+    def crop(self, shown: Shown, box: Sequence[int]) -> np.ndarray:
+        """(h, w, 3): the region (top, left, bottom, right) with some of its surroundings."""
         top, left, bottom, right = box
         margin = max(12, (bottom - top) // 2, (right - left) // 2)
         y, x = max(0, top - margin), max(0, left - margin)
@@ -100,7 +100,7 @@ class TestPictures:
         corners = ((left - x, top - y), (right - x, bottom - y))
         scaled = [tuple(int(value * factor) for value in corner) for corner in corners]
         cv2.rectangle(part, *scaled, WRONG, 2)
-        return jpeg(part)
+        return part
 
 
 def errors_of(label: np.ndarray, prediction: np.ndarray, ignore_label: int) -> np.ndarray:

@@ -9,21 +9,23 @@ function element(tag, text = "", className = "") {
   return made;
 }
 
-// tables: a click on a heading sorts by it, a second one turns the order
+// tables: a click on a heading sorts by it (figures from the largest, words from a), a second one turns the order
 for (const button of document.querySelectorAll("th button")) {
   button.addEventListener("click", () => {
     const heading = button.parentElement;
     const table = heading.closest("table");
     const column = heading.cellIndex;
-    const descending = heading.getAttribute("aria-sort") !== "descending";
+    const before = heading.getAttribute("aria-sort");
     for (const other of heading.parentElement.cells) other.removeAttribute("aria-sort");
-    heading.setAttribute("aria-sort", descending ? "descending" : "ascending");
     const key = (row) => row.cells[column].dataset.value;
     const rows = [...table.tBodies[0].rows];
+    const figures = rows.every((row) => !isNaN(key(row)));
+    const descending = before ? before === "ascending" : figures;
+    heading.setAttribute("aria-sort", descending ? "descending" : "ascending");
     rows.sort((a, b) => {
       const [x, y] = [key(a), key(b)];
       if (x === "" || y === "") return (x === "") - (y === "");  // what has no value goes last
-      const order = isNaN(x) || isNaN(y) ? x.localeCompare(y) : x - y;
+      const order = figures ? x - y : x.localeCompare(y, undefined, {numeric: true});
       return descending ? -order : order;
     });
     table.tBodies[0].append(...rows);
@@ -41,6 +43,7 @@ function card(index, fact) {
     picture.loading = "lazy";
     picture.decoding = "async";
     picture.alt = "";
+    picture.style.aspectRatio = image.ratio;  // its place, before it is decoded
     picture.src = thumb;
     button.append(picture);
   }
@@ -117,9 +120,20 @@ function view(index) {
   $("viewer-name").textContent = image.name;
   $("viewer-facts").textContent = image.facts;
   $("viewer-controls").hidden = !full;
-  $("viewer-note").textContent = full ? "" : "Only a small picture of this image is in the report.";
-  $("under").src = full ? full[0] : data.thumbs[image.thumb] || "";
+  const thumb = data.thumbs[image.thumb];
+  const what = thumb ? "Only a small picture" : "No picture";
+  $("viewer-note").textContent = full ? "" : `${what} of this image is in the report.`;
+  $("stage").hidden = !full && !thumb;
+  $("under").src = full ? full[0] : thumb || "";
   $("viewer").dataset.image = index;
+  $("viewer").style.setProperty("--ratio", image.ratio);
+  $("viewer-classes").replaceChildren(...Object.entries(full ? image.per : {}).map(([i, iou]) => {
+    const swatch = element("span", "", "swatch");
+    swatch.style.background = `rgb(${data.colors[i]})`;
+    const entry = element("li");
+    entry.append(swatch, `${data.classes[i]} ${typeof iou === "number" ? iou.toFixed(3) : iou}`);
+    return entry;
+  }));
   draw();
   $("viewer").showModal();
 }
@@ -140,4 +154,7 @@ if ($("viewer")) {
   }
   $("split").addEventListener("input", draw);
   $("close").addEventListener("click", () => $("viewer").close());
+  $("viewer").addEventListener("click", (event) => {  // beside it
+    if (event.target === $("viewer")) $("viewer").close();
+  });
 }
