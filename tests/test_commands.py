@@ -173,6 +173,8 @@ def test_demo_overlays_an_image_and_a_folder(
     assert np.array(Image.open(overlays[0])).shape == (72, 88, 3)
     with pytest.raises(DataError, match="no such file or folder"):
         demo.main([*arguments, "--image", str(tmp_path / "absent")])
+    with pytest.raises(DataError, match=r"a.mp4: is a video, which `stripseg predict .* takes"):
+        demo.main([*arguments, "--image", "a.mp4"])
 
 
 def test_demo_predicts_what_the_test_predicts(

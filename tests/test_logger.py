@@ -37,6 +37,9 @@ def test_without_a_terminal_a_line_comes_now_and_then(capsys, monkeypatch) -> No
         f"testing: {done} of 4 images" for done in (1, 2, 3)
     ]
     assert all("a second" in line and line.endswith(" left") for line in lines)
+    frames = progress(iter(range(3)), total=None, unit="frame", what="predicting")  # of a camera
+    assert list(frames) == [0, 1, 2]
+    assert capsys.readouterr().err.splitlines()[0].startswith("predicting: 1 frames, ")
     assert count(lines=False) == [0, 1, 2, 3]
     assert capsys.readouterr().err == ""
 

@@ -10,6 +10,7 @@ from stripseg.command_line import Result
 from stripseg.config.errors import DataError
 from stripseg.dataset.build import build_classes
 from stripseg.engine import load_engine
+from stripseg.report.video import is_video
 from stripseg.tool.predict import (
     SOME_FAILED,
     add_outline_options,
@@ -30,6 +31,11 @@ def main(argv: Sequence[str]) -> Result:
     add_outline_options(parser)
     options, config = command_line.parse_config(parser, argv)
     output = options.output = Path(options.output or "exp/demo")
+    if is_video(Path(options.image)):
+        raise DataError(
+            f"--image {options.image}: is a video, which `stripseg predict "
+            f"{config.TEST.model_path} {options.image}` takes"
+        )
     if not Path(options.image).exists() and not glob.has_magic(options.image):
         raise DataError(f"--image {options.image}: no such file or folder")
     images = list(images_of([options.image], output))

@@ -73,12 +73,18 @@ class _AboveBar(logging.Handler):
 
 
 def progress(
-    items: Iterable[T], *, total: int, start: int = 0, unit: str, what: str, lines: bool = True
+    items: Iterable[T],
+    *,
+    total: int | None,
+    start: int = 0,
+    unit: str,
+    what: str,
+    lines: bool = True,
 ) -> Iterator[T]:
     """`items`, with a bar on a terminal and elsewhere a line every half minute.
 
     Args:
-        total, start: of all items, and how many were done before.
+        total, start: of all items (None: unknown, as of a camera), and how many were done before.
         lines: False where the caller writes lines of its own.
     """
     shown = process_group.is_main() and not quiet()
@@ -90,16 +96,21 @@ def progress(
     )
 
 
-def with_lines(items: Iterable[T], total: int, start: int, unit: str, what: str) -> Iterator[T]:
+def with_lines(
+    items: Iterable[T], total: int | None, start: int, unit: str, what: str
+) -> Iterator[T]:
     """`items`; every `LINE_SECONDS` a line on stderr: how many are done, how fast, how long yet."""
     began = last = time.monotonic()
     for done, item in enumerate(items):
         now = time.monotonic()
         if now - last >= LINE_SECONDS and done:
             rate = done / (now - began)
-            left = tqdm.format_interval((total - start - done) / rate)
-            count = f"{start + done} of {total} {unit}s"
-            print(f"{what}: {count}, {rate:.3g} a second, {left} left", file=sys.stderr, flush=True)
+            if total is None:
+                count, left = f"{start + done} {unit}s", ""
+            else:
+                count = f"{start + done} of {total} {unit}s"
+                left = f", {tqdm.format_interval((total - start - done) / rate)} left"
+            print(f"{what}: {count}, {rate:.3g} a second{left}", file=sys.stderr, flush=True)
             last = now
         yield item
 
