@@ -91,6 +91,7 @@ def swatch(color: Sequence[int]) -> str:
     return f'<span class=swatch style="background:rgb({",".join(map(str, color))})"></span>'
 
 
+LONG = 24  # letters of a name, from which on it takes more than one line
 Cell = tuple[float | str | None, str]  # what a column is sorted by, and the HTML
 
 
@@ -108,7 +109,7 @@ def sortable(head: Sequence[str], rows: Sequence[Sequence[Cell]]) -> str:
     lines = "".join(
         "<tr>"
         + "".join(
-            f"<td{' class=number' if index else ''} "
+            f"<td{cell_class(index, key)} "
             f'data-value="{text(str("" if key is None else key))}">{shown}</td>'
             for index, (key, shown) in enumerate(row)
         )
@@ -119,6 +120,12 @@ def sortable(head: Sequence[str], rows: Sequence[Sequence[Cell]]) -> str:
         f"<div class=wide><table class=sortable><thead><tr>{heads}</tr></thead>"
         f"<tbody>{lines}</tbody></table></div>"
     )
+
+
+def cell_class(column: int, key: float | str | None) -> str:
+    if column:
+        return " class=number"
+    return " class=long" if len(str(key)) > LONG else ""
 
 
 def matrix(names: Sequence[str], rows: Sequence[str]) -> str:
