@@ -66,6 +66,17 @@ def names_in(path: Path) -> list[str]:
         return [m.name.partition("/")[2] for m in archive.getmembers() if m.isfile()]
 
 
+def description_of(path: Path) -> str:
+    """The metadata of a wheel or sdist, which ends with the description."""
+    if path.suffix == ".whl":
+        with zipfile.ZipFile(path) as archive:
+            (name,) = [n for n in archive.namelist() if n.endswith(".dist-info/METADATA")]
+            return archive.read(name).decode()
+    with tarfile.open(path) as archive:
+        (name,) = [n for n in archive.getnames() if re.fullmatch(r"[^/]+/PKG-INFO", n)]
+        return archive.extractfile(name).read().decode()
+
+
 def mistakes(path: Path, version: str) -> list[str]:
     """What is wrong with a file of a release, one line each."""
     kind = "whl" if path.suffix == ".whl" else "tar.gz"
@@ -74,6 +85,10 @@ def mistakes(path: Path, version: str) -> list[str]:
     if not any(re.search(r"(^|/)LICENSE$", name) for name in names):
         wrong.append("no licence")
     wrong += [f"has {name}" for name in names if UNWANTED.search(name) or name.endswith(WEIGHTS)]
+    text = description_of(path)
+    wrong += [f"links to {link}" for link in re.findall(r"\]\((?!\w+:)([^)\s]+)\)", text)]
+    if "# stripseg" not in text:
+        wrong.append("no description")
     if not path.name.startswith(f"stripseg-{version}{'-' if kind == 'whl' else '.tar'}"):
         wrong.append(f"is not of version {version}")
     if path.stat().st_size > LARGEST:

@@ -2,21 +2,26 @@
 
 All are forked from one process that has imported PyTorch and this package and done nothing else:
 importing them anew takes each process some seconds. What `python`, `sh` or torchrun start is tried
-by tests/test_commands.py, tests/test_processes_lost.py and tests/test_docs.py.
+by tests/test_commands.py, tests/test_processes_lost.py and `.ci/wheel`.
 """
 
+import atexit
+import functools
 import io
+import json
 import multiprocessing
 import os
 import queue
 import runpy
+import shutil
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
 import threading
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
@@ -164,23 +169,63 @@ def run_command(
         return subprocess.CompletedProcess([module, *words], code, texts[0], said)
 
 
+@functools.cache
+def serve_commands() -> str:
+    """Run, for as long as this process lives, what tests/forked.py asks for; its ADDRESS."""
+    folder = tempfile.mkdtemp()
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    address = f"{folder}/socket"
+    listener = socket.socket(socket.AF_UNIX)
+    listener.bind(address)
+    listener.listen()
+
+    def accept() -> None:
+        while True:
+            threading.Thread(target=serve, args=listener.accept()[:1], daemon=True).start()
+
+    def serve(client: socket.socket) -> None:
+        message, files, *_ = socket.recv_fds(client, 1 << 16, 2)
+        while part := client.recv(1 << 16):
+            message += part
+        output, errors = map(Connection, files)
+        process = CONTEXT.Process(
+            target=become_command, args=(*json.loads(message), output, errors)
+        )
+        process.start()
+        output.close()
+        errors.close()
+        process.join()
+        client.send(str(process.exitcode).encode())
+        client.close()
+
+    threading.Thread(target=accept, daemon=True).start()
+    return address
+
+
 def become_command(
     module: str,
-    words: tuple[str, ...],
+    words: Sequence[str],
     folder: str,
     environment: dict[str, str],
     output: Connection,
-    errors: str,
+    errors: str | Connection,
 ) -> None:
+    """What `python -m MODULE WORDS`, or `python MODULE WORDS` of a file .py, does."""
     multiprocessing.set_start_method(None, force=True)  # the platform's own for what it starts
     os.setsid()
     os.environ.clear()
     os.environ.update(environment)
     os.chdir(folder)
     os.dup2(output.fileno(), 1)
-    os.dup2(os.open(errors, os.O_WRONLY) if errors else 1, 2)
+    if isinstance(errors, Connection):
+        os.dup2(errors.fileno(), 2)
+    else:
+        os.dup2(os.open(errors, os.O_WRONLY) if errors else 1, 2)
     output.close()
     for number, name in ((1, "stdout"), (2, "stderr")):
         setattr(sys, name, io.TextIOWrapper(os.fdopen(number, "wb", 0), write_through=True))
     sys.argv = [module, *words]
-    runpy.run_module(module, run_name="__main__", alter_sys=True)
+    if module.endswith(".py"):
+        runpy.run_path(module, run_name="__main__")
+    else:
+        runpy.run_module(module, run_name="__main__", alter_sys=True)

@@ -10,12 +10,14 @@ one:
     <!-- file: study.yaml; 3 -> 1 -->          written to the folder before the commands run
 
 Commands run in a folder like a checkout (`tool/`, `.venv/`, `dataset/`), whose configs are small
-networks on small pictures under the names of the real ones. `pip` does nothing there.
+networks on small pictures under the names of the real ones. `pip` does nothing there, and commands
+are forked from a process that has imported PyTorch: tests/test_commands.py starts real ones.
 """
 
 import json
 import os
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -26,6 +28,7 @@ import pytest
 import yaml
 
 from stripseg.dataset.generated.shapes import write_shapes
+from tests.processes import serve_commands
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = sorted(
@@ -43,7 +46,8 @@ QUICK = "quick"
 SPEEDS = (QUICK, "slow")
 ALWAYS = ("README.md", "docs/api.md")  # they train what they use
 FROM_SCRATCH = ("docs/first_network.md",)  # these draw the data and train before anything else
-SHOWN = ("text", "cpp", "diff")  # languages that nothing here runs
+WITHOUT_TORCH = ("docs/deploy.md",)
+SHOWN = ("text", "cpp", "diff", "toml")  # languages that nothing here runs
 
 
 @dataclass(frozen=True)
@@ -113,21 +117,29 @@ def write_config(folder: Path, name: str, **changes: dict) -> None:
     path.write_text(yaml.safe_dump(small), encoding="utf-8")
 
 
+def write_programs(folder: Path) -> None:
+    """`forked`, a Python that has imported PyTorch; `stripseg`, `python` and `pip` of sh."""
+    forked = shlex.join([sys.executable, "-S", f"{ROOT}/tests/forked.py", serve_commands()])
+    folder.mkdir(parents=True)
+    for name, line in {
+        "forked": f'STRIPSEG_ENVIRONMENT=read exec {forked} "$@"',
+        "stripseg": 'exec forked stripseg.tool.main "$@"',
+        # `sh tool/train.sh` ends with `python -u tool/train.py`
+        "python": f'case $2 in */tool/*.py) shift; exec forked "$@";; esac; '
+        f'exec {sys.executable} "$@"',
+        "pip": "exit 0",
+    }.items():
+        (folder / name).write_text(f"#!/bin/sh\n{line}\n")
+        (folder / name).chmod(0o755)
+
+
 @pytest.fixture(scope="session")
 def checkout(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder like a checkout, with a small built-in dataset."""
     place = tmp_path_factory.mktemp("docs")
     for name in ("tool", "setup.py"):
         (place / name).symlink_to(ROOT / name)
-    programs = place / ".venv/bin"
-    programs.mkdir(parents=True)
-    for name, line in {
-        "python": f'exec {sys.executable} "$@"',
-        "stripseg": f'exec {sys.executable} {ROOT}/tool/main.py "$@"',
-        "pip": "exit 0",
-    }.items():
-        (programs / name).write_text(f"#!/bin/sh\n{line}\n")
-        (programs / name).chmod(0o755)
+    write_programs(place / ".venv/bin")
     write_shapes(place / "dataset/shapes/data", train=16, val=4, height=72, width=88)
     write_shapes(place / "camvid", train=8, val=2, height=72, width=88)
     shutil.copy(next((place / "camvid").rglob("*.jpg")), place / "photo.jpg")
@@ -151,14 +163,13 @@ def trained(checkout: Path) -> Path:
 
 def shell(code: str, folder: Path, place: str = "") -> None:
     """Run commands as a script, which ends where one fails."""
-    environment = dict(os.environ, PATH=f"{folder / '.venv/bin'}:{os.environ['PATH']}")
-    environment.pop("STRIPSEG_ENVIRONMENT", None)
-    finish([shutil.which("sh"), "-e", "-c", code], folder, place, environment)
-
-
-def finish(words: list[str], folder: Path, place: str, environment: dict | None = None) -> None:
     done = subprocess.run(
-        words, cwd=folder, env=environment, capture_output=True, text=True, timeout=1800
+        ["sh", "-e", "-c", code],
+        cwd=folder,
+        env=dict(os.environ, PATH=f"{folder / '.venv/bin'}:{os.environ['PATH']}"),
+        capture_output=True,
+        text=True,
+        timeout=1800,
     )
     assert done.returncode == 0, f"{place}: {done.stdout[-2000:]}{done.stderr[-4000:]}"
 
@@ -196,10 +207,12 @@ def test_a_page_runs(page: str, request: pytest.FixtureRequest, tmp_path: Path) 
         elif block.language == "sh" and block.runs:
             shell(block.code, folder, block.place)
     code = python_of(page)
-    if page == "docs/deploy.md":  # "without torch"
+    if page in WITHOUT_TORCH:
         code += "\nimport sys\nassert 'torch' not in sys.modules"
     if code:
-        finish([sys.executable, "-c", code], folder, page)
+        program = tmp_path / "page.py"
+        program.write_text(code, encoding="utf-8")
+        shell(f"{'python' if page in WITHOUT_TORCH else 'forked'} {program}", folder, page)
 
 
 @pytest.mark.parametrize("page", PAGES)

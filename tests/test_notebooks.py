@@ -2,10 +2,11 @@
 
 import json
 import os
-import sys
 from pathlib import Path
 
 import pytest
+
+from tests.test_docs import write_programs
 
 ROOT = Path(__file__).resolve().parent.parent
 NOTEBOOKS = sorted((ROOT / "docs/notebooks").glob("*.ipynb"))
@@ -31,13 +32,7 @@ def test_a_notebook_runs(path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyP
     pytest.importorskip("ipykernel")
     nbformat = pytest.importorskip("nbformat")
     programs = tmp_path / "bin"
-    programs.mkdir()
-    for name, line in {
-        "python": f'exec {sys.executable} "$@"',
-        "stripseg": f'exec {sys.executable} {ROOT}/tool/main.py "$@"',
-    }.items():
-        (programs / name).write_text(f"#!/bin/sh\n{line}\n")
-        (programs / name).chmod(0o755)
+    write_programs(programs)
     monkeypatch.setenv("PATH", f"{programs}:{os.environ['PATH']}")
     monkeypatch.setenv("TMPDIR", str(tmp_path))  # where the notebooks make their folders
     notebook = nbformat.read(path, as_version=4)

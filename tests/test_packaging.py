@@ -3,6 +3,7 @@
 import re
 from pathlib import Path
 
+import pytest
 import yaml
 
 from stripseg import __version__
@@ -39,3 +40,27 @@ def test_extras_of_the_docs_and_messages_exist() -> None:
             r"pip install[^`\n]*(?:stripseg|\.)\[([\w,-]+)\]", page.read_text()
         ):
             assert set(named.split(",")) <= extras, page
+
+
+@pytest.mark.parametrize("repository", ["", "https://example.org/us/stripseg"])
+def test_the_description_of_a_package_has_no_relative_link(
+    repository: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A package index shows it, without our files beside it."""
+    pytest.importorskip("setuptools")  # its own distutils
+    from distutils.core import run_setup
+
+    for name in ("setup.py", "README.md", "stripseg/__init__.py"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text((ROOT / name).read_text(encoding="utf-8"), encoding="utf-8")
+    (tmp_path / "pyproject.toml").write_text(
+        f'[project.urls]\nRepository = "{repository}"\n' if repository else ""
+    )
+    monkeypatch.chdir(tmp_path)
+    text = run_setup("setup.py", stop_after="init").metadata.long_description
+    links = re.findall(r"\]\((.*?)\)", text)
+    places = (f"{repository}/blob/v{__version__}/", f"{repository}/raw/v{__version__}/docs/images/")
+    assert all(link.startswith(places) for link in links), links
+    assert bool(links) == bool(repository)
+    assert "](docs/" not in text
+    assert "own data" in text

@@ -1,0 +1,20 @@
+"""`python -S tests/forked.py ADDRESS MODULE WORD ...`: a command that another process forks for us.
+
+The process is the one behind tests/processes.py `serve_commands`; output, folder,
+environment and exit code are those of this process. Imports little: it starts in no time.
+"""
+
+import json
+import os
+import socket
+import sys
+
+address, module, *words = sys.argv[1:]
+server = socket.socket(socket.AF_UNIX)
+server.connect(address)
+message = json.dumps([module, words, os.getcwd(), dict(os.environ)]).encode()
+sent = socket.send_fds(server, [message], [1, 2])
+server.sendall(message[sent:])
+server.shutdown(socket.SHUT_WR)
+code = int(server.recv(100) or 1)
+sys.exit(code if code >= 0 else 128 - code)  # as a shell says it of signals
