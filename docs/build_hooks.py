@@ -2,7 +2,8 @@
 
 - config.md: the option tables are those of the schema.
 - `<!-- generated: commands -->`: what every command prints with --help.
-- `<!-- generated: NAME.ipynb -->`: the cells of a notebook in the page's folder.
+- `<!-- generated: NAME.ipynb, ... -->`: the cells of a notebook in the page's folder.
+- Short code in a line of text is not broken.
 """
 
 import importlib
@@ -17,7 +18,8 @@ from pathlib import Path
 from typing import Any
 
 COMMANDS_GO_HERE = "<!-- generated: commands -->"
-NOTEBOOK_GOES_HERE = re.compile(r"<!-- generated: (\w+\.ipynb) -->")
+NOTEBOOK_GOES_HERE = re.compile(r"<!-- generated: (\w+\.ipynb), .*-->")
+SHORT = re.compile(r"<code>([^<]{1,24})</code>")  # in one line on phones, too: site.css
 OPTIONS = "\n## DATA\n"  # the first heading of the tables in config.md
 SUBCOMMANDS = {"prepare": ("custom", "pack")}
 # what a browser fetches without being asked: element -> attribute
@@ -48,13 +50,29 @@ def on_page_markdown(markdown: str, *, page: Any, **_: Any) -> str:
     return markdown.replace(COMMANDS_GO_HERE, command_reference())
 
 
+def on_page_content(html: str, **_: Any) -> str:
+    """Mark short code, which a browser would break behind `--`."""
+    return SHORT.sub(r'<code class="short">\1</code>', html)
+
+
 def cells_of(notebook: Path) -> str:
     """The cells of a notebook in Markdown, without its title, which is the page's."""
     parts = []
     for cell in json.loads(notebook.read_text(encoding="utf-8"))["cells"]:
         source = "".join(cell["source"])
         parts.append(source if cell["cell_type"] == "markdown" else f"```python\n{source}\n```")
+        parts += [output_of(output) for output in cell.get("outputs", [])]
     return re.sub(r"\A# .*\n", "", "\n\n".join(parts))
+
+
+def output_of(output: dict[str, Any]) -> str:
+    """The picture, or else the text, of one output of a notebook's cell, in Markdown."""
+    shown = output.get("data", {})
+    if "image/png" in shown:
+        picture = "".join(shown["image/png"]).replace("\n", "")
+        return f'<img alt="output" src="data:image/png;base64,{picture}">'
+    text = "".join(output.get("text") or shown.get("text/plain", ""))
+    return f"```text\n{text.rstrip()}\n```"
 
 
 def command_reference() -> str:

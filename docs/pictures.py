@@ -1,8 +1,8 @@
 """The pictures of README.md and docs/: `python docs/pictures.py RESULT_FOLDER`.
 
 RESULT_FOLDER is that of a test of the built-in shapes: exp/shapes/spnet18/result/val/ss after
-`make demo`; its checkpoint is exp/shapes/spnet18/model/best.pth. Needs a Chromium and playwright
-(extra `test`).
+`make demo OPTIONS="TRAIN.width 0.5"`; its run is exp/shapes/spnet18/model. Needs matplotlib, a
+Chromium and playwright (extra `test`).
 """
 
 import shutil
@@ -16,6 +16,8 @@ from playwright.sync_api import sync_playwright
 
 from stripseg.report.explain import explain
 from stripseg.report.explain_page import write_explanation
+from stripseg.tool import browse
+from stripseg.tool import curves as curves_of
 from stripseg.trained_network import load
 
 IMAGES = Path(__file__).with_name("images")
@@ -23,7 +25,15 @@ BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stab
 SHOWN = 4  # scenes of prediction.jpg
 SIDE = 240  # pixels of each
 EXPLAINED = ("prediction", "receptive_field", "strip_pooling_02", "mixed_pooling_01")
-WIDTH = 1200  # pixels of the widest explained_*.jpg
+WIDTH = 1200  # pixels of the widest picture
+
+
+def smaller(source: Path, name: str, width: int = WIDTH) -> None:
+    """Copy a picture to IMAGES, at most `width` pixels wide."""
+    picture = cv2.imread(str(source))
+    scale = min(1.0, width / picture.shape[1])
+    picture = cv2.resize(picture, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA)
+    cv2.imwrite(str(IMAGES / name), picture, [cv2.IMWRITE_JPEG_QUALITY, 85])
 
 
 def predictions(result: Path, data: Path) -> None:
@@ -62,17 +72,33 @@ def explanations(checkpoint: Path, data: Path) -> None:
     with tempfile.TemporaryDirectory() as folder:
         write_explanation(explanation, Path(folder), title="")
         for name in EXPLAINED:
-            picture = cv2.imread(f"{folder}/{name}.png")
-            scale = min(1.0, WIDTH / picture.shape[1])
-            picture = cv2.resize(picture, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA)
-            quality = [cv2.IMWRITE_JPEG_QUALITY, 85]
-            cv2.imwrite(str(IMAGES / f"explained_{name}.jpg"), picture, quality)
+            smaller(Path(folder, f"{name}.png"), f"explained_{name}.jpg")
+
+
+def curves(run: Path) -> None:
+    """curves.png: what `stripseg curves RUN --output curves.png` draws."""
+    with tempfile.TemporaryDirectory() as folder:
+        picture = Path(folder, "curves.png")
+        curves_of.main([str(run), "--output", str(picture)])
+        smaller(picture, picture.name)
+
+
+def samples(data: Path) -> None:
+    """browse.jpg: what `stripseg browse` shows of three training images."""
+    with tempfile.TemporaryDirectory() as folder:
+        picture = Path(folder, "browse.png")
+        words = ["DATA.data_root", str(data), "--count", "3", "--output", str(picture)]
+        browse.main(["shapes", "spnet18", *words])
+        smaller(picture, "browse.jpg")
 
 
 if __name__ == "__main__":
     result = Path(sys.argv[1])
     data = Path(sys.argv[2]) if len(sys.argv) > 2 else Path("dataset/shapes/data")
     IMAGES.mkdir(exist_ok=True)
+    run = result.parents[2] / "model"
     predictions(result, data)
     report(result)
-    explanations(result.parents[2] / "model/best.pth", data)
+    explanations(run / "best.pth", data)
+    curves(run)
+    samples(data)
