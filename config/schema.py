@@ -393,9 +393,10 @@ class TrainSection(NetworkOptions):
         False,
         "compute the backbone's blocks again in the backward pass: less memory, more time",
     )
-    compile: bool = option(
-        False,
-        "let torch.compile make kernels for the network; without it where that fails",
+    compile: bool | Literal["auto"] = option(
+        "auto",
+        "let torch.compile make kernels for the network; without it where that fails. `auto` does "
+        "so on GPUs, for 5,000 steps and more, which make up for the minute that it takes",
     )
     batch_size_val: int = option(
         8,
@@ -655,6 +656,11 @@ class TestSection(Section):
         None,
         "arithmetic of the network; empty is fp32 on the CPU, and on GPUs what `TRAIN.precision` "
         "says, in which validation during training computes as well",
+    )
+    compile: bool | Literal["auto"] = option(
+        "auto",
+        "let torch.compile make kernels for windows and their scores; without it where that fails. "
+        "`auto` makes the one that follows the network, on GPUs, for 500 images and more",
     )
     channels_last: bool = option(True, "like TRAIN.channels_last")
     save_predictions: bool = option(True, "write the predictions as PNG files")

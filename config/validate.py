@@ -377,7 +377,7 @@ def _memory(train: TrainSection) -> Iterator[Problem]:
             "large for the memory, and TRAIN.batch_size auto is one that fits; give the batch as "
             "a number, or leave TRAIN.accumulation_steps out",
         )
-    if train.activation_checkpointing and train.compile:
+    if train.activation_checkpointing and train.compile is True:
         yield (
             _of("TRAIN", "activation_checkpointing", "compile"),
             "TRAIN.activation_checkpointing and TRAIN.compile exclude each other: the compiler "

@@ -21,6 +21,8 @@ from .util.inference.sliding_window import (
 )
 from .util.precision import choose_precision, set_numerics
 
+WORTH_COMPILING = 500  # images of a test, which save what the compiler takes, some seconds
+
 
 def build_engine(
     config: Config,
@@ -47,6 +49,16 @@ def build_engine(
     return SlidingWindow(
         network, settings, device=device, dtype=dtype, channels_last=test.channels_last
     )
+
+
+def compile_engine(config: Config, engine: SlidingWindow, images: int) -> None:
+    """Let torch.compile make kernels for `images` predictions, where `TEST.compile` wants them."""
+    wanted = config.TEST.compile
+    if wanted == "auto":
+        on_gpu = engine.device.type == "cuda"
+        wanted = on_gpu and images >= WORTH_COMPILING and not config.TRAIN.deterministic
+    if wanted:
+        engine.compile(network=config.TEST.compile is True)
 
 
 def evaluation_dtype(config: Config, device: torch.device) -> torch.dtype:

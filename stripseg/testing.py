@@ -26,7 +26,7 @@ from .dataset.results import (
     SubmissionWriter,
 )
 from .dataset.segmentation import EvaluationSet, Sample
-from .engine import evaluation_dtype, load_engine, load_network
+from .engine import compile_engine, evaluation_dtype, load_engine, load_network
 from .network_file import local_path
 from .report.intervals import Bootstrap, Interval, tallies, units_of
 from .report.page import NAME as REPORT
@@ -159,6 +159,7 @@ def run_segmentation_test(
         outcome = score_saved(config, dataset, files)
     else:
         engine = engine or load_engine(config, device)
+        compile_engine(config, engine, len(dataset))
         log.info(f"weights: {config.TEST.model_path}")
         facts = {**facts_of(config, classes), "precision": name_of(engine.dtype)}
         outcome = predict(config, engine, dataset, files, facts["checkpoint"])

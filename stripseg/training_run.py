@@ -237,7 +237,8 @@ def build_parts(plan: Plan) -> Parts:
         initialise_weights(config, segmenter, plan.log)
     else:
         restore_weights(config, segmenter, plan.checkpoint, origin=plan.origin)
-    network = place_network(config, segmenter, plan.device, dtype=plan.dtype)
+    steps = config.TRAIN.epochs * loader.steps_per_epoch
+    network = place_network(config, segmenter, plan.device, dtype=plan.dtype, steps=steps)
     return Parts(
         segmenter=segmenter,
         network=network,

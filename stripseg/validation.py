@@ -14,7 +14,7 @@ from .dataset.classification.build import build_evaluation_images
 from .dataset.classification.images import EvaluationImages
 from .dataset.loader import evaluation_samples, shares
 from .dataset.segmentation import EvaluationSet, Sample
-from .engine import build_engine
+from .engine import build_engine, compile_engine
 from .util.distributed import process_group
 from .util.images import Normalization, as_rgb, colorize, overlay, shrunk
 from .util.inference.classification import ClassificationEvaluator, ClassificationScores
@@ -105,13 +105,15 @@ class SegmentationValidator:
     @cached_property
     def engine(self) -> SlidingWindow:
         """Built for the first validation, when it shows how much memory training leaves."""
-        return build_engine(
+        engine = build_engine(
             self.config,
             self.network,
             device=self.device,
             dtype=self.dtype,
             batch_size=self.config.TRAIN.batch_size_val,
         )
+        compile_engine(self.config, engine, len(self.dataset))
+        return engine
 
     def __call__(self, step: int, note: Callable[[str], None]) -> Scores:
         """Validate after step `step`; `note` is given the name of each image."""

@@ -1,9 +1,10 @@
-"""TRAIN.compile is used where it works; where it does not, the log says so and the run goes on."""
+"""torch.compile is used where it works; where it does not, the log says so and the run goes on."""
 
 import logging
 from copy import deepcopy
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -11,12 +12,22 @@ import torch
 from processes import run_processes
 from torch import Tensor, nn
 
+from stripseg.build import compile_engine
 from stripseg.config.errors import OutOfMemoryError
 from stripseg.config.load import find_config, load_config
+from stripseg.config.schema import Config
 from stripseg.model.build import build_network
 from stripseg.training_run import build_trainer
 from stripseg.util.distributed import process_group
-from stripseg.util.training.parallelize import compile_or_eager, one_of_several, place_network
+from stripseg.util.inference.score_map import fusible_window_scores, window_scores
+from stripseg.util.inference.sliding_window import InferenceSettings, SlidingWindow
+from stripseg.util.training import parallelize
+from stripseg.util.training.parallelize import (
+    compile_or_eager,
+    is_worth_compiling,
+    one_of_several,
+    place_network,
+)
 
 CPU = torch.device("cpu")
 WORDS = ["TRAIN.compile", "True", "TRAIN.evaluate", "False"]
@@ -87,6 +98,39 @@ def test_what_compiles_is_used_under_the_same_keys(
     assert isinstance(network, Counted)
     assert calls == [(2, 3, 48, 40)] * 3  # once to try, and two steps
     assert "the network is compiled" in log
+
+
+@pytest.mark.parametrize(
+    ("device", "steps", "words", "compiles"),
+    [
+        ("cuda", 5000, [], True),
+        ("cuda", 4999, [], False),
+        ("cpu", 5000, [], False),
+        ("cuda", 5000, ["TRAIN.activation_checkpointing", "True"], False),
+        ("cuda", 5000, ["TRAIN.deterministic", "True"], False),
+    ],
+)
+def test_long_runs_on_gpus_are_worth_compiling(
+    small_config: Path, device: str, steps: int, words: list[str], compiles: bool
+) -> None:
+    config = load_config(small_config, words)
+    assert config.TRAIN.compile == "auto"
+    assert is_worth_compiling(config, torch.device(device), steps) is compiles
+
+
+def test_auto_tells_the_steps_of_the_run(small_config: Path, tmp_path: Path, monkeypatch) -> None:
+    asked = []
+
+    def worth(config: Config, device: torch.device, steps: int) -> bool:
+        asked.append(steps)
+        return True
+
+    monkeypatch.setattr(parallelize, "is_worth_compiling", worth)
+    monkeypatch.setattr(torch, "compile", nn.Sequential)
+    config = load_config(small_config, ["TRAIN.save_path", str(tmp_path), *WORDS[2:]])
+    trainer = build_trainer(config, CPU)
+    assert trainer.network is not trainer.segmenter
+    assert asked == [trainer.total_steps]
 
 
 @pytest.mark.parametrize(
@@ -211,3 +255,98 @@ def test_shared_batch_norm_is_not_compiled() -> None:
     for compiled, said in run_processes(2, placed_network):
         assert not compiled
         assert "TRAIN.norm group or TRAIN.sync_bn False" in said
+
+
+# ---- testing
+
+
+def engine_of(**options) -> SlidingWindow:
+    torch.manual_seed(0)
+    network = nn.Conv2d(3, 5, 3, stride=8, padding=1)
+    return SlidingWindow(network.eval(), InferenceSettings(5, crop=(33, 41), **options))
+
+
+def photo(*size: int) -> np.ndarray:
+    return np.random.default_rng(size).integers(0, 256, (*size, 3), np.uint8)
+
+
+@pytest.mark.parametrize("network", [False, True])
+@pytest.mark.parametrize("flip", [False, True])
+def test_a_compiled_engine_scores_as_before(monkeypatch, network: bool, flip: bool) -> None:
+    """Images of new sizes ask for no other kernel of the scores."""
+    graphs: list[torch.fx.GraphModule] = []
+
+    def backend(graph: torch.fx.GraphModule, _: list[Tensor]):
+        graphs.append(graph)
+        return graph.forward
+
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend=backend))
+    plain, compiled = engine_of(flip=flip), engine_of(flip=flip)
+    compiled.compile(network=network)
+    for size in ((40, 90), (70, 50)):
+        expected = plain.probabilities(photo(*size))
+        found = compiled.probabilities(photo(*size))
+        torch.testing.assert_close(found, expected, rtol=0, atol=1e-6)
+    softmaxes = [str(graph.code).count("softmax") for graph in graphs]
+    assert [count for count in softmaxes if count] == [1 + flip]
+    assert (len(graphs) > 1) == network
+
+
+@pytest.mark.parametrize(
+    ("error", "told"),
+    [
+        (RuntimeError("no Triton\nand more"), "TEST.compile: not possible (no Triton)"),
+        (torch.OutOfMemoryError("CUDA out of memory"), "1 windows in a forward pass"),
+    ],
+)
+def test_an_engine_that_cannot_compile_says_so_once(monkeypatch, error, told: str) -> None:
+    """And what it allocates in vain means smaller portions, as everywhere."""
+    failures = [error]
+
+    def compiler(work):
+        def compiled(*given):
+            if failures:
+                raise failures.pop()
+            return work(*given)
+
+        return compiled
+
+    said: list[str] = []
+    monkeypatch.setattr(torch, "compile", compiler)
+    engine = engine_of(batch_size=4)
+    engine.warn = said.append
+    engine.compile()
+    scores = [engine.probabilities(photo(40, 90)) for _ in range(2)]
+    assert torch.allclose(scores[0], engine_of().probabilities(photo(40, 90)), atol=1e-6)
+    (message,) = said
+    assert told in message
+
+
+@pytest.mark.parametrize(
+    ("device", "images", "words", "expected"),
+    [
+        ("cuda", 500, [], [{"network": False}]),
+        ("cuda", 499, [], []),
+        ("cpu", 500, [], []),
+        ("cuda", 500, ["TRAIN.deterministic", "True"], []),
+        ("cuda", 500, ["TEST.compile", "False"], []),
+        ("cpu", 1, ["TEST.compile", "True"], [{"network": True}]),
+    ],
+)
+def test_which_tests_compile(
+    small_config: Path, device: str, images: int, words: list[str], expected: list[dict]
+) -> None:
+    asked = []
+    engine = SimpleNamespace(
+        device=torch.device(device), compile=lambda **options: asked.append(options)
+    )
+    compile_engine(load_config(small_config, words), engine, images)
+    assert asked == expected
+
+
+@pytest.mark.long
+def test_the_kernel_of_the_scores_gives_what_the_operations_give() -> None:
+    """By the real compiler."""
+    logits = torch.randn(2, 19, 9, 9).contiguous(memory_format=torch.channels_last)
+    found = torch.compile(fusible_window_scores)(logits, (65, 65))
+    torch.testing.assert_close(found, window_scores(logits, (65, 65)), rtol=0, atol=1e-6)

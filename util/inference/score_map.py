@@ -302,6 +302,21 @@ def resized_window(logits: Tensor, size: tuple[int, int]) -> Tensor:
     return logits.permute(0, 2, 3, 1)
 
 
+def window_scores(logits: Tensor, size: tuple[int, int]) -> Tensor:
+    """Logits (n, K, h', w') of a window and its mirror image -> (*size, K), summed softmax."""
+    softmax = resized_window(logits, size).softmax(dim=3)
+    total = softmax[0]
+    for mirrored in softmax[1:]:
+        total += mirrored
+    return total
+
+
+def fusible_window_scores(logits: Tensor, size: tuple[int, int]) -> Tensor:
+    """`window_scores` for a compiler: parts of one shape, (*size, K), become a single kernel."""
+    parts = [resized_window(one[None], size)[0].softmax(dim=2) for one in logits]
+    return sum(parts[1:], start=parts[0])
+
+
 def resized_rows(
     logits: Tensor, size: tuple[int, int], chunks: Iterable[tuple[int, int]]
 ) -> Iterator[Tensor]:

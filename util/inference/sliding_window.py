@@ -1,7 +1,7 @@
 """Sliding-window inference at several scales: the one engine of test, validation and demo."""
 
 import logging
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -15,10 +15,11 @@ from ..memory import free_memory, is_out_of_memory
 from .score_map import (
     ScoreMap,
     Window,
+    fusible_window_scores,
     half_pixel_resize,
     resized_rows,
-    resized_window,
     scaled_size,
+    window_scores,
 )
 
 CHUNK = 2**21, 2**29  # bytes of scores computed at a time: on the CPU, to stay in cache; elsewhere
@@ -127,6 +128,33 @@ def ever_smaller_portions(windows: int, device: torch.device) -> list[Portions]:
     return portions
 
 
+class CompiledOrPlain:
+    """What torch.compile makes of `work`; from its first failure on `plain`, which gives the same.
+
+    Compilation happens at the first call.
+
+    Args:
+        warn: told of the failure, once.
+    """
+
+    def __init__(self, work: Callable, plain: Callable, warn: Callable[[str], None]) -> None:
+        self.compiled: Callable | None = torch.compile(work)
+        self.plain = plain
+        self.warn = warn
+
+    def __call__(self, *given: Any) -> Any:
+        if self.compiled is not None:
+            try:
+                return self.compiled(*given)
+            except Exception as error:  # those of the compiler have no common base class
+                if is_out_of_memory(error):
+                    raise
+                reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+                self.warn(f"warning: TEST.compile: not possible ({reason}); continuing without it")
+                self.compiled = None
+        return self.plain(*given)
+
+
 class SlidingWindow:
     """Image -> class probabilities or classes, computed and accumulated where the network runs.
 
@@ -164,11 +192,25 @@ class SlidingWindow:
         self.memory_format = torch.channels_last if channels_last else torch.contiguous_format
         self.normalize = Normalization(settings.mean, settings.std, self.device)
         self.warn = warn or logging.getLogger("stripseg").warning
+        self.window_scores: Callable[[Tensor, tuple[int, int]], Tensor] = window_scores
         windows = max(1, settings.batch_size // (1 + settings.flip))
         self.all_portions = ever_smaller_portions(windows, self.device)
         self.portions = self.all_portions[0]
         self.too_large: list[tuple[int, int]] = []  # pixels, and the portions that were too large
         self.budget = settings.score_bytes or free_memory(self.device) // 4
+
+    def compile(self, *, network: bool = False) -> None:
+        """Let torch.compile make one kernel of what follows the network: resizing, softmax, sum.
+
+        That takes some seconds at the first image. Where it fails, `warn` is told why, and the
+        engine goes on without it. Scores are the same but for rounding.
+
+        Args:
+            network: compile the network as well, which takes a minute.
+        """
+        self.window_scores = CompiledOrPlain(fusible_window_scores, window_scores, self.warn)
+        if network:
+            self.logits = CompiledOrPlain(self.logits, self.logits, self.warn)
 
     def predict(self, image: np.ndarray) -> Tensor:
         """(H, W, C) uint8 -> (H, W) int64 class indices."""
@@ -302,10 +344,12 @@ class SlidingWindow:
         """Resize the logits (1 or 2, K, h', w') of a window to it, and add their softmax."""
         height, width = self.settings.crop
         chunks = list(self._chunks(0, height, 2 * width, logits.device))
-        if logits.is_cuda and len(chunks) == 1:
-            parts: Iterable[Tensor] = [resized_window(logits, self.settings.crop)]
-        else:
-            parts = resized_rows(logits, self.settings.crop, chunks)
+        compiled = self.window_scores is not window_scores and logits.device == self.device
+        if compiled or (logits.is_cuda and len(chunks) == 1):
+            logits = logits.contiguous(memory_format=torch.channels_last)
+            scores.add(window, self.window_scores(logits, self.settings.crop))
+            return
+        parts = resized_rows(logits, self.settings.crop, chunks)
         for (first, _), part in zip(chunks, parts, strict=True):
             softmax = part.softmax(dim=3)
             total = softmax[0]

@@ -18,6 +18,8 @@ from ..distributed import process_group, sync_batch_norm
 from ..memory import is_out_of_memory
 from .step import without_exchange
 
+WORTH_COMPILING = 5000  # training steps, which save what the compiler takes, a minute or two
+
 
 def check_batch_norm(config: Config, segmenter: nn.Module) -> None:
     """Find out before training whether a batch leaves batch norm a single value per channel.
@@ -70,9 +72,14 @@ def place_network(
     device: torch.device,
     *,
     dtype: torch.dtype = torch.float32,
+    steps: int = 0,
 ) -> nn.Module:
-    """Move the network to its device, compile it where `TRAIN.compile` asks for that, and make it
-    one of several processes where there are; `dtype` is what it computes in."""
+    """Move the network to its device, compile it, and make it one of several processes.
+
+    Args:
+        dtype: what it computes in.
+        steps: of the whole run: `TRAIN.compile auto` compiles for many only.
+    """
     train = config.TRAIN
     segmenter.to(device)
     if train.channels_last:
@@ -85,13 +92,16 @@ def place_network(
             sync_batch_norm.convert(segmenter, device=device, use_apex=config.Distributed.use_apex)
     processes = process_group.world_size()
     distribute = partial(one_of_several, device=device, synchronized=synchronized)
-    if train.compile and synchronized and processes > 1:
+    auto = train.compile == "auto"
+    compiles = is_worth_compiling(config, device, steps) if auto else train.compile
+    if compiles and synchronized and processes > 1:
         # graphs break there on GPUs, and warming up must not wait for others: docs/scale.md
         logging.getLogger("stripseg").warning(
-            f"warning: TRAIN.compile: not with batch norm that {processes} processes share; "
-            "continuing without it. To compile, set TRAIN.norm group or TRAIN.sync_bn False"
+            f"{'note' if auto else 'warning'}: TRAIN.compile: not with batch norm that {processes} "
+            "processes share; continuing without it. To compile, set TRAIN.norm group or "
+            "TRAIN.sync_bn False"
         )
-    elif train.compile:
+    elif compiles:
         images = -(-train.batch_size // processes // train.accumulation_steps)
         return compile_or_eager(
             segmenter,
@@ -101,6 +111,15 @@ def place_network(
             distribute=distribute,
         )
     return distribute(segmenter)
+
+
+def is_worth_compiling(config: Config, device: torch.device, steps: int) -> bool:
+    """What `TRAIN.compile auto` means: a GPU, many steps, and no option that stands against it.
+
+    Kernels are chosen by their speed, so that equal runs are not equal bit for bit.
+    """
+    hindered = config.TRAIN.activation_checkpointing or config.TRAIN.deterministic
+    return device.type == "cuda" and steps >= WORTH_COMPILING and not hindered
 
 
 def one_of_several(network: nn.Module, *, device: torch.device, synchronized: bool) -> nn.Module:
