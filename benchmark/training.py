@@ -1,22 +1,24 @@
 """Training step: SPNet-50 with auxiliary head on random pictures."""
 
+import tempfile
 from collections.abc import Callable, Iterator
+from itertools import repeat
+from pathlib import Path
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from stripseg.config.load import find_config, load_config
+from stripseg.dataset.loader import Batch
 from stripseg.model.build import build_segmenter
 from stripseg.model.segmenter import Segmenter
-from stripseg.util.images import Normalization
-from stripseg.util.precision import has_native_bfloat16
-from stripseg.util.training.losses import SegmentationLoss
-from stripseg.util.training.optimizer import build_optimizer
+from stripseg.util.training.optimizer import set_lr
 
 from . import textbook
 from .apart import Apart
 from .rows import Row, rate_row, seconds_of, wait
+from .steps import config_of, one_step, prefetcher_of, trainer_of
 
 SIZES = {"cpu": (2, 321), "cuda": (16, 480)}  # batch, crop
 RATE = 0.004
@@ -28,8 +30,7 @@ def measure(device: str = "cpu", *, rounds: int = 4) -> Iterator[Row]:
     coarse = torch.randint(0, 256, (batch, 3, crop // 16, crop // 16), generator=rng).float()
     image = F.interpolate(coarse, (crop, crop), mode="bilinear").byte()
     label = (image.float().mean(1) * 150 / 256).byte()
-    dtype = torch.bfloat16 if has_native_bfloat16(torch.device(device)) else torch.float32
-    ours, our_losses = our_step(image, label, device, dtype)
+    ours, our_losses, dtype = our_step(image, label, device)
     with Apart(plain_step, image, label, device) as plain:
         times = seconds_of(ours, plain, rounds=rounds, warm_up=2, device=device)
         plain_losses, plain_peak = plain.result()
@@ -65,36 +66,29 @@ def network(device: str) -> Segmenter:
 
 
 def our_step(
-    image: Tensor, label: Tensor, device: str, dtype: torch.dtype
-) -> tuple[Callable[[], None], list[Tensor]]:
-    """As the trainer does it: bytes to the device, channels-last, mixed precision, fused."""
-    model = network(device).to(memory_format=torch.channels_last)
-    optimizer = build_optimizer(
-        model,
-        model.new_layers(),
-        base_lr=RATE,
-        head_lr_factor=10.0,
-        momentum=0.9,
-        weight_decay=1e-4,
-    )
-    for group in optimizer.param_groups:
-        group["lr"] = RATE * group["lr_factor"]
-    loss_of = SegmentationLoss(ignore_label=255, auxiliary_weight=0.4)
-    normalize = Normalization(textbook.MEAN, textbook.STD, device)
+    image: Tensor, label: Tensor, device: str
+) -> tuple[Callable[[], None], list[Tensor], torch.dtype]:
+    """The trainer's own step with its figures for the log, from bytes in pinned memory on a GPU.
+
+    Returns the step, the losses that it adds to, and the type that it computes in.
+    """
+    words = ["TRAIN.precision", "auto", "TRAIN.dropout", "0", "TRAIN.base_lr", str(RATE)]
+    config = config_of(*words, size=image.shape[-1])
+    place = torch.device(device)
+    with tempfile.TemporaryDirectory() as folder:
+        trainer = trainer_of(config, place, network(device), Path(folder))
+    set_lr(trainer.optimizer, RATE)
+    batch = Batch(image.contiguous(memory_format=torch.channels_last), label, [""] * len(image))
+    if place.type == "cuda":
+        batch = batch.pin_memory()
+    prefetcher = prefetcher_of(config, place, trainer.dtype)
+    prepared = prefetcher.prepared(repeat(batch), first_step=0)
     losses: list[Tensor] = []
 
     def step() -> None:
-        pixels = normalize(image.to(device)).contiguous(memory_format=torch.channels_last)
-        target = label.to(device)
-        with torch.autocast(torch.device(device).type, dtype, enabled=dtype != torch.float32):
-            logits, auxiliary = model(pixels)
-        loss, _, _ = loss_of(logits, auxiliary, target)
-        optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        optimizer.step()
-        losses.append(loss.detach())
+        losses.append(one_step(trainer, next(prepared))[0])
 
-    return step, losses
+    return step, losses, trainer.dtype
 
 
 def plain_step(

@@ -22,7 +22,7 @@ import numpy as np
 from ..config.errors import DataError
 from ..util.distributed import process_group
 from ..util.files import atomic_write, no_links
-from ..util.images import colorize, read_label, write_png
+from ..util.images import read_label, write_png
 from .description import DatasetDescription
 
 
@@ -112,7 +112,7 @@ class PredictionFiles:
     def save(self, name: str, prediction: np.ndarray) -> None:
         """Write the (H, W) uint8 prediction of an image."""
         write_png(self.gray / self.relative[name], prediction)
-        write_png(self.color / self.relative[name], colorize(prediction, self.colors))
+        write_png(self.color / self.relative[name], prediction, self.colors)
         if self.submission is not None:
             self.submission.save(name, prediction)
 

@@ -14,11 +14,14 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
-from torch._subclasses.fake_tensor import FakeTensor
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.utils import _foreach_utils
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from benchmark.steps import one_step, prefetcher_of, trainer_of
+from stripseg.config.schema import Config
+from stripseg.dataset.loader import Batch
 from stripseg.model.layers import kept_bin_masks
 from stripseg.util.inference.score_map import resampling
 
@@ -116,8 +119,12 @@ class Watch(TorchDispatchMode):
         if on_gpu and name in COPIES:
             self._note_copy(name, args, kwargs, [*tensors, *results])
         if on_gpu and not func.is_view and name not in NO_KERNEL:
-            self.launches[name] += 1
+            self.note_launch(name, args, [*tensors, *results])
         return out
+
+    def note_launch(self, name: str, args: tuple, tensors: list[Tensor]) -> None:
+        """Count a launch; `tensors` are what it reads and what it writes."""
+        self.launches[name] += 1
 
     def _refuse(self, name: str, func, args: tuple, tensors: list[Tensor]) -> None:
         by_mask = name in ("index", "index_put", "index_put_", "_index_put_impl_") and any(
@@ -277,3 +284,35 @@ def fake_gpu() -> Iterator[None]:
             yield
         finally:
             forget_tables()
+
+
+def batch_of(config: Config, images: int) -> Batch:
+    size = config.TRAIN.train_h, config.TRAIN.train_w
+    image = torch.zeros(images, *size, 3, dtype=torch.uint8).permute(0, 3, 1, 2)
+    shape = (images,) if config.classifies else (images, *size)
+    label = torch.zeros(shape, dtype=torch.int64 if config.classifies else torch.uint8)
+    return Batch(image, label, ["a"] * images).pin_memory()
+
+
+def step_of(
+    config: Config,
+    network: nn.Module,
+    folder: Path,
+    *,
+    images: int = 4,
+    earlier: int = 0,
+    watch: type[Watch] = Watch,
+) -> Watch:
+    """Seen in a training step, from the loaded batch to the figures, after `earlier` ones.
+
+    Called inside `fake_gpu`.
+    """
+    forget_tables()
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        trainer = trainer_of(config, CUDA, network, folder)
+        prefetcher = prefetcher_of(config, CUDA, trainer.dtype)
+        for step in range(earlier + 1):
+            batch = batch_of(config, images)
+            with watch() as seen:
+                one_step(trainer, prefetcher.prepare(batch, step))
+    return seen

@@ -10,21 +10,22 @@ import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
-from fake_gpu import CUDA, Misplaced, Waited, Watch, fake_gpu, forget_tables
+from fake_gpu import CUDA, Misplaced, Waited, Watch, fake_gpu, step_of
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from benchmark.steps import config_of, one_step, prefetcher_of, trainer_of
+from benchmark.steps import config_of
 from stripseg.config.load import find_config, load_config
 from stripseg.config.schema import Config
-from stripseg.dataset.loader import Batch
 from stripseg.dataset.segmentation import Sample
 from stripseg.model.build import build_network
 from stripseg.model.segmenter import SegmenterOutput
+from stripseg.util.checkpoint import arrived, snapshot
 from stripseg.util.distributed.sync_batch_norm import SyncBatchNorm
 from stripseg.util.inference.classification import ClassificationEvaluator
-from stripseg.util.inference.evaluator import Evaluator, HostCopy
+from stripseg.util.inference.evaluator import Evaluator
 from stripseg.util.inference.sliding_window import InferenceSettings, SlidingWindow
+from stripseg.util.memory import HostCopy
 from stripseg.util.metrics import ConfusionMatrix
 from stripseg.util.precision import PRECISIONS
 from stripseg.util.training import parallelize
@@ -68,27 +69,6 @@ def built(arch: str, norm: str, checkpointing: bool) -> nn.Module:
 def network_of(config: Config) -> nn.Module:
     train = config.TRAIN
     return deepcopy(built(train.arch, train.norm, train.activation_checkpointing))
-
-
-def batch_of(config: Config, images: int) -> Batch:
-    size = config.TRAIN.train_h, config.TRAIN.train_w
-    image = torch.zeros(images, *size, 3, dtype=torch.uint8).permute(0, 3, 1, 2)
-    shape = (images,) if config.classifies else (images, *size)
-    label = torch.zeros(shape, dtype=torch.int64 if config.classifies else torch.uint8)
-    return Batch(image, label, ["a"] * images).pin_memory()
-
-
-def step_of(config: Config, network: nn.Module, folder: Path, *, earlier: int = 0) -> Watch:
-    """Seen in a training step, from the loaded batch to the figures, after `earlier` ones."""
-    forget_tables()
-    with FakeTensorMode(allow_non_fake_inputs=True):
-        trainer = trainer_of(config, CUDA, network, folder)
-        prefetcher = prefetcher_of(config, CUDA, trainer.dtype)
-        for step in range(earlier + 1):
-            batch = batch_of(config, 4)
-            with Watch() as watch:
-                one_step(trainer, prefetcher.prepare(batch, step))
-    return watch
 
 
 @pytest.mark.parametrize("precision", PRECISIONS)
@@ -212,6 +192,31 @@ def test_results_come_to_the_host_behind_the_next_group(monkeypatch: pytest.Monk
     assert not watch.blocking
     (result,) = delivered
     assert (result.prediction, result.confidence, result.counts) == ((40, 50), (40, 50), (150, 150))
+
+
+def test_forward_passes_of_a_group_share_the_converted_weights() -> None:
+    """As many conversions with many passes as with one, but for the pixels'."""
+    network, counts = deepcopy(built("fcn", "batch", False)), []
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        network.to(CUDA)
+        for batch_size in (64, 2):
+            engine = engine_of(network, batch_size=batch_size)
+            with Watch() as watch:
+                engine.predict_group([np.zeros((72, 96, 3), np.uint8)])
+            counts.append(watch.launches["_to_copy"])
+    assert counts[0] > 20
+    assert counts[1] - counts[0] < 20
+
+
+def test_a_checkpoint_copies_from_the_gpu_without_waiting() -> None:
+    with FakeTensorMode():
+        content = {"step": 3, "optimizer": [{"momentum": torch.zeros(4, 4, device=CUDA)}]}
+        with Watch() as watch:
+            copied = snapshot(content)
+    assert not watch.blocking
+    assert watch.launches["copy_"] == 1
+    (moment,) = arrived(copied)["optimizer"]
+    assert moment["momentum"].device.type == "cpu"
 
 
 def test_the_evaluation_of_a_classifier_waits_for_nothing() -> None:

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from ..config.errors import CheckpointError, TrainingError
 from .files import atomic_write, link_or_copy, no_links
+from .memory import HostCopy
 
 try:
     import fcntl
@@ -159,13 +160,30 @@ def move_aside(folder: Path) -> Path | None:
 
 
 def snapshot(value: Any) -> Any:
-    """`value` with every tensor copied to the CPU: what it is now, whatever training does next."""
-    if isinstance(value, Tensor):
-        return value.detach().to("cpu", copy=True)
+    """`value` with every tensor copied to the CPU: what it is now, whatever training does next.
+
+    A GPU's tensors are on their way, for which nothing waits: see `arrived`.
+    """
+    return with_each(
+        value,
+        Tensor,
+        lambda x: HostCopy(x.detach()) if x.is_cuda else x.detach().to("cpu", copy=True),
+    )
+
+
+def arrived(copied: Any) -> Any:
+    """A snapshot whose tensors are all there."""
+    return with_each(copied, HostCopy, HostCopy.tensor)
+
+
+def with_each(value: Any, kind: type, work: Callable[[Any], Any]) -> Any:
+    """Dictionaries, lists and tuples with `work` done to what is of a kind in them."""
+    if isinstance(value, kind):
+        return work(value)
     if isinstance(value, dict):
-        return {key: snapshot(entry) for key, entry in value.items()}
+        return {key: with_each(entry, kind, work) for key, entry in value.items()}
     if isinstance(value, list | tuple):
-        return type(value)(snapshot(entry) for entry in value)
+        return type(value)(with_each(entry, kind, work) for entry in value)
     return value
 
 
@@ -211,7 +229,7 @@ class CheckpointFolder:
     def _write(self, content: dict[str, Any], epoch: int | None, best: bool) -> None:
         try:
             self.folder.mkdir(parents=True, exist_ok=True)  # may have been removed meanwhile
-            self.save_last(content)
+            self.save_last(arrived(content))
             if epoch is not None:
                 self.keep_epoch(epoch)
             if best:

@@ -1,11 +1,13 @@
-"""Free and used memory, and which errors mean that there was not enough of it."""
+"""Free and used memory, which errors mean that there was not enough of it, copies to the host."""
 
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
+import numpy as np
 import torch
+from torch import Tensor
 
 from ..config.errors import OutOfMemoryError
 from ..config.schema import TrainSection
@@ -122,3 +124,26 @@ def validation_remedies(train: TrainSection) -> list[str]:
         "lower the window, TEST.test_h and TEST.test_w",
         *training_remedies(train),
     ]
+
+
+class HostCopy:
+    """A tensor on its way to the host's memory, which the device's later work does not hold up."""
+
+    def __init__(self, tensor: Tensor) -> None:
+        self.copy, self.event = tensor, None
+        if tensor.device.type == "cuda":
+            self.copy = torch.empty_like(tensor, device="cpu", pin_memory=True)
+            self.copy.copy_(tensor, non_blocking=True)
+            self.event = torch.cuda.Event()
+            # by default it would be an event of the current GPU, which may be another one
+            self.event.record(torch.cuda.current_stream(tensor.device))
+
+    def tensor(self) -> Tensor:
+        """The values, once they have arrived."""
+        if self.event is not None:
+            self.event.synchronize()
+        return self.copy
+
+    def array(self) -> np.ndarray:
+        """The same as an array."""
+        return self.tensor().numpy()

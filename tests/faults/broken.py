@@ -262,6 +262,49 @@ BREAKS = [
     ),
 ]
 
+# ---- what a GPU would be asked, seen without one
+
+BREAKS += [
+    Break(
+        "a GPU's step waits for nothing",
+        "util/training/step.py",
+        "        self.statistics.restore(skipped)\n",
+        "        if skipped > 0:\n            self.statistics.restore(skipped)\n",
+        "tests/test_fake_gpu.py::test_a_training_step_waits_for_nothing",
+    ),
+    Break(
+        "a GPU's tensors stay there",
+        "util/inference/score_map.py",
+        "torch.arange(count, device=x.device)",
+        "torch.arange(count)",
+        "tests/test_fake_gpu.py::test_testing_and_validation_wait_for_nothing",
+    ),
+    Break(
+        "no copy to a GPU is waited for",
+        "util/images.py",
+        "        tensor = tensor.pin_memory()\n",
+        "        pass\n",
+        "tests/test_fake_gpu.py::test_testing_and_validation_wait_for_nothing",
+    ),
+    Break(
+        "what a step launches on a GPU",
+        "util/training/step.py",
+        "            torch.split_with_sizes_copy(kept, [len(buffer) for buffer in buffers],"
+        " out=buffers)",
+        "            parts = kept.split([len(buffer) for buffer in buffers])\n"
+        "            for buffer, part in zip(buffers, parts, strict=True):\n"
+        "                buffer.copy_(part)",
+        "tests/test_fake_gpu.py::test_a_step_of_spnet_50_launches_no_more_than_it_did",
+    ),
+    Break(
+        "what a window launches on a GPU",
+        "util/inference/score_map.py",
+        "place.add_(scores)",
+        "place.copy_(place + scores)",
+        "tests/test_fake_gpu.py::test_a_window_of_spnet_50_launches_no_more_than_it_did",
+    ),
+]
+
 
 def copy_of_the_program(folder: Path) -> None:
     listed = subprocess.run(

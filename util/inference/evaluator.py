@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from ..images import upload
+from ..memory import HostCopy
 from ..metrics import ConfusionMatrix, Scores
 from .sliding_window import SlidingWindow
 
@@ -140,22 +141,3 @@ def evaluation_mode(network: nn.Module) -> Iterator[None]:
         yield
     finally:
         network.train(was_training)
-
-
-class HostCopy:
-    """A tensor on its way to the host's memory, which the device's later work does not hold up."""
-
-    def __init__(self, tensor: Tensor) -> None:
-        self.copy, self.event = tensor, None
-        if tensor.device.type == "cuda":
-            self.copy = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True)
-            self.copy.copy_(tensor, non_blocking=True)
-            self.event = torch.cuda.Event()
-            # by default it would be an event of the current GPU, which may be another one
-            self.event.record(torch.cuda.current_stream(tensor.device))
-
-    def array(self) -> np.ndarray:
-        """The values, once they have arrived."""
-        if self.event is not None:
-            self.event.synchronize()
-        return self.copy.numpy()

@@ -275,11 +275,19 @@ class SlidingWindow:
 
     def _run(self, images: Sequence[np.ndarray], read: Callable[[Tensor], Tensor]) -> list[Tensor]:
         """For each image the results of `read` on its scores (n, W, K), joined over the rows."""
-        maps = [self._score_map(image) for image in images]
-        if self.portions.in_strips or sum(scores.nbytes for scores in maps) > self.budget:
-            return [self._run_alone(maps.pop(0), read) for _ in images]
-        self._add_windows([(m, window) for m in maps for window in m.windows(0, m.size[0])])
-        return [torch.cat(self._read(maps.pop(0), read)) for _ in images]
+        with self._one_conversion():
+            maps = [self._score_map(image) for image in images]
+            if self.portions.in_strips or sum(scores.nbytes for scores in maps) > self.budget:
+                return [self._run_alone(maps.pop(0), read) for _ in images]
+            self._add_windows([(m, window) for m in maps for window in m.windows(0, m.size[0])])
+            return [torch.cat(self._read(maps.pop(0), read)) for _ in images]
+
+    def _one_conversion(self) -> torch.autocast:
+        """Inside, the first forward pass converts the weights to `dtype` for all of them.
+
+        `autocast` forgets what it has converted at the end of the outermost context.
+        """
+        return torch.autocast(self.device.type, self.dtype, enabled=False)
 
     def _run_alone(self, scores: ScoreMap, read: Callable[[Tensor], Tensor]) -> Tensor:
         """One image without the others of its group; in strips if its scores do not fit."""
