@@ -247,6 +247,29 @@ def testing_speed(check: Check) -> dict:
     return found
 
 
+def compiled_testing(check: Check) -> dict:
+    """`TEST.compile`: whether it compiles, that its scores are the same, and its speed."""
+    set_numerics()
+    image = picture(*((96, 128) if check.quick else SIZE))
+    crop, base = (65, 128) if check.quick else (CROP, BASE_SIZE)
+    network = gpu_promises.small_network() if check.quick else spnet50()
+    network = network.to(check.device, memory_format=torch.channels_last)
+    scales = (0.5, 1.0) if check.quick else SIX_SCALES
+    settings = InferenceSettings(CLASSES, crop=(crop, crop), base_size=base, scales=scales)
+    dtype = choose_precision("auto", check.device, key="precision")
+    said: list[str] = []
+    engine = SlidingWindow(network, settings, device=check.device, dtype=dtype, warn=said.append)
+    expected = engine.probabilities(image)
+    engine.compile()
+    apart = (engine.probabilities(image) - expected).abs().max().item()
+    found: dict = {"ok": not said and apart < 1e-5, "scores": apart}
+    found["the scores alone"] = speed_of_engine(check, engine, [image] * 4)
+    if check.left() > 90 or check.quick:
+        engine.compile(network=True)
+        found["network, too"] = speed_of_engine(check, engine, [image] * 4)
+    return {**found, "said": said}
+
+
 def speed_of_engine(check: Check, engine: SlidingWindow, images: Sequence[np.ndarray]) -> dict:
     """Four images of one size, four of other sizes each, and the forward passes alone."""
     shapes: list[torch.Size] = []
@@ -335,6 +358,7 @@ SECTIONS = [
     Section("two_processes", two_processes, 40),
     Section("shapes", shapes, 90),
     Section("compiled", compiled, 70),
+    Section("compiled_testing", compiled_testing, 40),
 ]
 
 

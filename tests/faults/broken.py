@@ -289,11 +289,9 @@ BREAKS += [
     Break(
         "what a step launches on a GPU",
         "util/training/step.py",
-        "            torch.split_with_sizes_copy(kept, [len(buffer) for buffer in buffers],"
-        " out=buffers)",
-        "            parts = kept.split([len(buffer) for buffer in buffers])\n"
-        "            for buffer, part in zip(buffers, parts, strict=True):\n"
-        "                buffer.copy_(part)",
+        "torch.split_with_sizes_copy(kept, [len(buffer) for buffer in buffers], out=buffers)",
+        "[old.copy_(new) for old, new in "
+        "zip(buffers, kept.split([len(buffer) for buffer in buffers]), strict=True)]",
         "tests/test_fake_gpu.py::test_a_step_of_spnet_50_launches_no_more_than_it_did",
     ),
     Break(
