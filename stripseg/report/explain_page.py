@@ -41,7 +41,7 @@ padding-top:1rem}
 p{margin:.3rem 0 .8rem;color:var(--soft);max-width:75ch}
 h1,h2,p{overflow-wrap:anywhere}
 div{display:flex;flex-wrap:wrap;gap:.5rem;align-items:flex-start}
-img{flex:1 1 290px;max-width:min(100%,420px);height:auto;border-radius:4px}
+img{flex:1 1 290px;min-width:0;max-width:min(100%,420px);height:auto;border-radius:4px}
 """
 
 
