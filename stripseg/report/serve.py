@@ -76,7 +76,12 @@ def build_page(network: TrainedNetwork) -> Any:
         state = gr.State(None)
         with gr.Row():
             source = gr.File(label="image", file_types=["image"], type="filepath")
-            result = gr.Image(label="classes", type="numpy", interactive=False)
+            result = gr.Image(
+                label="classes",
+                type="numpy",
+                interactive=False,
+                buttons=["download", "fullscreen"],  # "share" would send the image to another host
+            )
         chosen = gr.CheckboxGroup(label="classes in the image", choices=[])
         table = gr.Dataframe(headers=["class", "share"], label="shares", interactive=False)
         source.change(segment, source, [state, result, chosen, table])
