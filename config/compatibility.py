@@ -7,7 +7,7 @@ from .errors import CheckpointError
 from .schema import Config, NetworkOptions
 
 OF_DATA = ("in_channels", "classes", "mean", "std")
-# what networks were before these options: checkpoints of then do not name them, and fit both values
+# what networks were before these options, which checkpoints of then do not name
 ADDED = {
     "strip_pooling": "average",
     "spm_control": False,
@@ -28,6 +28,14 @@ def compared_options(arch: str) -> Iterator[tuple[str, str]]:
             yield "TRAIN", key
 
 
+def stored_option(config: Mapping[str, Any], section: str, key: str) -> Any:
+    """Return an option of the config that a checkpoint carries; None where it cannot be known.
+
+    Where the checkpoint is older than the option, it is what networks were before.
+    """
+    return (config.get(section) or {}).get(key, ADDED.get(key))
+
+
 def check_same_network(content: Mapping[str, Any], config: Config, *, origin: str) -> None:
     """Compare the config that a checkpoint carries with the one in use.
 
@@ -42,10 +50,9 @@ def check_same_network(content: Mapping[str, Any], config: Config, *, origin: st
         return  # weights alone, or another author's
     given = config.model_dump(mode="json")
     for section, key in compared_options(config.TRAIN.arch):
-        options = stored.get(section) or {}
-        if key not in options and key not in ADDED:
+        if key not in (stored.get(section) or {}) and key not in ADDED:
             continue
-        before = options.get(key, ADDED.get(key))
+        before = stored_option(stored, section, key)
         if before != given[section][key]:
             raise CheckpointError(
                 f"{origin}: was trained with {section}.{key} {before}, and now it is "

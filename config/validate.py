@@ -2,7 +2,7 @@
 
 import os
 import re
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Any, Literal
 
@@ -189,21 +189,19 @@ def _channels(data: DataSection) -> Iterator[Problem]:
                 f"DATA.in_channels, not {length}",
             )
     if max(*data.mean, *data.std) < 1:
-        yield (
-            (("DATA", "mean"), ("DATA", "std")),
-            f"DATA.mean {data.mean} and DATA.std {data.std} are for images of 0 to 1, but "
-            "pixel values here are 0 to 255; multiply both by 255",
-        )
+        of_unit_range = ["mean", "std"]
     elif max(data.std) < 1 <= max(data.mean):
-        yield _of("DATA", "std"), _of_unit_range("std", data.std)
+        of_unit_range = ["std"]
     elif 0 < max(data.mean) < min(1, max(data.std) ** 2 / 255):  # none of 0 to 255 have these
-        yield _of("DATA", "mean"), _of_unit_range("mean", data.mean)
-
-
-def _of_unit_range(key: str, values: Sequence[float]) -> str:
-    return (
-        f"DATA.{key} {list(values)} is for images of 0 to 1, but pixel values here are 0 to 255; "
-        "multiply it by 255"
+        of_unit_range = ["mean"]
+    else:
+        return
+    named = " and ".join(f"DATA.{key} {getattr(data, key)}" for key in of_unit_range)
+    are, them = ("are", "both") if len(of_unit_range) > 1 else ("is", "it")
+    yield (
+        _of("DATA", *of_unit_range),
+        f"{named} {are} for images of 0 to 1, but pixel values here are 0 to 255; multiply {them} "
+        "by 255",
     )
 
 

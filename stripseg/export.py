@@ -132,19 +132,7 @@ def export_network(
     Raises:
         ExportError: it cannot be exported, or computes something else; no file is left.
     """
-    suffix = path.suffix.lower()
-    if suffix not in (".onnx", ".pt2"):
-        raise ExportError(f"{path}: an export is written as .onnx or .pt2 (torch.export)")
-    if not isinstance(trained.network, Segmenter):
-        raise ExportError(f"{trained.path}: is an export already; export the checkpoint")
-    if trained.config.TRAIN.arch == "psp" and trained.config.TRAIN.ppm_pooling == "max":
-        raise ExportError(
-            f"{trained.path}: TRAIN.ppm_pooling max cannot be exported; PyTorch's exporter has no "
-            "rule for adaptive maximum pooling. Train with TRAIN.ppm_pooling average"
-        )
-    sound = isinstance(window, tuple | list) and len(window) == 2
-    if window is not None and not (sound and all(type(s) is int and s > 0 for s in window)):
-        raise ExportError(f"window {window}: expected (height, width), both above 0")
+    check_exportable(trained, path, window)
     network = plain_network(trained)
     normalize = Normalization(trained.config.DATA.mean, trained.config.DATA.std)
     reference = Deployed(network, normalize, pixels=pixels, class_map=class_map).eval()
@@ -157,7 +145,7 @@ def export_network(
     path.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=f".{path.stem}.", dir=path.parent) as folder:
         attempt = Path(folder) / path.name
-        if suffix == ".onnx":
+        if path.suffix.lower() == ".onnx":
             facts = {
                 "card": trained.card.as_dict(),
                 "config": trained.card.config,
@@ -171,19 +159,48 @@ def export_network(
             write_pt2(deployed, example, attempt, fixed=window is not None)
             run = torch.export.load(attempt).module()
         comparisons = compare(trained, reference, run, window)
-        wrong = next((row for row in comparisons if not row.fits), None)
-        if wrong is not None:
-            raise ExportError(
-                f"{path}: not written; the export differs from the network at "
-                f"{' x '.join(map(str, wrong.shape))}: by {wrong.difference:.1e} of logits up to "
-                f"{wrong.largest:.2f}, {wrong.alike:.3%} of the pixels equal"
-            )
+        refuse_difference(comparisons, path)
         if data_file(attempt).is_file():
             os.replace(data_file(attempt), data_file(path))
         else:
             data_file(path).unlink(missing_ok=True)  # of an earlier, larger export
         os.replace(attempt, path)
     return Export(path, comparisons)
+
+
+def check_exportable(trained: "TrainedNetwork", path: Path, window: tuple[int, int] | None) -> None:
+    """Check what can be known before the export.
+
+    Raises:
+        ExportError: the name is of no format, or network or window cannot be exported.
+    """
+    if path.suffix.lower() not in (".onnx", ".pt2"):
+        raise ExportError(f"{path}: an export is written as .onnx or .pt2 (torch.export)")
+    if not isinstance(trained.network, Segmenter):
+        raise ExportError(f"{trained.path}: is an export already; export the checkpoint")
+    if trained.config.TRAIN.arch == "psp" and trained.config.TRAIN.ppm_pooling == "max":
+        raise ExportError(
+            f"{trained.path}: TRAIN.ppm_pooling max cannot be exported; PyTorch's exporter has no "
+            "rule for adaptive maximum pooling. Train with TRAIN.ppm_pooling average"
+        )
+    sound = isinstance(window, tuple | list) and len(window) == 2
+    if window is not None and not (sound and all(type(s) is int and s > 0 for s in window)):
+        raise ExportError(f"window {window}: expected (height, width), both above 0")
+
+
+def refuse_difference(comparisons: Sequence[Comparison], path: Path) -> None:
+    """Check that the export computes what the network does.
+
+    Raises:
+        ExportError: it differs at one of the sizes.
+    """
+    wrong = next((row for row in comparisons if not row.fits), None)
+    if wrong is not None:
+        raise ExportError(
+            f"{path}: not written; the export differs from the network at "
+            f"{' x '.join(map(str, wrong.shape))}: by {wrong.difference:.1e} of logits up to "
+            f"{wrong.largest:.2f}, {wrong.alike:.3%} of the pixels equal"
+        )
 
 
 def data_file(path: Path) -> Path:

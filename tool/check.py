@@ -26,6 +26,7 @@ from stripseg.dataset.build import (
     label_encoding,
     official_splits,
 )
+from stripseg.dataset.labels import LabelEncoding
 from stripseg.dataset.preparation import check as doctor
 from stripseg.dataset.preparation.corrected import corrected_labels
 from stripseg.dataset.preparation.custom import relative
@@ -56,7 +57,7 @@ def main(argv: Sequence[str]) -> Result:
     check_files(config, "train", official_splits=official_splits(config))
     classes = build_classes(config)
     names = classes.names
-    found = examine_all(config, options.workers)
+    found, encodings = examine_all(config, options.workers)
     crop = (config.TRAIN.train_h, config.TRAIN.train_w)
     findings = doctor.diagnose(found, names, crop=crop)
     print(class_shares(found, names))
@@ -74,7 +75,10 @@ def main(argv: Sequence[str]) -> Result:
         write_text(options.html, dataset_page(title, found, findings, names, classes.colors))
         print(f"page: {options.html}")
     if options.fix:
-        copies = correct(config, options.fix, found, classes, options.workers) if errors else {}
+        copies = {}
+        if errors:
+            named = classes if config.TEST.colors_path is not None else None
+            copies = correct(options.fix, found, encodings, named, options.workers)
         write_fixed(options.fix, found, Path(config.DATA.data_root), copies)
     figures = figures_of(found, findings, names)
     if json_file:
@@ -91,9 +95,11 @@ def without_json_file(argv: Sequence[str]) -> tuple[list[str], Path | None]:
     return words, None
 
 
-def examine_all(config: Config, workers: int) -> list[doctor.Examination]:
-    """The training and the validation list."""
-    found = []
+def examine_all(
+    config: Config, workers: int
+) -> tuple[list[doctor.Examination], list[LabelEncoding]]:
+    """The pairs of the training and the validation list, and how the labels of each are read."""
+    found, encodings = [], []
     lists = {"train": config.DATA.train_list}
     if config.TRAIN.evaluate:
         lists["val"] = config.DATA.val_list
@@ -102,11 +108,11 @@ def examine_all(config: Config, workers: int) -> list[doctor.Examination]:
         there = [pair for pair in pairs if pair.image.is_file() and is_there(pair.label)]
         if not there:
             build_pairs(config, path, split=split)  # which says why, such as a wrong root
-        encoding = label_encoding(config, there)
+        encodings.append(label_encoding(config, there))
         channels = config.DATA.in_channels
-        items = doctor.examine(split, pairs, encoding, channels=channels, workers=workers)
+        items = doctor.examine(split, pairs, encodings[-1], channels=channels, workers=workers)
         found += progress(items, total=len(pairs), unit="pair", what=f"reading {split}")
-    return found
+    return found, encodings
 
 
 def is_there(label: Path | None) -> bool:
@@ -114,22 +120,26 @@ def is_there(label: Path | None) -> bool:
 
 
 def correct(
-    config: Config,
     folder: Path,
     found: Sequence[doctor.Examination],
-    classes: Classes,
+    encodings: Sequence[LabelEncoding],
+    named: Classes | None,
     workers: int,
 ) -> dict[Path, Path]:
-    """{label: its corrected copy}, and say what was decided; empty where nothing is certain."""
+    """{label: its corrected copy}, and say what was decided; empty where nothing is certain.
+
+    Args:
+        encodings: of the lists; labels in a dataset's official encoding are not corrected.
+        named: the classes, where a file lists their colours.
+    """
     pairs = [item.pair for item in found if item.pair is not None]
-    named = config.TEST.colors_path is not None
-    colors = [(int(r), int(g), int(b)) for r, g, b in classes.colors]
+    official = [encoding for encoding in encodings if encoding.kind != "train_id"]
+    table = None
+    if named is not None:
+        colors = [(int(r), int(g), int(b)) for r, g, b in named.colors]
+        table = list(zip(colors, named.names, strict=True))
     copies, told = corrected_labels(
-        pairs,
-        label_encoding(config, [pair for pair in pairs if is_there(pair.label)]),
-        folder / "labels",
-        table=list(zip(colors, classes.names, strict=True)) if named else None,
-        workers=workers,
+        pairs, (official or encodings)[0], folder / "labels", table=table, workers=workers
     )
     if told:
         print(f"labels: {told}")

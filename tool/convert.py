@@ -13,6 +13,7 @@ from torch import Tensor
 
 from stripseg import command_line
 from stripseg.command_line import Result
+from stripseg.config.compatibility import ADDED, stored_option
 from stripseg.config.errors import CheckpointError
 from stripseg.model.families import FAMILIES, TIMM, Family, authors_keys
 from stripseg.model.weights import first_few, translate
@@ -71,11 +72,13 @@ def check_means_the_same(content: Mapping[str, Any], target: Family, *, origin: 
         CheckpointError: an option that leaves no trace in the tensors is unknown to that program.
     """
     config = content.get("config")
-    train = config.get("TRAIN", {}) if isinstance(config, Mapping) else {}
-    if train.get("arch") == "spnet" and train.get("strip_pooling", "average") != "average":
+    if not isinstance(config, Mapping) or stored_option(config, "TRAIN", "arch") != "spnet":
+        return
+    pooling = stored_option(config, "TRAIN", "strip_pooling")
+    if pooling != ADDED["strip_pooling"]:
         raise CheckpointError(
             f"{origin}: cannot be written for {target.name}: the network was trained with "
-            f"TRAIN.strip_pooling {train['strip_pooling']}, and that program averages"
+            f"TRAIN.strip_pooling {pooling}, and that program averages"
         )
 
 
