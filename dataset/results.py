@@ -21,9 +21,11 @@ import numpy as np
 
 from ..config.errors import DataError
 from ..util.distributed import process_group
-from ..util.files import atomic_write, no_links
+from ..util.files import atomic_write, no_links, write_lines
 from ..util.images import read_label, write_png
 from .description import DatasetDescription
+
+RECORD = ".written"  # in gray/: the predictions that the last whole test wrote
 
 
 def stored_values(description: DatasetDescription) -> np.ndarray:
@@ -120,6 +122,24 @@ class PredictionFiles:
         """Predictions in `gray/` of images that are not of this test, sorted."""
         wanted = {self.gray / file for file in self.relative.values()}
         return sorted(path for path in self.gray.rglob("*.png") if path not in wanted)
+
+    def replace_earlier(self) -> int:
+        """Remove what the last test in this folder wrote of images that are not of this one.
+
+        Returns:
+            How many predictions went. Files that no test has recorded stay.
+        """
+        record = self.gray / RECORD
+        try:
+            written = set(record.read_text(encoding="utf-8").splitlines())
+        except (OSError, UnicodeDecodeError):
+            written = set()
+        gone = [p for p in self.left_over() if p.relative_to(self.gray).as_posix() in written]
+        for path in gone:
+            path.unlink()
+            (self.color / path.relative_to(self.gray)).unlink(missing_ok=True)
+        write_lines(record, sorted(self.relative.values()))
+        return len(gone)
 
     def read(self, name: str) -> np.ndarray:
         return read_label(self.gray / self.relative[name])

@@ -169,9 +169,12 @@ def run_segmentation_test(
     if not process_group.is_main():
         return None
     in_parts = config.TEST.index_start or config.TEST.index_step
+    whole = config.TEST.save_predictions and not config.TEST.has_prediction and not in_parts
+    if whole and (gone := files.replace_earlier()):
+        log.info(f"{gone} prediction(s) of the last test here, of other images, are removed")
     if (left := files.left_over()) and not in_parts:
         log.warning(
-            f"{files.gray} has {len(left)} prediction(s) of an earlier test, such as "
+            f"{files.gray} has {len(left)} prediction(s) that this test did not write, such as "
             f"{left[0].name}, of images that are not in this list; they are kept"
         )
     if submission is not None:

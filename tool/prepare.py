@@ -66,7 +66,11 @@ from stripseg.dataset.packed.writer import pack
 from stripseg.dataset.preparation import check as doctor
 from stripseg.dataset.preparation import custom, parquet, rasters
 from stripseg.dataset.preparation import match as inspection
-from stripseg.dataset.preparation.class_numbering import ClassNumbering, read_choices
+from stripseg.dataset.preparation.class_numbering import (
+    ClassNumbering,
+    read_choices,
+    with_listed_names,
+)
 from stripseg.dataset.preparation.convert import convert
 from stripseg.dataset.preparation.label_values import number_classes
 from stripseg.dataset.preparation.sbd import train_aug_ids, write_train_aug
@@ -453,6 +457,9 @@ def number_masks(
     """What the values of masks mean, by their look and the user's options."""
     table = custom.read_table(source.table) if source.table else None
     choices = read_choices(options.values, options.ids_from, options.ignore, snap=options.snap)
+    indices = {item.kind for item in found} <= {"index", "grey_rgb"}
+    if indices and table is None and not choices.values and choices.ids_from is None:
+        choices = with_listed_names(choices, options.labels)
     numbering = number_classes(found, table, choices)
     declared = [i for i in found if i.nodata is not None and numbering.is_class(i.nodata)]
     if declared:

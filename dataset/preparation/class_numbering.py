@@ -2,7 +2,8 @@
 
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Protocol
 
 import numpy as np
@@ -16,6 +17,7 @@ IGNORE_NAMES = ("ignore", "ignored")  # of a colour table's line
 FEWEST_COUNTED = 3  # labels, and different counts of objects, that tell of such numbers
 MOST_NESTED = 6  # classes that may well lie within each other, so that labels leave no gap
 MOST_VALUES = 2**16  # of a range that --values names
+ROBOFLOW = "_classes.csv"  # beside its masks: a heading, then a value and a name per line
 MOST_LEVELS = 16  # values of a label that is drawn in grey levels
 
 
@@ -38,6 +40,7 @@ class Choices:
         ids_from: the smallest class id in the files (`--ids-from`), or None.
         ignore: stored value that is ignored (`--ignore`).
         snap: take values that are noise for the nearest one that is meant (`--snap`).
+        origin: what says the `values`: the option, or a file beside the labels.
     """
 
     values: Mapping[int, str] = field(default_factory=dict)
@@ -45,6 +48,7 @@ class Choices:
     ignore: int = IGNORE_LABEL
     ignore_given: bool = False
     snap: bool = False
+    origin: str = "--values"
 
 
 @dataclass(frozen=True)
@@ -119,6 +123,27 @@ def read_choices(
         ignore_given=ignore is not None,
         snap=snap,
     )
+
+
+def with_listed_names(choices: Choices, folder: Path) -> Choices:
+    """The choices with the values and names of Roboflow's `_classes.csv`, where there are such.
+
+    Raises:
+        DataError: a line is not `value, name`, or two of the files differ.
+    """
+    named: dict[int, str] | None = None
+    for path in sorted(folder.rglob(ROBOFLOW)):
+        rows = [line.split(",", 1) for line in path.read_text(encoding="utf-8-sig").splitlines()]
+        values = {}
+        for number, row in enumerate(rows[1:], 2):
+            if len(row) == 2 and row[0].strip().isdecimal() and row[1].strip():
+                values[int(row[0])] = row[1].strip()
+            elif row != [""]:
+                raise DataError(f"{path}, line {number}: expected 'value, class'")
+        if named not in (None, values):
+            raise DataError(f"{path}: names other classes than {choices.origin}; use --values")
+        named, choices = values, replace(choices, values=values, origin=str(path))
+    return choices
 
 
 def class_names(count: int) -> list[str]:

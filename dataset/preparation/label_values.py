@@ -373,12 +373,14 @@ def as_said(found: Sequence[Inspection], stored: np.ndarray, choices: Choices) -
         strange = [v for v in meant if v in strange and min(abs(v - k) for k in known) > FAR]
     if strange:
         raise DataError(
-            f"--values names {', '.join(map(str, list(known)[:MOST_LEVELS]))}, and "
+            f"{choices.origin} names {', '.join(map(str, list(known)[:MOST_LEVELS]))}, and "
             f"{example(found, strange[0])} has {', '.join(map(str, strange[:5]))}; add them, "
             f"ignore one with --ignore{'' if choices.snap else ', or take the nearest with --snap'}"
         )
     ids = np.array([class_of(int(value), known, choices) for value in stored])
-    return ClassNumbering(stored, ids, names, colors_of(names), notes=("as --values says",))
+    return ClassNumbering(
+        stored, ids, names, colors_of(names), notes=(f"as {choices.origin} says",)
+    )
 
 
 def class_of(value: int, known: Mapping[int, int], choices: Choices) -> int:
