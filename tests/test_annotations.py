@@ -718,6 +718,31 @@ def star(rng: np.random.Generator, radius: float, center: tuple[float, float]) -
     return np.stack([np.cos(angles), np.sin(angles)], 1) * radii[:, None] + center
 
 
+def centers_inside(ring: np.ndarray, canvas: Canvas) -> np.ndarray:
+    """(H, W) bool: edges that a ray from each pixel's centre to the left crosses, odd or even."""
+    y, x = np.mgrid[: canvas.height, : canvas.width] + 0.5
+    odd = np.zeros((canvas.height, canvas.width), bool)
+    for (x0, y0), (x1, y1) in zip(ring, np.roll(ring, -1, axis=0), strict=True):
+        between = (y0 <= y) != (y1 <= y)
+        odd ^= between & (x > x0 + (y - y0) * (x1 - x0) / (y1 - y0 if y1 != y0 else 1))
+    return odd
+
+
+def test_shapes_are_the_pixels_whose_centres_they_hold() -> None:
+    """Stars and outlines that fold over, with holes, of a pixel, and beyond the border."""
+    rng = np.random.default_rng(3)
+    canvas = Canvas(40, 50)
+    drawn = 0
+    for index in range(60):
+        ring = star(rng, rng.uniform(0.3, 30), tuple(rng.uniform(-5, 50, 2)))
+        ring = rng.permutation(ring) if index % 2 else ring
+        hole = ring.mean(axis=0) + 0.4 * (ring - ring.mean(axis=0))
+        ours = whole(Polygon(ring, [hole]).draw(canvas), canvas)
+        assert np.array_equal(ours, centers_inside(ring, canvas) & ~centers_inside(hole, canvas))
+        drawn += int(ours.sum())
+    assert drawn > 1000
+
+
 def test_polygons_are_drawn_as_pycocotools_draws_them() -> None:
     """It rounds corners to a fifth of a pixel: what differs lies that close to the outline."""
     rng = np.random.default_rng(0)
