@@ -8,9 +8,9 @@ from typing import Any
 
 from ...config.errors import DataError
 from ...util.images import IMAGE_SUFFIXES
+from ..preparation.class_masks import read_class_masks
 from ..preparation.match import files_below, refuse_archive
 from . import coco, datumaro, json_per_image, label_studio, metadata, xml_files, yolo
-from .class_masks import read_class_masks
 from .model import Annotations
 from .names import Names
 from .parse import parse_json, read_text, read_xml, reading, start_of

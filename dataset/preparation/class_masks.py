@@ -12,8 +12,16 @@ import numpy as np
 
 from ...config.errors import DataError
 from ...util.images import LabelFile
-from ..preparation.match import LABEL_SUFFIXES, files_below, keys_of, read_any_label
-from .model import BACKGROUND_NAMES, MOST_CLASSES, Annotations, Canvas, Patch, Picture, Shape
+from ..annotations.model import (
+    BACKGROUND_NAMES,
+    MOST_CLASSES,
+    Annotations,
+    Canvas,
+    Patch,
+    Picture,
+    Shape,
+)
+from .match import LABEL_SUFFIXES, files_below, keys_of, read_any_label
 
 FORMAT = "masks of one class each"
 Found = dict[Path, dict[str, Path]]  # image -> {class: its mask}
