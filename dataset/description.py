@@ -190,17 +190,19 @@ def listed_names(lines: Sequence[str], origin: Path) -> list[str]:
         DataError: every line has a number, and these are not 0, 1, 2, ...
     """
     names = [line for line in lines if line and not re.match(r"#(\s|$)", line)]
-    numbered = [re.fullmatch(r"(\d{1,9})(?:\s*[:=,;]\s*|\s+)(\S.*)", name) for name in names]
+    numbered = [re.fullmatch(r"(\d{1,9})(\s*[:=,;]\s*|\s+)(\S.*)", name) for name in names]
     found = [match for match in numbered if match is not None]
     if not names or len(found) < len(names):
         return names
     numbers = [int(match[1]) for match in found]
     if numbers != list(range(len(names))):
+        if any(not match[2].strip() for match in found):
+            return names  # such as "1 euro", "2 euro"
         raise DataError(
             f"{origin}: its names have the numbers {', '.join(map(str, numbers[:8]))}; expected 0, "
             "1, 2, ... in this order, since a name belongs to the class of its line"
         )
-    return [match[2] for match in found]
+    return [match[3] for match in found]
 
 
 def read_colors(path: Path) -> list[Colour]:

@@ -25,7 +25,7 @@ from ..util.files import atomic_write, no_links, write_lines
 from ..util.images import read_label, write_png
 from .description import DatasetDescription
 
-RECORD = ".written"  # in gray/: the predictions that the last whole test wrote
+RECORD = ".predictions"  # beside gray/: what the last whole test wrote there
 
 
 def stored_values(description: DatasetDescription) -> np.ndarray:
@@ -129,7 +129,7 @@ class PredictionFiles:
         Returns:
             How many predictions went. Files that no test has recorded stay.
         """
-        record = self.gray / RECORD
+        record = self.gray.parent / RECORD
         try:
             written = set(record.read_text(encoding="utf-8").splitlines())
         except (OSError, UnicodeDecodeError):

@@ -36,7 +36,11 @@ def test_a_mask_per_class_is_drawn_into_one_label(pattern: str, capsys) -> None:
 def test_masks_that_overlap_go_by_the_option() -> None:
     one_per_class("{name}/{image}.png", value=1, overlap=True)
     Path("ma/road/p1.png").unlink()  # no road there
-    run("--background", "ignore")
+    with pytest.raises(
+        DataError, match="100% of the smaller one in common: which is in front, car"
+    ):
+        run()
+    run("--background", "ignore", "--overlap", "last")
     assert np.array_equal(stored(), np.array([255, 0, 1], np.uint8)[CLASSES])
     assert np.array_equal(np.unique(stored("p1")), [0, 255])
     run("--overlap", "first")

@@ -28,6 +28,7 @@ TABLE = [((0, 0, 0), "none"), ((200, 0, 0), "road 2"), ((0, 0, 200), "sea")]
         "#000000 none\n#C80000 road 2\n#0000c8 sea\n",
         "name,hex\nnone,#000000\nroad 2,#c80000\nsea,#0000c8\n",
         "# a comment\n0 none 0 0 0\n1 road 2 200 0 0\n2 sea 0 0 200\n",
+        "0 0 0 none\n200 0 0 road 2\n0 0 200 sea\n",
         "1 0 0 0 none\n2 200 0 0 road 2\n3 0 0 200 sea\n",
         "id,r,g,b,name\n0,0,0,0,none\n1,200,0,0,road 2\n2,0,0,200,sea\n",
     ],
@@ -56,6 +57,8 @@ def test_names_may_have_comments_and_numbers() -> None:
         Path("classes.txt").write_text(text)
         assert read_names(Path("classes.txt")) == ["road", "car 2"]
         assert class_names(Path())[1] == ["road", "car 2"]
+    Path("classes.txt").write_text("1 euro\n2 euro\n")
+    assert read_names(Path("classes.txt")) == ["1 euro", "2 euro"]
     Path("classes.txt").write_text("1: road\n0: car\n")
     with pytest.raises(DataError, match="its names have the numbers 1, 0; expected 0, 1, 2"):
         read_names(Path("classes.txt"))

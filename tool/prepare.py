@@ -64,7 +64,7 @@ from stripseg.dataset.layout import official_pairs, official_root
 from stripseg.dataset.lists import Pair
 from stripseg.dataset.packed.writer import pack
 from stripseg.dataset.preparation import check as doctor
-from stripseg.dataset.preparation import custom, parquet, rasters
+from stripseg.dataset.preparation import class_masks, custom, parquet, rasters
 from stripseg.dataset.preparation import match as inspection
 from stripseg.dataset.preparation.class_numbering import (
     ClassNumbering,
@@ -573,6 +573,8 @@ def draw_annotations(
             f"as {annotations.format}); name annotations with outlines, or the folder of the masks"
         )
     refuse_shares(annotations)
+    if annotations.format == class_masks.FORMAT and options.overlap is None:
+        class_masks.refuse_overlap(list(matched.values()))
     for line in other_pictures(matched, images):
         inspection.warn(line)
     drawing = Drawing(

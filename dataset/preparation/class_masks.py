@@ -6,6 +6,7 @@
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import combinations
 from pathlib import Path, PurePosixPath
 
 import numpy as np
@@ -24,6 +25,8 @@ from ..annotations.model import (
 from .match import LABEL_SUFFIXES, files_below, keys_of, read_any_label
 
 FORMAT = "masks of one class each"
+LOOKED_AT = 8  # pictures
+MOST_COMMON = 0.02  # share of a mask: an edge that two people drew
 Found = dict[Path, dict[str, Path]]  # image -> {class: its mask}
 
 
@@ -35,6 +38,16 @@ class MaskFile:
     changed: int
 
     def draw(self, canvas: Canvas) -> Patch:
+        inside = self.read()
+        if inside.shape != (canvas.height, canvas.width):
+            raise ValueError(
+                f"{self.path} is {inside.shape[1]}x{inside.shape[0]} and the picture "
+                f"{canvas.width}x{canvas.height} pixels (width x height)"
+            )
+        return Patch(0, 0, inside)
+
+    def read(self) -> np.ndarray:
+        """(H, W) bool; ValueError where it has other values than 0 and one more."""
         file = LabelFile(self.path)
         file.refuse_pages()
         label, _ = read_any_label(file)
@@ -46,12 +59,7 @@ class MaskFile:
                 "a picture has several kinds of labels, put those that are meant into a folder of "
                 "their own"
             )
-        if label.shape != (canvas.height, canvas.width):
-            raise ValueError(
-                f"{self.path} is {label.shape[1]}x{label.shape[0]} and the picture "
-                f"{canvas.width}x{canvas.height} pixels (width x height)"
-            )
-        return Patch(0, 0, label != 0)
+        return label != 0
 
 
 def read_class_masks(labels: Path, images: Path, image_files: Sequence[Path]) -> Annotations | None:
@@ -139,3 +147,31 @@ def ending(place: PurePosixPath, images: Mapping[str, Path]) -> tuple[str, Path 
         if text[end] in "_-. " and (image := images.get(text[:end].casefold())) is not None:
             return text[end + 1 :], image
     return "", None
+
+
+def refuse_overlap(pictures: Sequence[Picture]) -> None:
+    """Look at a few pictures; masks that lie over each other are a question of which is in front.
+
+    Raises:
+        DataError: more than `MOST_COMMON` of a mask is in another one; `--overlap` answers.
+    """
+    for picture in pictures[:LOOKED_AT]:
+        try:
+            masks = [
+                (shape, region.read())
+                for shape in picture.shapes
+                for region in shape.regions
+                if isinstance(region, MaskFile)
+            ]
+        except (ValueError, DataError):
+            continue  # told where it is drawn
+        for (first, mask), (second, other) in combinations(masks, 2):
+            smaller = max(1, min(mask.sum(), other.sum()))
+            if mask.shape != other.shape or (mask & other).sum() <= MOST_COMMON * smaller:
+                continue
+            raise DataError(
+                f"{first.item} and {second.item} have {(mask & other).sum() / smaller:.0%} of the "
+                f"smaller one in common: which is in front, {first.name} or {second.name}? Say "
+                "--overlap last (the later of the names), first or smallest. If both show one "
+                "thing, as drawn by two people, take one of them"
+            )

@@ -62,9 +62,9 @@ def read_table(path: Path) -> list[tuple[Colour, str]]:
     filled = [entry for entry in filled if HEX.search(entry[1]) or entry[1].lstrip()[0] != "#"]
     if filled and not any(character.isdigit() for character in filled[0][1]):
         del filled[0]  # a heading
-    counted = are_counted([line for _, line in filled])
-    for number, line in filled:
-        entry = table_line(re.sub(r"^\s*\d+[\s,;:]+", "", line) if counted else line)
+    plain = without_numbers([line for _, line in filled])
+    for (number, _), line in zip(filled, plain, strict=True):
+        entry = table_line(line)
         if entry is None:
             raise DataError(f"{path}, line {number}: expected 'R G B name', got {line.strip()!r}")
         color, name = entry
@@ -77,17 +77,18 @@ def read_table(path: Path) -> list[tuple[Colour, str]]:
     return table
 
 
-def are_counted(lines: Sequence[str]) -> bool:
-    """Return whether each line begins with a number of its own, 0, 1, 2, ... or 1, 2, 3, ..."""
-    words = [re.findall(r"[^\s,;:]+", line) for line in lines]
-    numbers = [[word for word in line if word.isdecimal()] for line in words]
-    if len(lines) < 2 or any(
-        len(found) < (1 if HEX.search(line) else 4)
-        for line, found in zip(lines, numbers, strict=True)
-    ):
-        return False
-    firsts = [line[0] for line in words]
-    return any(firsts == [str(n + start) for n in range(len(lines))] for start in (0, 1))
+def without_numbers(lines: Sequence[str]) -> Sequence[str]:
+    """The lines without the number that each begins with, 0, 1, 2, ... or 1, 2, 3, ...
+
+    Where nothing but a colour would begin a line, the numbers are its own.
+    """
+    found = [re.fullmatch(r"\s*(\d+)[\s,;:]+(.*)", line) for line in lines]
+    numbers = [int(match[1]) for match in found if match is not None]
+    counted = any(numbers == list(range(start, start + len(lines))) for start in (0, 1))
+    if len(lines) < 2 or not counted:
+        return lines
+    rest = [match[2] for match in found if match is not None]
+    return rest if all(table_line(line) is not None for line in rest) else lines
 
 
 def table_line(line: str) -> tuple[Colour, str] | None:
