@@ -20,9 +20,11 @@ from pycocotools import mask as coco_mask
 
 from stripseg.config.errors import ConfigError, DataError
 from stripseg.config.load import load_config
-from stripseg.dataset.annotations.masks import Bitmap, Brush, runs_of
+from stripseg.dataset.annotations.masks import Bitmap, Brush, brush_values, runs_of
+from stripseg.dataset.annotations.metadata import parquet_rows
 from stripseg.dataset.annotations.model import Canvas, Patch, Shape
 from stripseg.dataset.annotations.names import Names
+from stripseg.dataset.annotations.parse import check_count
 from stripseg.dataset.annotations.rasterize import (
     Ellipse,
     Polygon,
@@ -34,6 +36,7 @@ from stripseg.dataset.annotations.rasterize import (
 from stripseg.dataset.annotations.recognise import read_labels
 from stripseg.dataset.annotations.write import AnnotationFile, parts_of
 from stripseg.dataset.build import build_classes
+from stripseg.dataset.preparation.parquet import rows_of
 from stripseg.tool import predict, prepare
 from stripseg.trained_network import Prediction
 from stripseg.util.images import read_label
@@ -948,6 +951,36 @@ BROKEN: dict[str, tuple[Callable[[], object], str]] = {
         lambda: write("an/c.json", labelme_content(path="\x1b[31m.jpg")),
         r"an/c.json, the picture: the file's name '\\x1b.31m.jpg' has control characters",
     ),
+    "a class without a name": (
+        lambda: write("an/c.json", labelme_content({"label": "\x07", "points": CAR})),
+        r"shape 1: a class has the name '\\x07'; give it one of visible characters",
+    ),
+    "half a pixel": (
+        lambda: write("an/c.json", coco_content([flat(CAR)], size=(48.5, 64))),
+        "image 0: claims 64x48.5 pixels .width x height.; correct its size",
+    ),
+    "counts that are none": (
+        broken_coco({"size": [HEIGHT, WIDTH], "counts": 5}),
+        "annotation 0: its 'counts' are neither numbers nor text",
+    ),
+    "YOLO's odd numbers": (
+        lambda: (yolo_labels(), write("an/labels/p0.txt", "0 .1 .1 .2 .2 .3")),
+        "p0.txt, line 1: has an odd number of coordinates",
+    ),
+    "YOLO's names with a gap": (
+        lambda: (yolo_labels(), write("an/data.yaml", "names: {0: car, 2: tree}")),
+        "data.yaml: names no class 1; number them from 0",
+    ),
+    "metadata without a class": (
+        lambda: write("an/metadata.jsonl", json.dumps(
+            {"file_name": "p0.jpg", "objects": [{"segmentation": [flat(CAR)]}]})),
+        "row 1, object 1: has no class; expected a column",
+    ),
+    "a brush that is not bytes": (
+        lambda: (label_studio(), write("an/export.json", Path("an/export.json").read_text()
+                                       .replace('"rle": [', '"rle": [256, '))),
+        "its brush code is not bytes",
+    ),
     "no classes": (
         lambda: write("an/c.json", labelme_content()),
         "name 0 classes; a label holds from 1 to 255",
@@ -1026,6 +1059,22 @@ def test_a_missing_package_is_named(home: Path, monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setitem(sys.modules, "defusedxml", None)
     with pytest.raises(DataError, match="pip install defusedxml"):
         run(cvat())
+    monkeypatch.setitem(sys.modules, "pyarrow", None)
+    for read in (parquet_rows, lambda path: next(rows_of(path))):
+        with pytest.raises(DataError, match="x.parquet: reading parquet needs pyarrow"):
+            read(Path("x.parquet"))
+
+
+def test_pictures_inside_metadata_and_too_many_shapes_are_refused(home: Path) -> None:
+    packed_pictures("x", 1)
+    with pytest.raises(DataError, match=r"holds its pictures itself \(column image\)"):
+        parquet_rows(Path("hub/data/x.parquet"))
+    with pytest.raises(DataError, match="an.xml: has 1000000000 shapes on one picture"):
+        check_count(10**9, Path("an.xml"))
+    bits = f"{8:032b}{7:05b}{2:04b}{7:04b}{11:04b}{15:04b}" + "111" + "1" * 16 + "0" * 20
+    code = np.frombuffer(int(bits, 2).to_bytes(len(bits) // 8), np.uint8)
+    with pytest.raises(ValueError, match="holds more values than it says"):
+        brush_values(code, 8)
 
 
 @pytest.mark.parametrize("how", ["COCO", "LabelMe", "YOLO"])
