@@ -1071,7 +1071,7 @@ def test_pictures_inside_metadata_and_too_many_shapes_are_refused(home: Path) ->
         parquet_rows(Path("hub/data/x.parquet"))
     with pytest.raises(DataError, match="an.xml: has 1000000000 shapes on one picture"):
         check_count(10**9, Path("an.xml"))
-    bits = f"{8:032b}{7:05b}{2:04b}{7:04b}{11:04b}{15:04b}" + "111" + "1" * 16 + "0" * 20
+    bits = f"{8:032b}{7:05b}{2:04b}{7:04b}{11:04b}{15:04b}" + "111" + "1" * 16 + "0" * 24
     code = np.frombuffer(int(bits, 2).to_bytes(len(bits) // 8), np.uint8)
     with pytest.raises(ValueError, match="holds more values than it says"):
         brush_values(code, 8)
