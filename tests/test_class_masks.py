@@ -97,8 +97,14 @@ def test_roboflow_names_the_values_of_its_masks() -> None:
         run()
 
 
-def test_a_mask_of_another_size_is_named() -> None:
+def test_a_mask_of_another_size_or_kind_is_named(capsys) -> None:
     one_per_class("{name}/{image}.png")
     Image.new("L", (SIZE, 9)).save("ma/car/p2.png")
     with pytest.raises(DataError, match="1 broken pair"):
         run()
+    one_per_class("{name}/{image}.png")
+    Image.open("ma/car/p2.png").save("ma/car/p2.jpg", quality=60)
+    Path("ma/car/p2.png").unlink()
+    with pytest.raises(DataError, match="1 broken pair"):
+        run()
+    assert "ma/car/p2.jpg is a JPEG, which changes values" in printed(capsys)

@@ -53,6 +53,11 @@ class MaskFile:
         label, _ = read_any_label(file)
         values = np.unique(label)
         if len(values) > 2 or (len(values) == 2 and values[0] != 0):
+            if (lossy := file.lossy_format()) is not None:
+                raise ValueError(
+                    f"{self.path} is a {lossy}, which changes values; take the original mask, or "
+                    "save it as a PNG of 0 and 255"
+                )
             listed = ", ".join(map(str, values[:8].tolist())) + ", ..." * (len(values) > 8)
             raise ValueError(
                 f"{self.path} has the values {listed}; a mask of one class has 0 and one other. If "

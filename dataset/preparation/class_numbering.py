@@ -9,6 +9,7 @@ from typing import Protocol
 import numpy as np
 
 from ...config.errors import DataError
+from ..annotations.parse import read_text
 from ..labels import IGNORE_LABEL
 from .match import Inspection
 
@@ -133,7 +134,7 @@ def with_listed_names(choices: Choices, folder: Path) -> Choices:
     """
     named: dict[int, str] | None = None
     for path in sorted(folder.rglob(ROBOFLOW)):
-        rows = [line.split(",", 1) for line in path.read_text(encoding="utf-8-sig").splitlines()]
+        rows = [line.split(",", 1) for line in read_text(path).splitlines()]
         values = {}
         for number, row in enumerate(rows[1:], 2):
             if len(row) == 2 and row[0].strip().isdecimal() and row[1].strip():
