@@ -27,6 +27,9 @@ from .trained_network import TrainedNetwork, inference_config, load
 from .util.inference.sliding_window import usual_batch_size
 
 CPU = torch.device("cpu")
+# An activation is merged into the convolution before it, whose int8 range is then the activation's:
+# before a ReLU6 it reaches several times as far
+QUANTIZED = ["Conv", "Relu", "Clip", "Add"]
 REPEATS = 5  # of a forward pass; the fastest counts
 
 
@@ -51,14 +54,15 @@ class Row:
 
 
 def quantize(
-    source: Path, target: Path, *, words: Sequence[str], windows: int = 64
+    source: Path, target: Path, *, words: Sequence[str], windows: int = 64, weight_bits: int = 7
 ) -> tuple[Path, Config]:
-    """Write `source` (.onnx) as `target` with convolutions in int8.
+    """Write `source` (.onnx) as `target` with convolutions, activations and sums in int8.
 
     Args:
         words: KEY VALUE ... for the config in the file: TEST.test_list names the images to
             calibrate with, DATA.data_root where they are.
         windows: how many to calibrate with, spread over the list.
+        weight_bits: 7 or 8; products of 8 saturate on x86 processors without VNNI.
     Raises:
         ExportError: onnxruntime's quantization is missing or failed.
         DataError: an image cannot be used.
@@ -85,10 +89,10 @@ def quantize(
                 reader,
                 quant_format=QuantFormat.QDQ,
                 per_channel=True,
-                reduce_range=True,  # weights of 7 bits: more saturate on x86 without VNNI
+                reduce_range=weight_bits == 7,
                 activation_type=QuantType.QUInt8,
                 weight_type=QuantType.QInt8,
-                op_types_to_quantize=["Conv"],
+                op_types_to_quantize=QUANTIZED,
             )
         model = onnx.load(str(temporary))
         if KEY not in {entry.key for entry in model.metadata_props}:

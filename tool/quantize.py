@@ -1,9 +1,9 @@
 """An ONNX export in int8: `stripseg quantize MODEL.onnx --calibrate LIST [KEY VALUE ...]`.
 
-Convolutions become int8 (ONNX Runtime's static QDQ, per channel); LIST has the images to calibrate
-with. The result is then tested beside the original on --validate LIST (by OpenVINO as well, where
-it is installed) and is refused if its mIoU is more than --allow-drop lower. KEY VALUE override the
-options in the file, such as DATA.data_root.
+Convolutions, activations and sums become int8 (ONNX Runtime's static QDQ, per channel); LIST has
+the images to calibrate with. The result is then tested beside the original on --validate LIST (by
+OpenVINO as well, where it is installed) and is refused if its mIoU is more than --allow-drop lower.
+KEY VALUE override the options in the file, such as DATA.data_root.
 
     stripseg quantize best.onnx --calibrate train.txt --validate val.txt DATA.data_root data/camvid
     stripseg quantize best.onnx --calibrate train.txt --checkpoint best.pth    PyTorch's rows, too
@@ -37,6 +37,13 @@ def main(argv: Sequence[str]) -> Result:
     parser.add_argument("--validate", metavar="LIST", help="pairs to test on (default: calibrate)")
     parser.add_argument("--output", type=Path, help="file to write (default: MODEL.int8.onnx)")
     parser.add_argument("--windows", type=int, default=64, help="windows to calibrate with")
+    parser.add_argument(
+        "--weight-bits",
+        type=int,
+        choices=(7, 8),
+        default=7,
+        help="8 are closer to fp32, and saturate on x86 processors without VNNI",
+    )
     parser.add_argument("--checkpoint", type=Path, help="the checkpoint, for PyTorch's rows")
     parser.add_argument(
         "--allow-drop",
@@ -54,7 +61,13 @@ def main(argv: Sequence[str]) -> Result:
     attempt = target.with_name(f"{target.stem}.unverified.onnx")
     words = [*options.words, "TEST.test_list", options.calibrate]
     try:
-        quantize(options.model, attempt, words=words, windows=options.windows)
+        quantize(
+            options.model,
+            attempt,
+            words=words,
+            windows=options.windows,
+            weight_bits=options.weight_bits,
+        )
         words = [*options.words, "TEST.test_list", options.validate or options.calibrate]
         precisions = ["fp32", "bf16"] if has_native_bfloat16(CPU) else ["fp32"]
         measured = [
