@@ -119,10 +119,9 @@ def test_of_pictures(config: Config, scales: tuple[float, ...]) -> tuple[Rooflin
         scales=scales,
         score_bytes=2**40,
     )
-    with fake_gpu(), FakeTensorMode(allow_non_fake_inputs=True), torch.inference_mode():
+    with fake_gpu(), FakeTensorMode(allow_non_fake_inputs=True):
         forget_tables()
-        with torch.inference_mode(False):
-            network = build_network(config).eval().to(CUDA, memory_format=torch.channels_last)
+        network = build_network(config).eval().to(CUDA, memory_format=torch.channels_last)
         engine = SlidingWindow(network, settings, device=CUDA, dtype=torch.bfloat16)
         inside = Roofline()
         logits = engine.logits

@@ -108,7 +108,7 @@ class Watch(TorchDispatchMode):
         on_gpu = any(x.device.type == "cuda" for x in tensors)
         if on_gpu:
             self._refuse(name, func, args, tensors)
-        pin = kwargs.pop("pin_memory", None) if name == "empty" else None
+        pin = kwargs.pop("pin_memory", None) if name in ("empty", "empty_like") else None
         out = None if name in OPAQUE else func(*args, **kwargs)
         if pin:
             out.pinned = True

@@ -259,10 +259,9 @@ def test_a_moving_average_launches_a_few_operations(tmp_path: Path) -> None:
     assert 0 < counts[1] - counts[0] < 10
 
 
-@torch.inference_mode()
+@torch.no_grad()
 def test_a_window_of_spnet_50_launches_no_more_than_it_did() -> None:
-    with torch.inference_mode(False):
-        network = build_network(config_of(size=65, layers=50, width=0.125))
+    network = build_network(config_of(size=65, layers=50, width=0.125))
     with FakeTensorMode(allow_non_fake_inputs=True):
         engine = engine_of(network.to(CUDA), batch_size=8)
         pixels = torch.zeros(4, 3, 65, 65, device=CUDA)

@@ -237,7 +237,7 @@ class SlidingWindow:
         (scores,) = self._within_memory([image], lambda scores: scores)
         return scores.permute(2, 0, 1).contiguous()
 
-    @torch.inference_mode()
+    @torch.no_grad()  # in inference mode `autocast` would convert the weights at every pass
     def _within_memory(
         self, images: Sequence[np.ndarray], read: Callable[[Tensor], Tensor]
     ) -> list[Tensor]:
