@@ -1,6 +1,7 @@
 """The rules of the house that can be read off the code: who imports whom, what is never called."""
 
 import ast
+import re
 import runpy
 from collections import Counter
 from collections.abc import Iterator
@@ -295,6 +296,23 @@ def test_what_could_run_code_is_found(source: str) -> None:
 def test_what_cannot_run_code_is_none() -> None:
     for source in ("engine.load(p)", "import yaml\nyaml.safe_dump(x)", "model.eval()", "open(p)"):
         assert not_allowed(source, "dataset/new.py") == set()
+
+
+POSIX_ONLY = re.compile(
+    r"\bos\.(fork|getuid|getpgid|killpg|setsid|sched_\w+|mkfifo|statvfs|O_NOFOLLOW|sysconf|uname)\b"
+    r"|signal\.(SIGKILL|SIGUSR1|SIGHUP|SIGALRM|alarm|setitimer)\b"
+    r"|^\s*(import|from) (fcntl|resource|pwd|grp|termios)\b",
+    re.MULTILINE,
+)
+
+
+def test_what_windows_lacks_is_named_in_guarded_places_alone() -> None:
+    guarded = {
+        "util/checkpoint.py",  # import fcntl: else there is no lock
+        "util/memory.py",  # import resource: else the memory is not known
+        "util/experiments/sweep.py",  # SIGKILL, where an exit code is negative
+    }
+    assert {named(path) for path in IN_PACKAGE if POSIX_ONLY.search(path.read_text())} == guarded
 
 
 def test_no_child_looks_for_modules_in_the_current_folder() -> None:

@@ -26,9 +26,9 @@ from pathlib import Path
 
 import pytest
 import yaml
+from processes import serve_commands
 
 from stripseg.dataset.generated.shapes import write_shapes
-from tests.processes import serve_commands
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = sorted(

@@ -71,6 +71,18 @@ def test_workers_change_nothing(pairs, workers: int, rare: bool) -> None:
     assert_same(list(alone.batches(0, 3)), list(several.batches(0, 3)))
 
 
+@pytest.mark.slow
+def test_a_worker_may_start_as_on_windows_and_macos(pairs) -> None:
+    """Spawned: all that it needs is pickled. tests/test_reliability.py forks them from a server."""
+    before = multiprocessing.get_start_method()
+    alone, spawned = loader(pairs), loader(pairs, workers=1)
+    multiprocessing.set_start_method("spawn", force=True)
+    try:
+        assert_same(list(alone.batches(0, 2)), list(spawned.batches(0, 2)))
+    finally:
+        multiprocessing.set_start_method(before, force=True)
+
+
 @pytest.mark.parametrize("rare", [False, True])
 @pytest.mark.parametrize("processes", [2, 3])
 def test_the_shares_of_the_processes_are_the_global_batch(pairs, processes, rare: bool) -> None:

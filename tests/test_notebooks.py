@@ -5,8 +5,7 @@ import os
 from pathlib import Path
 
 import pytest
-
-from tests.test_docs import write_programs
+from test_docs import write_programs
 
 ROOT = Path(__file__).resolve().parent.parent
 NOTEBOOKS = sorted((ROOT / "docs/notebooks").glob("*.ipynb"))
