@@ -76,11 +76,11 @@ def explanations(checkpoint: Path, data: Path) -> None:
 
 
 def curves(run: Path) -> None:
-    """curves.png: what `stripseg curves RUN --output curves.png` draws."""
+    """curves.jpg: what `stripseg curves RUN --output curves.png` draws."""
     with tempfile.TemporaryDirectory() as folder:
         picture = Path(folder, "curves.png")
         curves_of.main([str(run), "--output", str(picture)])
-        smaller(picture, picture.name)
+        smaller(picture, "curves.jpg")
 
 
 def samples(data: Path) -> None:
