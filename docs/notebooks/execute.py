@@ -1,9 +1,10 @@
 """Run the notebooks of this folder and store their outputs: `python docs/notebooks/execute.py`.
 
-What goes to stderr (progress, times) is left out, and so is what differs from run to run.
+What goes to stderr, times, paths and progress bars are left out.
 """
 
 import os
+import re
 import sys
 import tempfile
 from pathlib import Path
@@ -13,6 +14,9 @@ import nbformat
 
 HERE = Path(__file__).resolve().parent
 KEPT = ("text/plain", "image/png")  # of what a cell displays
+FOLDER = re.compile(re.escape(tempfile.gettempdir()) + r"(/tmp\w+)+")
+TIMES = re.compile(r"^\d\d:\d\d:\d\d | [\d.]+ s/step .*", re.MULTILINE)
+OVERWRITTEN = re.compile(r"[^\n]*\r(?!\n)")  # progress: the terminal shows what follows
 
 
 def execute(path: Path) -> nbformat.NotebookNode:
@@ -23,28 +27,35 @@ def execute(path: Path) -> nbformat.NotebookNode:
         RuntimeError: a command failed, which raises nothing in a line that begins with "!".
     """
     notebook = nbformat.read(path, as_version=4)
+    client = nbclient.NotebookClient(notebook, timeout=900, kernel_name="python3")
     with tempfile.TemporaryDirectory() as folder:  # the notebooks make their own folders below it
-        os.environ["TMPDIR"] = folder
-        nbclient.NotebookClient(notebook, timeout=300, kernel_name="python3").execute()
-    for number, cell in enumerate(c for c in notebook.cells if c.cell_type == "code"):
-        cell.metadata.clear()
-        cell.execution_count = number + 1
-        for output in cell.outputs:
+        client.execute(env={**os.environ, "TMPDIR": folder})
+    for cell in notebook.cells:
+        for output in cell.get("outputs", []):
             if "error: " in output.get("text", ""):
                 raise RuntimeError(f"{path.name}: {output.text}")
-        cell.outputs = [kept(o, number + 1) for o in cell.outputs if o.get("name") != "stderr"]
+    tidy(notebook)
     return notebook
 
 
-def kept(output: nbformat.NotebookNode, number: int) -> nbformat.NotebookNode:
-    if output.output_type == "execute_result":
-        output.execution_count = number
-    if "data" in output:
-        output.data = {kind: output.data[kind] for kind in KEPT if kind in output.data}
-        if "image/png" in output.data:
-            output.data["text/plain"] = "a picture"  # not the address of an object
-        output.metadata = {}
-    return output
+def tidy(notebook: nbformat.NotebookNode) -> None:
+    """Leave of the outputs what is the same on any machine."""
+    for number, cell in enumerate(c for c in notebook.cells if c.cell_type == "code"):
+        cell.metadata.clear()
+        cell.execution_count = number + 1
+        streams = [output for output in cell.outputs if output.get("name") == "stdout"]
+        others = [output for output in cell.outputs if output.output_type != "stream"]
+        text = OVERWRITTEN.sub("", "".join(stream.text for stream in streams).replace("\r\n", "\n"))
+        text = TIMES.sub("", FOLDER.sub("/path/to", text)).strip()
+        said = [nbformat.v4.new_output("stream", text=f"{text}\n")] if text else []
+        cell.outputs = [*said, *others]
+        for output in others:
+            if output.output_type == "execute_result":
+                output.execution_count = number + 1
+            output.data = {kind: output.data[kind] for kind in KEPT if kind in output.data}
+            output.metadata = {}
+            if "image/png" in output.data:
+                output.data["text/plain"] = "a picture"  # not the address of an object
 
 
 if __name__ == "__main__":
