@@ -31,6 +31,14 @@ def test_the_changelog_has_the_form_of_keep_a_changelog() -> None:
         assert kinds == [kind for kind in KINDS if kind in kinds]
 
 
+def test_an_image_is_built_from_all_of_the_code() -> None:
+    """.dockerignore names the folders that the wheel in an image is built from."""
+    kept = re.findall(r"^!(.+)$", (ROOT / ".dockerignore").read_text(), re.MULTILINE)
+    rooms = [path.parent.relative_to(ROOT) for path in (ROOT / "dataset").glob("*/__init__.py")]
+    folders = ("config", "model", "util", "stripseg", "tool", "dataset/catalog")
+    assert {*map(str, rooms), *folders} <= {*kept}
+
+
 def test_extras_of_the_docs_and_messages_exist() -> None:
     extras = set(
         re.findall(r"^([a-z-]+) = \[", (ROOT / "pyproject.toml").read_text(), re.MULTILINE)
