@@ -144,7 +144,7 @@ def theirs(author: str, depth: int = 18) -> State:
     for ours, their in AUTHORS[author]:
         state = {key.replace(ours, their, 1): value for key, value in state.items()}
     if author in THEIRS:
-        state |= {"fc.weight": torch.zeros(1000, 512), "fc.bias": torch.zeros(1000)}
+        state |= {"fc.weight": torch.zeros(1000, 64), "fc.bias": torch.zeros(1000)}
     return state
 
 

@@ -1,6 +1,7 @@
 """What several test files need: a small generated dataset and a config for it."""
 
 import os
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -53,9 +54,7 @@ def small_shapes(tmp_path_factory) -> Path:
     return root
 
 
-@pytest.fixture
-def small_config(small_shapes: Path, tmp_path: Path) -> Path:
-    """A YAML that trains SPNet-18 on `small_shapes` for two epochs of three steps."""
+def write_small_config(small_shapes: Path, folder: Path) -> Path:
     content = {
         "DATA": {
             "dataset": "shapes",
@@ -76,18 +75,42 @@ def small_config(small_shapes: Path, tmp_path: Path) -> Path:
             "workers": 0,
             "print_freq": 1,
             "precision": "fp32",
-            "save_path": str(tmp_path / "run" / "model"),
+            "save_path": str(folder / "run" / "model"),
         },
         "TEST": {
             "test_list": "val.txt",
             "base_size": 0,
             "workers": 0,
-            "save_folder": str(tmp_path / "run" / "result"),
+            "save_folder": str(folder / "run" / "result"),
         },
     }
-    path = tmp_path / "shapes_small.yaml"
+    path = folder / "shapes_small.yaml"
     path.write_text(yaml.safe_dump(content), encoding="utf-8")
     return path
+
+
+@pytest.fixture
+def small_config(small_shapes: Path, tmp_path: Path) -> Path:
+    """A YAML that trains SPNet-18 on `small_shapes` for two epochs of three steps."""
+    return write_small_config(small_shapes, tmp_path)
+
+
+@pytest.fixture(scope="session")
+def small_run(small_shapes: Path, tmp_path_factory) -> Path:
+    """What an epoch of it without validation left, for tests that copy it."""
+    from stripseg.tool import train
+
+    folder = tmp_path_factory.mktemp("small_run")
+    config = write_small_config(small_shapes, folder)
+    train.main(["--config", str(config), "TRAIN.epochs", "1", "TRAIN.evaluate", "False"])
+    return folder / "run/model"
+
+
+@pytest.fixture
+def trained_config(small_config: Path, small_run: Path, tmp_path: Path) -> Path:
+    """`small_config` with a copy of the trained network where it is looked for."""
+    shutil.copytree(small_run, tmp_path / "run/model")
+    return small_config
 
 
 @pytest.fixture

@@ -31,7 +31,7 @@ def spnet(
     stem: str = "deep",
     dropout: float = 0.1,
     zoom_factor: int = 8,
-    width: float = 1.0,
+    width: float = 0.125,
     **norm,
 ) -> Segmenter:
     """SPNet as released: multi-grid 4, 8, 16 and two mixed pooling modules."""
@@ -54,9 +54,11 @@ def spnet(
     )
 
 
-def fcn(depth: int = 18, classes: int = 5, *, stem: str = "classic", **norm) -> Segmenter:
+def fcn(
+    depth: int = 18, classes: int = 5, *, stem: str = "classic", width: float = 0.125, **norm
+) -> Segmenter:
     """The plain baseline: dilated ResNet, FCN head and auxiliary head."""
-    backbone = ResNet(depth, stem=stem, **norm)
+    backbone = ResNet(depth, stem=stem, width=width, **norm)
     head = FCNHead(backbone.channels, classes, **norm)
     return Segmenter(backbone, head, FCNHead(backbone.channels, classes, stage=2, **norm))
 

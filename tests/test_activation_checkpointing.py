@@ -23,7 +23,7 @@ CPU = torch.device("cpu")
 
 
 def pyconv(depth: int) -> Segmenter:
-    backbone = PyConvResNet(depth, strip_pooling=PAPER_BLOCKS)
+    backbone = PyConvResNet(depth, strip_pooling=PAPER_BLOCKS, width=0.125)
     return Segmenter(backbone, FCNHead(backbone.channels, 5))
 
 

@@ -48,6 +48,7 @@ def options(data: Path, folder: Path) -> dict:
         },
         "TRAIN": {
             "layers": 18,
+            "width": 0.125,
             "train_h": 48,
             "train_w": 40,
             "batch_size": 2,
@@ -97,7 +98,9 @@ def test_doctests(module) -> None:
 
 @pytest.mark.parametrize("name", ["fcn", "psa", "psp", "pyconvsegnet", "spnet"])
 def test_models_are_plain_modules(name: str) -> None:
-    model = stripseg.create_model(name, backbone="resnet18", classes=5, train_h=65, train_w=65)
+    model = stripseg.create_model(
+        name, backbone="resnet18", classes=5, width=0.125, train_h=65, train_w=65
+    )
     out = model.train()(torch.randn(2, 3, 65, 73))
     assert out.shape == (2, 5, 65, 73)
     out.mean().backward()
@@ -106,7 +109,12 @@ def test_models_are_plain_modules(name: str) -> None:
 
 def test_models_take_options_and_weights(run: stripseg.TrainingResult) -> None:
     model = stripseg.create_model(
-        "spnet", backbone="resnet18", classes=9, mixed_pooling_modules=2, pretrained=str(run.best)
+        "spnet",
+        backbone="resnet18",
+        classes=9,
+        width=0.125,
+        mixed_pooling_modules=2,
+        pretrained=str(run.best),
     )
     trained = stripseg.load(run.best, device="cpu").network.state_dict()
     for key, value in model.state_dict().items():

@@ -5,6 +5,7 @@ import re
 import runpy
 from collections import Counter
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -187,6 +188,7 @@ KNOWN_NAMES = {
 BUILTINS = {"eval", "exec", "compile", "__import__"}
 
 
+@cache
 def dangerous_names(source: str) -> set[str]:
     """The modules and functions above that a file names, however it has imported them, and calls
     that are refused everywhere."""

@@ -22,7 +22,7 @@ from stripseg.tool import test as tool_test
 
 @pytest.mark.parametrize("channels", [1, 2, 4, 7])
 def test_a_stem_adapts_to_the_images_channels(channels: int) -> None:
-    source = ResNet(18).eval()
+    source = ResNet(18, width=0.125).eval()
     network = spnet_of_channels(channels)
     report = load_weights(network, source.state_dict(), origin="w.pth", exact=False)
     assert report.adapted == ["backbone.stem.0.weight"]
@@ -38,12 +38,12 @@ def test_a_stem_adapts_to_the_images_channels(channels: int) -> None:
 
 def test_a_trained_networks_channels_are_not_adapted_for_a_test() -> None:
     source = spnet()
-    with pytest.raises(CheckpointError, match=r"stem.0.weight is \(64, 3, 3, 3\) in the file"):
+    with pytest.raises(CheckpointError, match=r"stem.0.weight is \(8, 3, 3, 3\) in the file"):
         load_weights(spnet_of_channels(4), source.state_dict(), origin="w.pth", exact=True)
 
 
 def spnet_of_channels(channels: int) -> Segmenter:
-    backbone = ResNet(18, in_channels=channels, multi_grid=(4, 8, 16))
+    backbone = ResNet(18, in_channels=channels, multi_grid=(4, 8, 16), width=0.125)
     return Segmenter(backbone, SPNetHead(backbone.channels, 5), None)
 
 

@@ -22,7 +22,7 @@ from stripseg.tool.convert import main
 from stripseg.util.checkpoint import read_checkpoint
 
 NETWORKS = {
-    "spnet": lambda: spnet(50, width=0.125),
+    "spnet": lambda: spnet(50),
     "semseg-pspnet": lambda: whole(PSPNetHead),
     "semseg-psanet": lambda: whole(PSANetHead, mask_size=(3, 3)),
     "pyconvsegnet": lambda: whole(PyConvSegNetHead, PyConvResNet(18, width=0.125)),
@@ -121,7 +121,7 @@ def test_timms_files_go_there_and_back(tmp_path: Path) -> None:
 
 def test_authors_programs_find_their_prefix(tmp_path: Path) -> None:
     """A data-parallel wrapper loads keys that begin with `module.`, others silently not at all."""
-    saved(spnet(50, width=0.125), tmp_path / "ours.pth")
+    saved(spnet(50), tmp_path / "ours.pth")
     main([str(tmp_path / "ours.pth"), str(tmp_path / "theirs.pth"), "--to", "spnet"])
     content = torch.load(tmp_path / "theirs.pth", weights_only=True)
     assert "module.pretrained.conv1.0.weight" in content["state_dict"]

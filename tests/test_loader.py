@@ -124,12 +124,16 @@ def test_impossible_batches_are_refused(pairs, options: dict, message: str) -> N
         loader(pairs, **options)
 
 
-@pytest.mark.parametrize("processes", [1, 2, 4])
-@pytest.mark.parametrize("workers", [0, 2])
-def test_every_image_is_evaluated_once(pairs, processes: int, workers: int) -> None:
+@pytest.mark.parametrize(
+    ("processes", "workers", "sizes"),
+    [*((processes, 0, (1, 2, 4)) for processes in (1, 2, 4)), (2, 2, (2,))],
+)
+def test_every_image_is_evaluated_once(
+    pairs, processes: int, workers: int, sizes: tuple[int, ...]
+) -> None:
     """Six images on four processes: PyTorch's distributed sampler would repeat two."""
     dataset = EvaluationSet(pairs, encoding(pairs))
-    for together in (1, 2, 4):
+    for together in sizes:
         groups = shares(len(dataset), together)
         by_process = [
             [i for group in groups[rank::processes] for i in group] for rank in range(processes)

@@ -29,7 +29,7 @@ from stripseg.report.records import (
     sum_of,
     write_records,
 )
-from stripseg.tool import compare, test, train
+from stripseg.tool import compare, test
 from stripseg.util.images import write_png
 from stripseg.util.metrics import scores_of
 
@@ -177,9 +177,8 @@ def test_a_folder_without_records_says_what_to_do(tmp_path: Path) -> None:
 
 
 @pytest.fixture
-def words(small_config: Path) -> list[str]:
-    train.main(["--config", str(small_config), "TRAIN.epochs", "1", "TRAIN.evaluate", "False"])
-    return ["--config", str(small_config)]
+def words(trained_config: Path) -> list[str]:
+    return ["--config", str(trained_config)]
 
 
 def data_of(page: str) -> dict:

@@ -54,13 +54,13 @@ def dilations(stage: nn.Sequential) -> list[int]:
 )
 def test_spnet_has_the_published_size(depth: int, spm_on: bool, auxiliary: bool, millions: float):
     with torch.device("meta"):
-        network = spnet(depth, 150, spm_on=spm_on, auxiliary=auxiliary)
+        network = spnet(depth, 150, width=1, spm_on=spm_on, auxiliary=auxiliary)
     assert round(parameter_count(network) / 1e6, 2) == millions
 
 
 def test_spnet50_has_exactly_the_released_codes_parameters():
     with torch.device("meta"):
-        network, without = spnet(50, 150), spnet(50, 150, spm_on=False)
+        network, without = (spnet(50, 150, width=1, spm_on=on) for on in (True, False))
     assert parameter_count(network) == 47_838_124
     assert parameter_count(network) - parameter_count(without) == 6_117_056  # the six SPMs
     assert sum(isinstance(m, StripPoolingModule) for m in network.modules()) == 6
@@ -232,7 +232,7 @@ def test_groups_divide_the_channels(channels: int):
 @pytest.mark.parametrize(("height", "width"), SIZES)
 def test_classic_stem_at_stride_32_is_torchvisions_network(depth: int, height: int, width: int):
     theirs = getattr(torchvision.models, f"resnet{depth}")(weights=None).eval()
-    ours = fcn(depth).eval()
+    ours = fcn(depth, width=1).eval()
     ours.backbone = ResNet(depth, stem="classic", output_stride=32).eval()
     report = load_weights(ours, theirs.state_dict(), origin="torchvision", exact=False)
     assert report.unused == ["fc.weight", "fc.bias"]

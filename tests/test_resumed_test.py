@@ -13,14 +13,13 @@ from stripseg.config.load import load_config
 from stripseg.dataset.results import ProgressJournal
 from stripseg.dataset.segmentation import EvaluationSet
 from stripseg.testing import what_decides
-from stripseg.tool import test, train
+from stripseg.tool import test
 from stripseg.util.inference.sliding_window import SlidingWindow
 
 
 @pytest.fixture
-def words(small_config: Path) -> list[str]:
-    train.main(["--config", str(small_config), "TRAIN.epochs", "1", "TRAIN.evaluate", "False"])
-    return ["--config", str(small_config)]
+def words(trained_config: Path) -> list[str]:
+    return ["--config", str(trained_config)]
 
 
 class Watched:

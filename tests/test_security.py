@@ -120,8 +120,7 @@ def older_python(tmp_path: Path) -> Path:
     return path
 
 
-@pytest.mark.parametrize("script", ["train.sh", "test.sh"])
-@pytest.mark.parametrize("knows_safe_path", [True, False])
+@pytest.mark.parametrize(("script", "knows_safe_path"), [("train.sh", True), ("test.sh", False)])
 def test_the_commands_import_nothing_from_the_current_folder(
     script: str, knows_safe_path: bool, strange_folder: Path, older_python: Path
 ) -> None:

@@ -27,6 +27,7 @@ timm = pytest.importorskip("timm")
 YAML = "config/shapes/shapes_spnet18.yaml"
 SMALL = ["convnext_atto", "resnet10t", "mobilenetv3_small_050", "vit_tiny_patch16_224"]
 FAMILIES = [*SMALL, "swin_tiny_patch4_window7_224", "efficientnet_b0", "regnetx_002"]
+BRANCHED = "hrnet_w18_small"  # has branches that no map of its own needs
 
 
 def segmenter(name: str, *overrides: str) -> Segmenter:
@@ -43,7 +44,7 @@ def test_every_head_sits_on_a_modern_backbone(arch: str) -> None:
     assert network.backbone.network.model.stem[0].weight.grad.abs().sum() > 0
 
 
-@pytest.mark.parametrize("name", [*SMALL, "swin_tiny_patch4_window7_224", "hrnet_w18_small"])
+@pytest.mark.parametrize("name", [*SMALL, "swin_tiny_patch4_window7_224", BRANCHED])
 def test_maps_cover_images_of_any_size(name: str) -> None:
     backbone = TimmBackbone(name).eval()
     with torch.no_grad():
@@ -142,8 +143,14 @@ def learning(network: nn.Module) -> dict[str, nn.Parameter]:
     return {key: p for key, p in network.named_parameters() if p.requires_grad}
 
 
-@pytest.mark.parametrize("name", [*FAMILIES, "hrnet_w18_small"])
-@pytest.mark.parametrize("weight", ["0.4", "0"])
+@pytest.mark.parametrize(
+    ("name", "weight"),
+    [
+        *((name, "0.4") for name in (*FAMILIES, BRANCHED)),
+        # without the auxiliary head, those whose maps have layers of their own
+        *((name, "0") for name in (BRANCHED, "vit_tiny_patch16_224", FAMILIES[4])),
+    ],
+)
 def test_every_parameter_that_learns_gets_a_gradient(name: str, weight: str) -> None:
     network = segmenter(name, "TRAIN.aux_weight", weight).train()
     assert name not in FAMILIES or len(learning(network)) == len(list(network.parameters()))
@@ -155,18 +162,23 @@ def test_every_parameter_that_learns_gets_a_gradient(name: str, weight: str) -> 
     ]
 
 
-def test_branches_without_a_use_are_frozen_and_nothing_else() -> None:
+@pytest.fixture(scope="module")
+def branched() -> Segmenter:
+    return segmenter(BRANCHED)
+
+
+def test_branches_without_a_use_are_frozen_and_nothing_else(branched: Segmenter) -> None:
     """Of the other families nothing is: see the test above."""
-    network = segmenter("hrnet_w18_small")
+    network = branched
     frozen = [key for key, p in network.named_parameters() if not p.requires_grad]
     assert len(frozen) == 42
     assert all(key.startswith("backbone.network.model.") for key in frozen)
-    backbone = {f"backbone.{key}" for key in TimmBackbone("hrnet_w18_small").state_dict()}
+    backbone = {f"backbone.{key}" for key in TimmBackbone(BRANCHED).state_dict()}
     assert backbone == {key for key in network.state_dict() if key.startswith("backbone.")}
 
 
-def test_the_optimizer_leaves_frozen_parameters_as_they_are() -> None:
-    network = segmenter("hrnet_w18_small")
+def test_the_optimizer_leaves_frozen_parameters_as_they_are(branched: Segmenter) -> None:
+    network = branched
     optimizer = optimizer_of(load_config(YAML, ["TRAIN.weight_decay", "0.1"]), network)
     before = {key: p.detach().clone() for key, p in network.named_parameters()}
     network.train()(torch.randn(2, 3, 64, 64)).logits.sum().backward()
@@ -196,7 +208,7 @@ def three_steps(name: str) -> dict[str, Tensor]:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["hrnet_w18_small", "mobilenetv3_small_050"])
+@pytest.mark.parametrize("name", [BRANCHED, "mobilenetv3_small_050"])
 def test_two_processes_train(name: str) -> None:
     first, second = run_processes(2, three_steps, name)
     assert first == second

@@ -16,7 +16,7 @@ from stripseg.model.weights import FAMILIES
 def test_another_class_count_is_an_error_where_the_model_must_fit(author: str):
     message = refusal(spnet(classes=7), theirs(author), exact=True)
     assert "check DATA.classes" in message
-    for text in ("head.classifier.weight is (5, 128, 1, 1) in the file and (7, 128, 1, 1)", "(7,)"):
+    for text in ("head.classifier.weight is (5, 16, 1, 1) in the file and (7, 16, 1, 1)", "(7,)"):
         assert text in message
 
 
@@ -54,7 +54,7 @@ def test_the_other_stem_names_the_switch(author: str, stem: str, remedy: str):
 def test_the_other_stem_of_a_whole_model_is_an_error_too(author: str):
     message = refusal(spnet(stem="classic"), theirs(author))
     assert "stem" in message
-    assert "backbone.stem.0.weight is (64, 3, 3, 3) in the file and (64, 3, 7, 7)" in message
+    assert "backbone.stem.0.weight is (8, 3, 3, 3) in the file and (8, 3, 7, 7)" in message
 
 
 @pytest.mark.parametrize("author", BACKBONES)

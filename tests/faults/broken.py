@@ -197,6 +197,20 @@ BREAKS = [
         "tests/test_reliability.py::test_too_many_in_a_row_stop_the_run_with_good_weights",
     ),
     Break(
+        "steps wait for nothing on GPUs",
+        "util/training/step.py",
+        "        skipped = self._not_finite(losses[0], norm)\n",
+        "        skipped = self._not_finite(losses[0], norm)\n        skipped.item()\n",
+        "tests/test_fake_gpu.py::test_no_option_makes_a_step_wait",
+    ),
+    Break(
+        "statistics of all processes on GPUs",
+        "util/distributed/sync_batch_norm.py",
+        "both = process_group.all_reduce_sum(torch.cat([total, product]))",
+        "both = torch.cat([total, product])",
+        "tests/test_fake_gpu.py::test_a_layer_of_two_processes_launches_no_more_than_it_did",
+    ),
+    Break(
         "batches without a label",
         "util/training/losses.py",
         "all_reduce_sum(total).clamp(min=1e-12)",
