@@ -10,6 +10,7 @@ import torch
 import yaml
 
 import stripseg  # noqa: F401 - before OpenCV, as in the commands: it sets the largest size of images
+from stripseg.util.distributed.process_group import cpus
 
 ROOT = Path(__file__).resolve().parent.parent
 GPU_ONLY = "gpu"  # the tests that `make test-gpu` runs: pytest -m gpu
@@ -28,6 +29,11 @@ def pytest_configure(config: pytest.Config) -> None:
         os.environ["CUDA_VISIBLE_DEVICES"] = ""
     elif not torch.cuda.is_available():
         pytest.exit("the tests marked gpu need a GPU, and PyTorch finds none here", returncode=2)
+
+
+def pytest_xdist_auto_num_workers() -> int:
+    """`-n auto`: one more than there are processors, since some tests only wait for others."""
+    return cpus() + 1
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:

@@ -452,6 +452,7 @@ def test_the_demo_goes_on_and_keeps_apart(small_config: Path, home: Path, capsys
     Image.open("im/p0.png").save("im/p0.jpg")
     Path("im/broken.png").write_bytes(Path("im/p1.png").read_bytes()[:300])
     words = ["--config", str(small_config), "--image", "im", "--output", "im"]
+    words += ["TEST.test_h", str(SIZE), "TEST.test_w", str(SIZE)]
     assert demo.main(words).exit_code == 1
     assert "broken.png" in capsys.readouterr().err
     assert len(list(Path("im").glob("*_gray.png"))) == 5

@@ -41,6 +41,7 @@ def config_file(folders: Path, tmp_path: Path) -> Path:
         "DATA": {"data_root": str(folders), "classes": 3},
         "TRAIN": {
             "layers": 18,
+            "width": 0.125,
             "train_h": 64,
             "train_w": 64,
             "base_lr": 0.05,
@@ -127,7 +128,6 @@ def test_pretraining_trains_and_starts_a_segmenter(
     trainer.fit()
     assert trainer.step == 4
     overrides = ["TRAIN.pretrained", str(tmp_path / "run" / "last.pth"), "TRAIN.resume", "none"]
-    overrides += ["TRAIN.width", "1"]
     segmenter = build_trainer(load_config(small_config, overrides), CPU).segmenter
     trained = {
         key.removeprefix("backbone."): value
