@@ -108,7 +108,7 @@ def test_the_cpu_is_estimated(small_config: Path) -> None:
     """Bytes an image grow with the crop, and the estimate follows the memory."""
     words = [*AUTO, "TRAIN.train_h", "64", "TRAIN.train_w", "64"]
     config = load_config(small_config, words)
-    step = trial_step(config, fcn(18, 9), CPU, torch.float32)
+    step = trial_step(config, fcn(18, 9, width=1), CPU, torch.float32)
     kept = bytes_kept(lambda: step(2)) / 2
     assert 1e6 < kept < 1e8
     fits = fits_cpu(step, least=2, available=int(kept * 20))  # half of it, twice each: five images
@@ -160,6 +160,7 @@ def test_a_gpu_says_that_it_is_full(monkeypatch, error: RuntimeError, too_much: 
     cuda = batch_size.torch.cuda
     for name in ("empty_cache", "reset_peak_memory_stats", "synchronize"):
         monkeypatch.setattr(cuda, name, lambda *_: None)
+    monkeypatch.setattr(batch_size.gc, "collect", lambda: 0)  # of all that the tests have loaded
     monkeypatch.setattr(cuda, "mem_get_info", lambda device: (900, 1000))
     monkeypatch.setattr(cuda, "memory_reserved", lambda device: 100)
     taken = []

@@ -121,7 +121,8 @@ def test_a_test_split_needs_no_labels(root: Path, content: str) -> None:
         ("a.jpg a.png\nb.jpg\n", "line 2: expected 'image label' .* got 'b.jpg'; .*TEST.split"),
         ("a.jpg a.png b.jpg\n", "line 1: expected 'image label'"),
         ("a.jpg a.png\nb.jpg c.png\n", "line 2: .*c.png does not exist; check DATA.data_root"),
-        ("c.jpg a.png\n", "line 1: .*c.jpg does not exist"),
+        ("c.jpg a.png\n", "line 1: .*c.jpg does not exist; check DATA.data_root"),
+        ("image label\na.jpg a.png\n", "line 1: .*is the first line a heading"),
         (b"\xfa\x00a", "list.txt: the list cannot be read"),
     ],
 )

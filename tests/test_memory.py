@@ -19,7 +19,7 @@ PROBE = """
 import resource, torch
 
 # five times 64 MiB, after some that let the heap settle
-for _ in range(5):
+for _ in range(10):
     torch.ones(2**24)
 before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
 for _ in range(5):

@@ -142,11 +142,11 @@ def test_pretraining_trains_and_starts_a_segmenter(
 
 @pytest.mark.parametrize("backbone", ["resnet50d", "pyconvresnet18", "timm/resnet10t"])
 def test_every_backbone_can_be_a_classifier(config_file: Path, backbone: str) -> None:
+    words = ["TRAIN.backbone", backbone, "TRAIN.layers", ""]
     if backbone.startswith("timm/"):
         pytest.importorskip("timm")
-    network = build_network(
-        load_config(config_file, ["TRAIN.backbone", backbone, "TRAIN.layers", ""])
-    )
+        words += ["TRAIN.width", "1"]
+    network = build_network(load_config(config_file, words))
     assert network(torch.rand(2, 3, 64, 64)).logits.shape == (2, 3)
 
 
