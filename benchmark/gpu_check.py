@@ -289,7 +289,7 @@ def speed_of_engine(check: Check, engine: SlidingWindow, images: Sequence[np.nda
     ]
     by_shape = {window.shape: window for window in windows}
 
-    @torch.inference_mode()
+    @torch.no_grad()
     def bare() -> None:
         with torch.autocast(check.device.type, engine.dtype, enabled=mixed):
             for shape in shapes:

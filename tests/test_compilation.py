@@ -12,7 +12,7 @@ import torch
 from processes import run_processes
 from torch import Tensor, nn
 
-from stripseg.build import compile_engine
+from stripseg.engine import compile_engine
 from stripseg.config.errors import OutOfMemoryError
 from stripseg.config.load import find_config, load_config
 from stripseg.config.schema import Config
