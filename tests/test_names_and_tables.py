@@ -139,6 +139,14 @@ def test_values_of_dithering_are_named(capsys) -> None:
     assert "the values 60, 61 fill no area anywhere" in printed(capsys)
 
 
+def test_masks_of_8_and_of_16_bits_are_of_one_class(capsys) -> None:
+    masks(grey(0, 255, 255))
+    Image.fromarray((CLASSES > 0).astype(np.uint16) * 65535).save("ma/p1.png")
+    assert run()["DATA"]["classes"] == 2
+    assert np.array_equal(stored("p1"), CLASSES > 0)
+    assert "255 and 65535 are taken for the same class" in printed(capsys)
+
+
 def test_not_a_number_is_named() -> None:
     for index in range(4):
         label = CLASSES.astype(np.float32)

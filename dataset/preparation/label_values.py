@@ -34,6 +34,7 @@ INSTANCES = (1000, 256)  # class * 1000 + instance in Cityscapes and its kin, 25
 MOST_IDS = 254  # the largest class id of a label
 FEWEST_STEPS = 3  # values, multiples of SMALLEST_STEP, that are codes and not ids with gaps
 SMALLEST_STEP = 5
+FULL = (1, 255, 65535)  # what masks of 1, 8 and 16 bits hold beside 0
 IGNORED_FROM = 200  # a lone value this large, beside ids, may mean ignored
 
 
@@ -117,22 +118,23 @@ def number_indices(found: Sequence[Inspection], choices: Choices) -> ClassNumber
 
 
 def is_mask(found: Sequence[Inspection], stored: np.ndarray, choices: Choices) -> bool:
-    """Return whether all files hold 0 and 255 alone, or in some of them 0 and 1."""
+    """Return whether all files hold 0 and 255 alone, or some of them 0 and 1, or 0 and 65535."""
     values = set(stored.tolist())
-    if choices.ignore_given or not values <= {0, 1, 255} or 255 not in values or len(values) < 2:
+    if choices.ignore_given or not values <= {0, *FULL} or 255 not in values or len(values) < 2:
         return False
-    return not any({1, 255} <= set(item.values.tolist()) for item in found)
+    return all(len(set(item.values.tolist()) - {0}) <= 1 for item in found)
 
 
 def number_mask(found: Sequence[Inspection], stored: np.ndarray) -> ClassNumbering:
-    """Two classes: 0, and both 1 and 255."""
+    """Two classes: 0, and any of `FULL`."""
     warnings: tuple[str, ...] = ()
-    if 1 in stored:
+    codes = [code for code in FULL if code in stored]
+    if len(codes) > 1:
         by_code = {int(item.values.max()): item.label for item in found}
+        told = " and ".join(f"some of 0 and {code} ({by_code[code]})" for code in codes)
         warnings = (
-            f"some masks are of 0 and 1 ({by_code[1]}) and some of 0 and 255 "
-            f"({by_code[255]}); 1 and 255 are taken for the same class. If 255 is to be "
-            "ignored: --ignore 255",
+            f"{told.replace('some', 'some masks are', 1)}; {' and '.join(map(str, codes))} are "
+            "taken for the same class. If 255 is to be ignored: --ignore 255",
         )
     return ClassNumbering(
         stored,
