@@ -3,6 +3,8 @@
 What goes to stderr, times, paths and progress bars are left out.
 """
 
+import base64
+import io
 import os
 import re
 import sys
@@ -11,9 +13,11 @@ from pathlib import Path
 
 import nbclient
 import nbformat
+from PIL import Image
 
 HERE = Path(__file__).resolve().parent
 KEPT = ("text/plain", "image/png")  # of what a cell displays
+LARGEST = 800  # pixels of a picture's longer side
 FOLDER = re.compile(re.escape(tempfile.gettempdir()) + r"(/tmp\w+)+")
 TIMES = re.compile(r"^\d\d:\d\d:\d\d | [\d.]+ s/step .*", re.MULTILINE)
 OVERWRITTEN = re.compile(r"[^\n]*\r(?!\n)")  # progress: the terminal shows what follows
@@ -55,7 +59,17 @@ def tidy(notebook: nbformat.NotebookNode) -> None:
             output.data = {kind: output.data[kind] for kind in KEPT if kind in output.data}
             output.metadata = {}
             if "image/png" in output.data:
+                output.data["image/png"] = smaller(output.data["image/png"])
                 output.data["text/plain"] = "a picture"  # not the address of an object
+
+
+def smaller(picture: str) -> str:
+    """A PNG in base64 with 128 colours, at most LARGEST pixels long."""
+    image = Image.open(io.BytesIO(base64.b64decode(picture)), formats=["PNG"]).convert("RGB")
+    image.thumbnail((LARGEST, LARGEST))
+    packed = io.BytesIO()
+    image.quantize(128).save(packed, "PNG", optimize=True)
+    return base64.b64encode(packed.getvalue()).decode()
 
 
 if __name__ == "__main__":
