@@ -131,6 +131,9 @@ class Calibration:
     def __init__(
         self, config: Config, dataset: EvaluationSet, network: OnnxNetwork, windows: int
     ) -> None:
+        if network.window:  # the only one that the export takes
+            sides = dict(zip(("test_h", "test_w"), network.window, strict=True))
+            config = config.model_copy(update={"TEST": config.TEST.model_copy(update=sides)})
         recorder = Recorder(config.DATA.classes)
         engine = build_engine(config, recorder, device=CPU, dtype=torch.float32, batch_size=1)
         chosen = np.unique(np.linspace(0, len(dataset) - 1, windows).round().astype(int))

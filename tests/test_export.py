@@ -26,6 +26,7 @@ from stripseg.config.load import config_from
 from stripseg.export import export_network, free_axes
 from stripseg.model.build import build_network
 from stripseg.onnx_network import KEY, PIXELS, OnnxNetwork, OpenVinoNetwork
+from stripseg.quantization import quantize
 from stripseg.tool import export as export_tool
 from stripseg.tool import main as command
 from stripseg.tool import quantize as quantize_tool
@@ -247,6 +248,9 @@ def test_a_fixed_window(exported: tuple[TrainedNetwork, Path], tmp_path: Path, c
     assert figures["mIoU"] == pytest.approx(fixed.test(data_root=root).mean_iou)
     with pytest.raises(stripseg.StripsegError, match="for windows of 48x64 alone, not 32x32"):
         fixed.predict(np.zeros((90, 90, 3), np.uint8), window=(32, 32))
+    words = ["DATA.data_root", root, "TEST.test_list", "train.txt"]
+    int8, _ = quantize(path, tmp_path / "int8.onnx", words=words, windows=2)
+    assert stripseg.load(int8, device="cpu").network.window == (48, 64)
 
 
 def facts_of(model: onnx.ModelProto) -> dict:
