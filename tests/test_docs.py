@@ -142,6 +142,8 @@ def checkout(tmp_path_factory: pytest.TempPathFactory) -> Path:
     write_programs(place / ".venv/bin")
     write_shapes(place / "dataset/shapes/data", train=16, val=4, height=72, width=88)
     write_shapes(place / "camvid", train=8, val=2, height=72, width=88)
+    for name in ("names.txt", "colors.txt"):  # of the shapes: CamVid has other classes
+        (place / "camvid" / name).unlink()
     shutil.copy(next((place / "camvid").rglob("*.jpg")), place / "photo.jpg")
     write_config(place, "shapes/shapes_spnet18.yaml")
     write_config(place, "camvid/camvid_spnet18.yaml", DATA={"labels": "train_id"})
