@@ -307,7 +307,7 @@ def test_another_depth_is_told_by_its_option(trained_config: Path) -> None:
 
 
 def test_a_finished_run_is_not_taken_for_one_of_other_options(trained_config: Path, capsys) -> None:
-    words = ["--config", str(trained_config), "TRAIN.epochs", "1"]
+    words = ["--config", str(trained_config), "TRAIN.epochs", "1", "TRAIN.evaluate", "False"]
     train.main([*words, "TRAIN.print_freq", "7"])  # changes nothing
     assert "nothing to do" in capsys.readouterr().out
     with pytest.raises(TrainingError, match=r"finished, with another TRAIN.loss .*--fresh"):
