@@ -137,7 +137,7 @@ def with_listed_names(choices: Choices, folder: Path) -> Choices:
         rows = [line.split(",", 1) for line in read_text(path).splitlines()]
         values = {}
         for number, row in enumerate(rows[1:], 2):
-            if len(row) == 2 and row[0].strip().isdecimal() and row[1].strip():
+            if len(row) == 2 and re.fullmatch(r"\s*[0-9]{1,9}\s*", row[0]) and row[1].strip():
                 values[int(row[0])] = row[1].strip()
             elif row != [""]:
                 raise DataError(f"{path}, line {number}: expected 'value, class'")

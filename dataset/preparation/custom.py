@@ -82,7 +82,7 @@ def without_numbers(lines: Sequence[str]) -> Sequence[str]:
 
     Where nothing but a colour would begin a line, the numbers are its own.
     """
-    found = [re.fullmatch(r"\s*(\d+)[\s,;:]+(.*)", line) for line in lines]
+    found = [re.fullmatch(r"\s*([0-9]{1,9})[\s,;:]+(.*)", line) for line in lines]
     numbers = [int(match[1]) for match in found if match is not None]
     counted = any(numbers == list(range(start, start + len(lines))) for start in (0, 1))
     if len(lines) < 2 or not counted:
