@@ -12,10 +12,10 @@ import torch
 from processes import run_processes
 from torch import Tensor, nn
 
-from stripseg.engine import compile_engine
 from stripseg.config.errors import OutOfMemoryError
 from stripseg.config.load import find_config, load_config
 from stripseg.config.schema import Config
+from stripseg.engine import compile_engine
 from stripseg.model.build import build_network
 from stripseg.training_run import build_trainer
 from stripseg.util.distributed import process_group
