@@ -322,6 +322,21 @@ def test_an_engine_that_cannot_compile_says_so_once(monkeypatch, error, told: st
     assert told in message
 
 
+def test_an_engine_goes_on_where_there_is_no_compiler_at_all(monkeypatch) -> None:
+    def compiler(work):
+        raise RuntimeError("torch.compile is not supported on Python 3.99")
+
+    said: list[str] = []
+    monkeypatch.setattr(torch, "compile", compiler)
+    engine = engine_of()
+    engine.warn = said.append
+    engine.compile(network=True)
+    for _ in range(2):
+        assert torch.equal(engine.predict(photo(40, 90)), engine_of().predict(photo(40, 90)))
+    assert len(said) == 2
+    assert all("not supported on Python 3.99" in line for line in said)
+
+
 @pytest.mark.parametrize(
     ("device", "images", "words", "expected"),
     [

@@ -138,20 +138,23 @@ class CompiledOrPlain:
     """
 
     def __init__(self, work: Callable, plain: Callable, warn: Callable[[str], None]) -> None:
-        self.compiled: Callable | None = torch.compile(work)
+        self.work = work
+        self.compiled: Callable | None = None
+        self.failed = False
         self.plain = plain
         self.warn = warn
 
     def __call__(self, *given: Any) -> Any:
-        if self.compiled is not None:
-            try:
+        if not self.failed:
+            try:  # torch.compile itself fails with a Python that it does not know
+                self.compiled = self.compiled or torch.compile(self.work)
                 return self.compiled(*given)
             except Exception as error:  # those of the compiler have no common base class
                 if is_out_of_memory(error):
                     raise
                 reason = (str(error).strip() or type(error).__name__).splitlines()[0]
                 self.warn(f"warning: TEST.compile: not possible ({reason}); continuing without it")
-                self.compiled = None
+                self.failed = True
         return self.plain(*given)
 
 
