@@ -67,6 +67,18 @@ def test_masks_of_objects_and_of_several_kinds_ask(first: str, second: str, mess
         run()
 
 
+def test_a_mask_that_is_called_like_an_image_is_its_label() -> None:
+    for index in range(2):  # p0.png and p1.png have no label
+        for side in ("left", "right"):
+            Image.open("im/p3.png").save(f"im/p{index}_{side}.png")
+            grey(0, 255, 255)(CLASSES).save(f"ma/p{index}_{side}.png")
+    run("--leave-out-broken")
+    lists = [Path("dataset/mine", f"{part}.txt").read_text() for part in ("train", "val")]
+    assert sorted(line.split()[0] for line in "".join(lists).splitlines()) == [
+        f"im/p{index}_{side}.png" for index in range(2) for side in ("left", "right")
+    ]
+
+
 def test_masks_of_objects_in_a_folder_of_each_picture_are_named(home: Path) -> None:  # noqa: F811
     for index in range(2):
         for part, name in (

@@ -113,15 +113,20 @@ def by_class(
     """Which mask is of which picture and class; None where that is not certain.
 
     All files must fit one of the three ways to call them, some picture must have several masks, and
-    every class several pictures, where there are several.
+    every class several pictures, where there are several. A file that is called like a picture is
+    the label of that one.
     """
     by_name = {keys[1].casefold(): path for path, keys in keys_of(image_files, images).items()}
     if len(by_name) < len(image_files):
         return None
+    places = {
+        path: PurePosixPath(path.relative_to(labels).as_posix()).with_suffix("") for path in files
+    }
+    if any(str(place).casefold() in by_name for place in places.values()):
+        return None
     for divide in (class_folder, picture_folder, ending):
         found: Found = {}
-        for path in files:
-            place = PurePosixPath(path.relative_to(labels).as_posix()).with_suffix("")
+        for path, place in places.items():
             name, image = divide(place, by_name)
             if image is None or name in found.setdefault(image, {}):
                 break
