@@ -127,17 +127,24 @@ class PredictionFiles:
         """Remove what the last test in this folder wrote of images that are not of this one.
 
         Returns:
-            How many predictions went. Files that no test has recorded stay.
+            How many predictions went. Files that no test has recorded stay, and those that were
+            changed after that, such as predictions corrected by hand.
         """
         record = self.gray.parent / RECORD
         try:
             written = set(record.read_text(encoding="utf-8").splitlines())
+            recorded = record.stat().st_mtime_ns
         except (OSError, UnicodeDecodeError):
-            written = set()
-        gone = [p for p in self.left_over() if p.relative_to(self.gray).as_posix() in written]
-        for path in gone:
-            path.unlink()
-            (self.color / path.relative_to(self.gray)).unlink(missing_ok=True)
+            written, recorded = set(), 0
+        gone = [
+            path.relative_to(self.gray)
+            for path in self.left_over()
+            if path.relative_to(self.gray).as_posix() in written
+            and path.stat().st_mtime_ns <= recorded
+        ]
+        for file in gone:
+            (self.gray / file).unlink()
+            (self.color / file).unlink(missing_ok=True)
         write_lines(record, sorted(self.relative.values()))
         return len(gone)
 

@@ -189,3 +189,7 @@ def test_a_second_test_replaces_what_the_first_one_wrote(tmp_path: Path) -> None
         assert files.replace_earlier() == gone
     left = sorted(p.name for p in (tmp_path / "result").rglob("*.png"))
     assert left == ["b.png", "b.png", "own.png"]
+    corrected = tmp_path / "result/gray/b.png"
+    os.utime(corrected, ns=(0, (tmp_path / "result/.predictions").stat().st_mtime_ns + 1))
+    assert PredictionFiles(tmp_path / "result", ["c.jpg"], colors).replace_earlier() == 0
+    assert corrected.is_file()
