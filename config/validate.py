@@ -489,7 +489,7 @@ def _names(config: Config) -> list[Missing]:
     if path is None or not os.path.isfile(path):
         return []
     lines = Path(path).read_text(encoding="utf-8", errors="replace").splitlines()
-    names = [line for line in lines if line.strip() and not line.startswith("# ")]
+    names = [line for line in lines if not re.match(r"\s*(#\s|#?$)", line)]
     if len(names) == classes:
         return []
     sentence = (

@@ -69,6 +69,9 @@ def test_comments_and_blank_lines_are_no_names_of_classes(capsys) -> None:
     Path("n.txt").write_text("# mine\nroad\n\ncar\ncar\n")
     told = doctor(capsys, classes=3, names_path="n.txt")
     assert "two classes are called 'car'" in told
+    Path("n.txt").write_text("  # mine\n#\nroad\n#car\ncar\n")
+    told = doctor(capsys, classes=3, names_path="n.txt")
+    assert "n.txt" not in told
 
 
 @pytest.mark.parametrize(
