@@ -15,6 +15,7 @@ from stripseg.config.errors import DataError
 from stripseg.config.load import load_config
 from stripseg.dataset.annotations.yolo import class_names
 from stripseg.dataset.description import read_names
+from stripseg.dataset.preparation import check
 from stripseg.dataset.preparation.custom import read_table
 from stripseg.dataset.results import PredictionFiles
 from stripseg.training_run import training_data
@@ -159,10 +160,14 @@ def test_not_a_number_is_named() -> None:
         run()
 
 
-def test_training_on_nothing_but_ignored_pixels_is_refused() -> None:
+def test_training_on_nothing_but_ignored_pixels_is_refused(monkeypatch) -> None:
+    """Unless it is that of the first images only that are looked at."""
+    monkeypatch.setattr(check, "QUICK", 2)
     masks(grey(255, 255, 255))
-    with pytest.raises(DataError, match="every pixel of 4 labels is ignored"):
+    with pytest.raises(DataError, match="every pixel of all labels that were looked at is ignored"):
         training_data(load_config(Path(config(3))))
+    grey(0, 1, 2)(CLASSES).save("ma/p2.png")
+    assert len(training_data(load_config(Path(config(3)))))
 
 
 def test_archives_files_and_circles_of_links(home: Path) -> None:  # noqa: F811

@@ -19,6 +19,7 @@ from ...util.images import LabelFile, stored_channels, stored_size
 from ..description import default_colors
 from ..labels import LabelEncoding, read_stored
 from ..lists import Pair
+from ..loader import class_pixels
 from ..segmentation import EvaluationSet, TrainingSet, read_pair
 from .class_numbering import MOST_LEVELS, counted_objects, named
 from .label_colours import differing_palettes
@@ -120,10 +121,12 @@ def refuse_bad_data(
         pixels += seen.pixels
         drawn &= bool(seen.pixels[0] and seen.pixels[255])
     if not pixels[: dataset.encoding.classes].any() and skipped < len(chosen):
-        raise DataError(
-            f"{dataset.pairs[chosen[0]].label} and others: every pixel of {len(chosen)} labels is "
-            f"ignored, so that nothing would be learnt. To look at all: {command}"
-        )
+        more = class_pixels(dataset.pairs, dataset.encoding)  # few images may be labelled
+        if not more.any():
+            raise DataError(
+                f"{dataset.pairs[chosen[0]].label} and others: every pixel of all labels that were "
+                f"looked at is ignored, so that nothing would be learnt. To look at all: {command}"
+            )
     if (reason := mask_of_two_values(pixels, dataset.encoding, drawn=drawn)) is not None:
         raise DataError(f"{dataset.pairs[chosen[0]].label} and others: {reason}")
     doubt = doubt_of_classes(pixels[: dataset.encoding.classes])
