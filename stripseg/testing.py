@@ -171,7 +171,7 @@ def run_segmentation_test(
     in_parts = config.TEST.index_start or config.TEST.index_step
     whole = config.TEST.save_predictions and not config.TEST.has_prediction and not in_parts
     if whole and (gone := files.replace_earlier()):
-        log.info(f"{gone} prediction(s) of the last test here, of other images, are removed")
+        log.warning(f"{gone} prediction(s) of the last test here, of other images, are removed")
     if (left := files.left_over()) and not in_parts:
         log.warning(
             f"{files.gray} has {len(left)} prediction(s) that this test did not write, such as "

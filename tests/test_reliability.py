@@ -197,6 +197,7 @@ def test_a_full_disk_leaves_the_files_before_and_the_training(
     shutil.rmtree(tmp_path / "run/model")
     trainer.fit()
     assert read_checkpoint(tmp_path / "run/model/last.pth")["step"] == 6
+    assert read_checkpoint(tmp_path / "run/model/best.pth")["step"] == 6  # epoch 1's was lost
 
 
 def test_a_new_run_starts_at_start_epoch(small_config: Path) -> None:

@@ -209,6 +209,7 @@ class CheckpointFolder:
         self.keep = keep
         self.warn = warn
         self.failure: str | None = None  # why the newest state could not be written
+        self._best_lost = False
         self._writer = ThreadPoolExecutor(1)
         self._written: Future | None = None
 
@@ -226,6 +227,12 @@ class CheckpointFolder:
             self._written.result()
             self._written = None
 
+    def lost_best(self) -> bool:
+        """Return whether the best one so far could not be written; told once."""
+        self.finish()
+        lost, self._best_lost = self._best_lost, False
+        return lost
+
     def _write(self, content: dict[str, Any], epoch: int | None, best: bool) -> None:
         try:
             self.folder.mkdir(parents=True, exist_ok=True)  # may have been removed meanwhile
@@ -237,6 +244,7 @@ class CheckpointFolder:
             self.failure = None
         except (OSError, RuntimeError) as error:  # PyTorch's writer raises the latter
             self.failure = str(error)
+            self._best_lost |= best
             self.warn(
                 f"{self.last}: THE CHECKPOINT COULD NOT BE WRITTEN ({error}); training continues, "
                 "the checkpoints before it are as they were. Make room on the disk"

@@ -355,7 +355,9 @@ class SlidingWindow:
         """Resize the logits (1 or 2, K, h', w') of a window to it, and add their softmax."""
         height, width = self.settings.crop
         chunks = list(self._chunks(0, height, 2 * width, logits.device))
-        compiled = self.window_scores is not window_scores and logits.device == self.device
+        work = self.window_scores
+        compiled = isinstance(work, CompiledOrPlain) and not work.failed
+        compiled &= logits.device == self.device
         if compiled or (logits.is_cuda and len(chunks) == 1):
             logits = logits.contiguous(memory_format=torch.channels_last)
             scores.add(window, self.window_scores(logits, self.settings.crop))

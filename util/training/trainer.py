@@ -98,6 +98,7 @@ class Trainer:
         self.on_epoch = on_epoch
         self.step = train.start_epoch * loader.steps_per_epoch  # optimizer steps done
         self.best_score = -1.0
+        self.former_best = -1.0
         self.ema = EMA(segmenter, train.average_decay) if train.average_decay else None
         self.train_step = TrainingStep(
             network,
@@ -207,8 +208,10 @@ class Trainer:
                 "val": figures["val"],
                 "protocol": self.protocol,
             }
+            self._forget_lost_best()
             improved = scores.score > self.best_score
-            self.best_score = max(self.best_score, scores.score)
+            if improved:
+                self.former_best, self.best_score = self.best_score, scores.score
         # before the checkpoint: a resumed run does not repeat this
         self.run_log.write_epoch(self.step, figures)
         due = epoch % train.save_freq == 0 or last
@@ -274,8 +277,15 @@ class Trainer:
         late = time.monotonic() - self.last_save > 60 * train.save_minutes
         return process_group.any_process(late and process_group.is_main())
 
+    def _forget_lost_best(self) -> None:
+        """Let the best score be that of `best.pth`, where a better one could not be written."""
+        if process_group.any_process(self.checkpoints.lost_best()):
+            self.best_score = self.former_best
+
     def save(self, *, epoch: int | None = None, best: bool = False) -> None:
         """Write `last.pth`; keep it as an epoch's and as the best one where these say so."""
+        if not best:
+            self._forget_lost_best()
         content = self.state_dict()
         if process_group.is_main():
             self.checkpoints.save(content, epoch=epoch, best=best)
