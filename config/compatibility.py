@@ -56,5 +56,6 @@ def check_same_network(content: Mapping[str, Any], config: Config, *, origin: st
         if before != given[section][key]:
             raise CheckpointError(
                 f"{origin}: was trained with {section}.{key} {before}, and now it is "
-                f"{given[section][key]}; use the config beside the checkpoint, or set the option"
+                f"{given[section][key]}; give {section}.{key} {before} to this command, too "
+                "(`stripseg test FILE` takes the checkpoint's own config)"
             )
