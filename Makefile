@@ -17,6 +17,7 @@ RUN := $(VENV)/bin/python
 SOURCES := setup.py requirements.txt pyproject.toml
 # The dependencies are 14,000 files, most of which are never imported: Python compiles the others when it first does.
 INSTALL := -m pip install --disable-pip-version-check --quiet --no-compile -e
+INSTALLING := "installing into $(VENV), some minutes and 5 GB: PyTorch comes with its CUDA libraries"
 unexport PYTHONDONTWRITEBYTECODE
 
 .PHONY: demo test test-long test-oldest test-gpu gpu-check benchmark lint types docs audit release install setup clean
@@ -74,14 +75,17 @@ $(VENV)/bin/python:
 	$(PYTHON) -m venv $(VENV)
 
 $(VENV)/.installed: $(VENV)/bin/python $(SOURCES)
+	@echo $(INSTALLING)
 	$(RUN) $(INSTALL) .
 	touch $@
 
 $(VENV)/.installed-test: $(VENV)/bin/python $(SOURCES)
+	@echo $(INSTALLING)
 	$(RUN) $(INSTALL) '.[test]'
 	touch $@ $(VENV)/.installed
 
 $(VENV)/.installed-dev: $(VENV)/bin/python $(SOURCES)
+	@echo $(INSTALLING)
 	$(RUN) $(INSTALL) '.[test,docs,dev]'
 	touch $@ $(VENV)/.installed-test $(VENV)/.installed
 

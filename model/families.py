@@ -1,4 +1,4 @@
-"""Tables of how each author names the tensors of a network: their keys <-> ours.
+"""Tables of how each author names the tensors of a network, beside the names of stripseg.
 
 A family is recognised by the keys of a file, never by its name. To know another author's files,
 add a `Family` here.
@@ -8,7 +8,7 @@ import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
-Pairs = tuple[tuple[str, str], ...]  # (theirs, ours)
+Pairs = tuple[tuple[str, str], ...]  # (author, stripseg)
 
 
 @dataclass(frozen=True)
@@ -20,7 +20,7 @@ class Family:
         marks: regular expressions; each must match some key of the file as a whole.
         prefixes: how a key begins; the first pair that fits is applied.
         infixes: parts within a key, applied after the prefix, each at most once.
-        unused: keys that have no place in our networks.
+        unused: keys that have no place in the networks of stripseg.
         always: regular expressions; the author's program knows no network without such a key.
         never: a regular expression of keys that it does not know.
         whole: a whole segmentation network; otherwise a backbone, perhaps with a classifier.
@@ -39,14 +39,14 @@ class Family:
         keys = tuple(keys)
         return all(any(re.fullmatch(mark, key) for key in keys) for mark in self.marks)
 
-    def ours(self, key: str) -> str:
-        """Their key -> our key."""
+    def to_stripseg(self, key: str) -> str:
+        """The author's key -> stripseg's key."""
         return substitute(key, self.prefixes, self.infixes)
 
-    def theirs(self, key: str) -> str:
-        """Our key -> their key."""
+    def to_author(self, key: str) -> str:
+        """stripseg's key -> the author's key."""
         prefixes, infixes = (
-            tuple((ours, theirs) for theirs, ours in pairs)
+            tuple((stripseg, author) for author, stripseg in pairs)
             for pairs in (self.prefixes, self.infixes)
         )
         return substitute(key, prefixes, infixes)
@@ -62,9 +62,9 @@ def substitute(key: str, prefixes: Pairs, infixes: Pairs) -> str:
     return key
 
 
-def below(theirs: str, ours: str, pairs: Pairs) -> Pairs:
-    """`pairs` of a module, with its prefix in their names and in ours."""
-    return tuple((theirs + old, ours + new) for old, new in pairs)
+def below(author: str, stripseg: str, pairs: Pairs) -> Pairs:
+    """`pairs` of a module, with its prefix in the author's names and in stripseg's."""
+    return tuple((author + old, stripseg + new) for old, new in pairs)
 
 
 STRIP_POOLING_MODULE: Pairs = (
@@ -97,9 +97,9 @@ SEMSEG_NETWORK: Pairs = (
 )
 SEMSEG_CLASSIFIER: Pairs = (("cls.4.", "head.classifier."), ("cls.", "head.conv."))
 PYRAMID_POOLING: Pairs = tuple(
-    (f"ppm.features.{level}.{theirs}.", f"head.pyramid.reduce.{level}.{ours}.")
+    (f"ppm.features.{level}.{author}.", f"head.pyramid.reduce.{level}.{stripseg}.")
     for level in range(16)
-    for theirs, ours in ((1, 0), (2, 1))
+    for author, stripseg in ((1, 0), (2, 1))
 )
 POINTWISE_SPATIAL_ATTENTION: Pairs = (
     ("psa.reduce.", "head.attention.0.reduce."),
@@ -306,17 +306,19 @@ def recognise(keys: Iterable[str], target: Iterable[str] = ()) -> Family | None:
 
 
 def authors_keys(state: Mapping, family: Family) -> dict:
-    """Our tensors under the author's names.
+    """The tensors of `state` under the author's names.
 
     Raises:
         ValueError: the author has no name for some of them.
     """
-    renamed = {family.theirs(key): value for key, value in state.items()}
-    begins = tuple(ours for _, ours in family.prefixes)
+    renamed = {family.to_author(key): value for key, value in state.items()}
+    begins = tuple(stripseg for _, stripseg in family.prefixes)
     stray = [
         key
-        for key, theirs in zip(state, renamed, strict=False)
-        if not key.startswith(begins) or ".strip_pooling." in theirs or family.ours(theirs) != key
+        for key, author in zip(state, renamed, strict=False)
+        if not key.startswith(begins)
+        or ".strip_pooling." in author
+        or family.to_stripseg(author) != key
     ]
     if stray or not family.fits(renamed):
         raise ValueError(

@@ -99,7 +99,7 @@ def load_weights(network: nn.Module, content: Mapping, *, origin: str, exact: bo
         raise CheckpointError(differences(origin, family, target, state, *problems))
     usable = {k: v for k, v in state.items() if k in target and k not in new}
     network.load_state_dict({**target, **usable}, strict=True)
-    unused += [family.theirs(key) for key in spare]
+    unused += [family.to_author(key) for key in spare]
     return LoadReport(
         family.name,
         matched=len(usable),
@@ -154,8 +154,8 @@ def translate(
             f"known formats: {', '.join(f.name for f in FAMILIES)}"
         )
     unused = [key for key in state if family.unused and re.fullmatch(family.unused, key)]
-    ours = {family.ours(key): value for key, value in state.items() if key not in unused}
-    return family, ours, unused
+    renamed = {family.to_stripseg(k): value for k, value in state.items() if k not in unused}
+    return family, renamed, unused
 
 
 def wrappers_of(content: Mapping) -> list[str]:
@@ -239,12 +239,12 @@ def lacks_decoder(state: Mapping[str, Tensor], target: Mapping[str, Tensor]) -> 
 
 
 def has_timm_backbone(target: Mapping[str, Tensor]) -> bool:
-    return any(key.startswith(TIMM.ours("")) for key in target)
+    return any(key.startswith(TIMM.to_stripseg("")) for key in target)
 
 
 def is_behind_timm(key: str, target: Mapping[str, Tensor]) -> bool:
     """True for layers after the features in timm's own network, such as its classifier."""
-    part = TIMM.ours("") + key.removeprefix(TIMM.ours("")).partition(".")[0]
+    part = TIMM.to_stripseg("") + key.removeprefix(TIMM.to_stripseg("")).partition(".")[0]
     return key.startswith(part) and not any(k.startswith(part + ".") for k in target)
 
 

@@ -21,7 +21,7 @@ from .util.inference.sliding_window import (
 )
 from .util.precision import choose_precision, set_numerics
 
-WORTH_COMPILING = 500  # images of a test, which save what the compiler takes, some seconds
+IMAGES_WORTH_COMPILING = 500  # images of a test, which save what the compiler takes, some seconds
 
 
 def build_engine(
@@ -56,7 +56,7 @@ def compile_engine(config: Config, engine: SlidingWindow, images: int) -> None:
     wanted = config.TEST.compile
     if wanted == "auto":
         on_gpu = engine.device.type == "cuda"
-        wanted = on_gpu and images >= WORTH_COMPILING and not config.TRAIN.deterministic
+        wanted = on_gpu and images >= IMAGES_WORTH_COMPILING and not config.TRAIN.deterministic
     if wanted:
         engine.compile(network=config.TEST.compile is True)
 

@@ -354,8 +354,10 @@ def compare(
             rows.append(comparison(reference(image), run(image), shape))
         except Exception as error:  # runtimes may raise any exception
             reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+            remedy = "" if window else "; --window HEIGHT WIDTH exports it for one size"
             raise ExportError(
-                f"not written; the export does not run at {' x '.join(map(str, shape))}: {reason}"
+                f"not written; the export does not run at {' x '.join(map(str, shape))}: "
+                f"{reason}{remedy}"
             ) from error
     return rows
 

@@ -45,7 +45,7 @@ from .util.files import atomic_write
 from .util.inference.classification import classification_table
 from .util.inference.evaluator import Evaluator, ImageResult
 from .util.inference.sliding_window import SlidingWindow
-from .util.logger import progress
+from .util.logger import counted, progress
 from .util.metrics import ConfusionMatrix, Scores, check_prediction, score_table
 from .util.precision import name_of
 from .validation import classification_scores
@@ -153,7 +153,7 @@ def run_segmentation_test(
     units_of(names, groups)  # a wrong expression is told before the test, not after it
     submission = submission_of(config, folder)
     files = PredictionFiles(folder, names, classes.colors, submission)
-    log.info(f"{len(dataset)} images of {config.TEST.test_list} ({config.TEST.split})")
+    log.info(f"{counted(len(dataset), 'image')} of {config.TEST.test_list} ({config.TEST.split})")
     if config.TEST.has_prediction:
         facts = facts_of(config, classes)
         outcome = score_saved(config, dataset, files)
@@ -292,7 +292,7 @@ def run_classification_test(config: Config, device: torch.device, log: logging.L
     batch_size = test.batch_size or CLASSIFIED_PER_BATCH
     dataset = build_evaluation_images(config, test.split)
     names = class_names(config, dataset.images)
-    log.info(f"{len(dataset)} images of {config.DATA.data_root} ({test.split})")
+    log.info(f"{counted(len(dataset), 'image')} of {config.DATA.data_root} ({test.split})")
     network = load_network(config, device)
     log.info(f"weights: {test.model_path}")
     dtype = evaluation_dtype(config, device)

@@ -28,7 +28,7 @@ from .model_card import card_of_run
 from .util.checkpoint import CheckpointFolder, read_checkpoint
 from .util.distributed import process_group
 from .util.files import link_or_copy
-from .util.logger import run_logger
+from .util.logger import counted, run_logger
 from .util.memory import explained_out_of_memory, training_remedies
 from .util.precision import choose_precision, set_numerics
 from .util.training.losses import SegmentationLoss, balanced_class_weights, loss_of
@@ -276,8 +276,9 @@ def describe_run(plan: Plan, parts: Parts) -> None:
     millions = sum(p.numel() for p in parts.segmenter.parameters()) / 1e6
     plan.log.info(
         f"{train.arch} on {train.backbone}, {millions:.2f}M parameters, {config.DATA.classes} "
-        f"classes; {len(loader.dataset)} images, {loader.steps_per_epoch} steps per epoch of batch "
-        f"{train.batch_size}, {train.epochs} epochs; {process_group.world_size()} process(es) on "
+        f"classes; {counted(len(loader.dataset), 'image')}, "
+        f"{counted(loader.steps_per_epoch, 'step')} per epoch of batch {train.batch_size}, "
+        f"{counted(train.epochs, 'epoch')}; {counted(process_group.world_size(), 'process')} on "
         f"{plan.device.type}, {str(plan.dtype).removeprefix('torch.')}"
     )
 

@@ -100,6 +100,15 @@ def test_smoothed_edges_ask(home: Path) -> None:
     assert run("--snap")["DATA"]["classes"] == 2
 
 
+@pytest.mark.parametrize(("value", "words"), [(255, []), (254, ["--ignore", "254"])])
+def test_ids_beside_an_ignored_area_are_classes(home: Path, value: int, words: list[str]) -> None:
+    """They lie near each other, as the noise of JPEG does around a value; but they fill areas."""
+    stripes = np.repeat([0, 1, 2, 3, 4, 5, value], [112, 20, 16, 12, 8, 4, 20])
+    masks(lambda _: Image.fromarray(np.tile(stripes.astype(np.uint8), (SIZE, 1))))
+    assert run(*words)["DATA"]["classes"] == 6
+    assert set(np.unique(stored())) == {0, 1, 2, 3, 4, 5, 255}
+
+
 def test_colours_of_jpeg_ask(home: Path) -> None:
     colors = np.array([(0, 0, 0), (128, 0, 0), (0, 128, 0)], np.uint8)
     masks(lambda ids: Image.fromarray(colors[ids]), "jpg", quality=90, subsampling=0)

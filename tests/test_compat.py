@@ -61,7 +61,7 @@ def test_an_authors_network_has_exactly_the_authors_tensors(name: str):
 def test_keys_go_to_ours_and_back(name: str):
     content = listed(name)[1]
     family = recognise(content)
-    ours = {family.ours(key): value for key, value in content.items()}
+    ours = {family.to_stripseg(key): value for key, value in content.items()}
     assert len(ours) == len(content)
     assert list(authors_keys(ours, family)) == list(content)
 

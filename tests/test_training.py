@@ -14,6 +14,7 @@ from stripseg.config.errors import CheckpointError, TrainingError
 from stripseg.config.load import load_config
 from stripseg.training_run import build_trainer
 from stripseg.util.checkpoint import read_checkpoint
+from stripseg.util.logger import counted
 
 CPU = torch.device("cpu")
 
@@ -76,7 +77,7 @@ def test_two_processes_equal_one(small_config: Path, tmp_path: Path) -> None:
         place = ["TRAIN.save_path", str(folder)]
         done = run_train(small_config, *overrides, *place, processes=processes)
         assert done.returncode == 0, done.stderr
-        assert f"{processes} process(es)" in done.stdout
+        assert counted(processes, "process") in done.stdout
         results[processes] = torch.load(folder / "last.pth", weights_only=True)
         losses[processes] = float(re.search(r"loss (\S+) main", done.stdout)[1])
     assert results[1]["step"] == results[2]["step"] == 1

@@ -68,6 +68,7 @@ from stripseg.dataset.preparation import class_masks, custom, parquet, rasters
 from stripseg.dataset.preparation import match as inspection
 from stripseg.dataset.preparation.class_numbering import (
     ClassNumbering,
+    class_names,
     read_choices,
     with_listed_names,
 )
@@ -75,7 +76,7 @@ from stripseg.dataset.preparation.convert import convert
 from stripseg.dataset.preparation.label_values import number_classes
 from stripseg.dataset.preparation.sbd import train_aug_ids, write_train_aug
 from stripseg.util.files import write_lines
-from stripseg.util.logger import progress, visible
+from stripseg.util.logger import counted, progress, visible
 
 INCOMPLETE = 1
 WIDEST_LINE = 1000  # pixels
@@ -430,7 +431,7 @@ def cut_rasters(options: argparse.Namespace) -> None:
     rasters.cut_pairs(pairs, options.images, folder, options.windows, cut)
     if cut.windows == 0:
         raise DataError(f"{options.images}: no raster with a label holds data")
-    print(f"{len(pairs)} raster(s) are cut into {cut.windows} windows: {folder}/")
+    print(f"{counted(len(pairs), 'raster')} cut into {counted(cut.windows, 'window')}: {folder}/")
     if cut.without_data:
         print(f"warning: {rasters.said_of(cut)}", file=sys.stderr)
         options.ignore = cut.ignore
@@ -491,6 +492,8 @@ def write_dataset(
     chosen = custom.recipe(training, numbering)
     custom.write_config(config, content, {key: reason for key, (_, reason) in chosen.items()})
     print(class_summary(found, numbering))
+    if numbering.names == class_names(len(numbering.names)):
+        print(f"the classes have no names yet: write them into {folder}/names.txt, one per line")
     for line in custom.split_notes(found, len(validation)):
         print(line)
     if (bands := custom.bands_of(found)) > 3:

@@ -233,10 +233,11 @@ class CheckpointFolder:
         lost, self._best_lost = self._best_lost, False
         return lost
 
-    def _write(self, content: dict[str, Any], epoch: int | None, best: bool) -> None:
+    def _write(self, copied: dict[str, Any], epoch: int | None, best: bool) -> None:
+        content = arrived(copied)  # an error of the GPU is not one of the disk
         try:
             self.folder.mkdir(parents=True, exist_ok=True)  # may have been removed meanwhile
-            self.save_last(arrived(content))
+            self.save_last(content)
             if epoch is not None:
                 self.keep_epoch(epoch)
             if best:

@@ -97,7 +97,7 @@ def _decode(path: Path, content: bytes, flag: int, *, what: str) -> np.ndarray:
 
 
 def _refuse_inks(path: Path, content: bytes) -> None:
-    """Raises DataError for a TIFF of CMYK, whose bands are no light but ink."""
+    """Raises DataError for a TIFF of CMYK, whose bands are ink, not light."""
     try:
         with tifffile.TiffFile(io.BytesIO(content)) as file:
             page = file.pages[0]

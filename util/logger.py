@@ -19,6 +19,12 @@ QUIET = "STRIPSEG_QUIET"
 T = TypeVar("T")
 
 
+def counted(number: int, noun: str) -> str:
+    """A number with its noun: `1 step`, `2 steps`, `2 processes`."""
+    plural = "" if number == 1 else "es" if noun.endswith("s") else "s"
+    return f"{number} {noun}{plural}"
+
+
 def visible(text: str) -> str:
     """Text without line breaks and without the control characters that command a terminal."""
     return "".join(sign if sign.isprintable() else " " for sign in text)

@@ -131,12 +131,17 @@ class HostCopy:
 
     def __init__(self, tensor: Tensor) -> None:
         self.copy, self.event = tensor, None
-        if tensor.device.type == "cuda":
+        if tensor.device.type != "cuda":
+            return
+        try:
             self.copy = torch.empty_like(tensor, device="cpu", pin_memory=True)
-            self.copy.copy_(tensor, non_blocking=True)
-            self.event = torch.cuda.Event()
-            # by default it would be an event of the current GPU, which may be another one
-            self.event.record(torch.cuda.current_stream(tensor.device))
+        except RuntimeError:  # the system has no more memory to pin: a copy for which all waits
+            self.copy = tensor.to("cpu")
+            return
+        self.copy.copy_(tensor, non_blocking=True)
+        self.event = torch.cuda.Event()
+        # by default it would be an event of the current GPU, which may be another one
+        self.event.record(torch.cuda.current_stream(tensor.device))
 
     def tensor(self) -> Tensor:
         """The values, once they have arrived."""

@@ -134,7 +134,7 @@ def number_annotated(
         background: as the user says, or None for what the format does.
         usual: 255 colours for classes without one.
     Raises:
-        DataError: there is no class, or more than a label can hold.
+        DataError: no class is named, or more than a label can hold.
     """
     names = list(annotations.classes)
     own = next((name for name in names if name.lower() in BACKGROUND_NAMES), None)

@@ -165,7 +165,7 @@ def read_cifar(root: Path, split: str, *, classes: int) -> CifarImages:
     Args:
         classes: of CIFAR-100, 100 fine ones or 20 coarse ones.
     Raises:
-        DataError: there is no archive, or one of its files is missing, damaged or of other classes.
+        DataError: the archive or one of its files is missing, damaged or of other classes.
     """
     found = find_archive(root, classes)
     if found is None:

@@ -67,8 +67,8 @@ class PackedPairs:
         part: "train" or "val".
         command: the command that would make the copy again.
     Raises:
-        DataError: there is no such copy, it is damaged, of other labels, channels or files than
-            these, or a source has changed since.
+        DataError: the copy is missing, damaged, of other labels, channels or files than these,
+            or a source has changed since.
     """
 
     def __init__(

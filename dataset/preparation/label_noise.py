@@ -12,6 +12,7 @@ LARGE = 0.005  # share of the pixels from which a value is meant, where others a
 ENOUGH_SOLID = 0.1  # share of the pixels inside areas of one value from which these decide
 MEANT = 0.5  # share of the pixels that the values that are meant hold together, at least
 SMALLEST = 0.02  # of the largest share: a smaller one is noise
+FILLING = 0.2  # share of the other values' pixels inside areas from which these are classes
 STANDS_OUT = 0.3  # share that the commonest of neighbouring values has of them
 MOST_CANDIDATES = 512  # values of which a peak may be one, the commonest
 NEAR = 16  # grey levels or steps of a channel that noise moves a value by
@@ -71,6 +72,7 @@ def refuse_noise(found: Sequence[Inspection], stored: np.ndarray, shares: np.nda
         if shares[chosen].sum() < MEANT or max(meant) < 2 * FAR or len(meant) > MOST_LEVELS:
             return
         many = extra >= 4 and extra >= len(meant)
+        many = many and not fill_areas(found, stored[:, None], chosen)
         if not many and (len(meant) < 2 or not are_blends(found, stored[:, None], chosen)):
             return
     if extra == 0:
@@ -95,7 +97,7 @@ def refuse_colour_noise(
     extra = len(stored) - len(meant)
     lossy = changed_by(found)
     if lossy is None:
-        many = extra >= 4 and extra >= len(meant)
+        many = extra >= 4 and extra >= len(meant) and not fill_areas(found, channels, meant)
         blends = len(stored) <= MOST_CANDIDATES and are_blends(found, channels, meant)
         if shares[meant].sum() < MEANT or not (many or blends):
             return
@@ -114,6 +116,17 @@ def changed_by(found: Sequence[Inspection]) -> str | None:
     """What is known to have changed the values of a file."""
     item = next((item for item in found if item.lossy), None)
     return None if item is None else f"{item.label} is a {item.lossy}, which changes values"
+
+
+def fill_areas(found: Sequence[Inspection], points: np.ndarray, chosen: Sequence[int]) -> bool:
+    """Return whether the values but those chosen fill areas, as classes do and noise does not.
+
+    (n, channels) values: ids from 0 to 5 lie near each other like the noise around 0.
+    """
+    others = np.setdiff1d(np.arange(len(points)), chosen)
+    inside = sum((solid_of(item, points) for item in found), np.zeros(len(points)))
+    counts = sum((counts_of(item, points, item.counts) for item in found), np.zeros(len(points)))
+    return inside[others].sum() > FILLING * counts[others].sum()
 
 
 def are_blends(found: Sequence[Inspection], points: np.ndarray, chosen: Sequence[int]) -> bool:
@@ -157,7 +170,12 @@ def values_of_edges(found: Sequence[Inspection], classes: np.ndarray) -> list[in
 
 def solid_of(item: Inspection, points: np.ndarray) -> np.ndarray:
     """(n,) pixels of a label inside areas of each of the values, one or three channels each."""
+    return counts_of(item, points, item.solid)
+
+
+def counts_of(item: Inspection, points: np.ndarray, counts_of_values: np.ndarray) -> np.ndarray:
+    """(n,) counts of each of the values, from those of the label's own values."""
     packed = points @ (np.array([1 << 16, 1 << 8, 1]) if points.shape[1] == 3 else np.array([1]))
     counts = np.zeros(len(points))
-    counts[np.searchsorted(packed, item.values)] = item.solid
+    counts[np.searchsorted(packed, item.values)] = counts_of_values
     return counts

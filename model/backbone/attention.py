@@ -162,7 +162,7 @@ def build_attention(name: str, channels: int, norm_layer: NormLayer) -> nn.Modul
     """The module that `TRAIN.attention` names unless that is none, for (N, `channels`, H, W).
 
     Raises:
-        ValueError: there is no such module.
+        ValueError: no attention has this name.
     """
     of_gate = gate_norm if norm_layer is nn.BatchNorm2d else norm_layer
     build: dict[str, Callable[[], nn.Module]] = {

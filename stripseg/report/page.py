@@ -14,6 +14,7 @@ from ..config.schema import SECTIONS, Config
 from ..dataset.results import PredictionFiles
 from ..dataset.segmentation import EvaluationSet
 from ..util.files import write_text
+from ..util.logger import counted
 from ..util.memory import peak_memory
 from ..util.training.epoch_log import read_epochs
 from .breakdowns import breakdown_section, calibration_section
@@ -161,7 +162,7 @@ def verdict(test: Test) -> str:
     height, width = protocol["crop"]
     accuracy = np.trace(test.counts) / max(1, test.counts.sum())
     facts = [
-        f"{len(test.images)} images of the {config.TEST.split} split",
+        f"{counted(len(test.images), 'image')} of the {config.TEST.split} split",
         f"pixel accuracy {percent(float(accuracy))}",
         f"scale{'s' if len(protocol['scales']) > 1 else ''} {scales}",
         "averaged with mirrored images" if protocol["flip"] else "no mirroring",
@@ -509,7 +510,7 @@ def run_section(test: Test) -> str:
     ]
     images, seconds = test.speed
     took = (
-        f"{images} images were predicted in {seconds:.0f} s, "
+        f"{counted(images, 'image')} predicted in {seconds:.0f} s, "
         f"{images / max(seconds, 1e-9):.2f} a second"
         if images
         else "No image was predicted in this run"

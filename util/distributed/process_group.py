@@ -139,7 +139,7 @@ def named_device(name: str | torch.device | None) -> torch.device:
     """The device of a name such as "cpu" or "cuda:1"; of None the first GPU, or the CPU.
 
     Raises:
-        DeviceError: there is no such device here.
+        DeviceError: this machine has no such device.
     """
     if name is None:
         return choose_devices(None, key="device")[0]

@@ -183,8 +183,8 @@ class SyncBatchNormActivation(SyncBatchNorm):
 def convert(network: nn.Module, *, device: torch.device, use_apex: bool = False) -> nn.Module:
     """Replace every batch norm of `network` by a synchronized one, keeping its weights.
 
-    It is ours, or NVIDIA apex's on GPUs where `use_apex` asks for it and the installed apex still
-    has one (it dropped it in 2025).
+    It is this file's, or NVIDIA apex's on GPUs where `use_apex` asks for it and the installed apex
+    still has one (it dropped it in 2025).
     """
     if use_apex:
         if device.type == "cuda":

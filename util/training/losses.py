@@ -318,8 +318,8 @@ def added_up(sums: Tensor) -> Tensor:
     processes = process_group.world_size()
     if processes == 1:
         return sums
-    ours = sums * processes
-    return ours + (process_group.all_reduce_sum(sums.detach().clone()) - ours.detach())
+    local = sums * processes
+    return local + (process_group.all_reduce_sum(sums.detach().clone()) - local.detach())
 
 
 def lovasz_softmax(probability: Tensor, label: Tensor, valid: Tensor) -> Tensor:

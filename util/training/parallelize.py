@@ -18,7 +18,7 @@ from ..distributed import process_group, sync_batch_norm
 from ..memory import is_out_of_memory
 from .step import without_exchange
 
-WORTH_COMPILING = 5000  # training steps, which save what the compiler takes, a minute or two
+STEPS_WORTH_COMPILING = 5000  # training steps, which save what the compiler takes, a minute or two
 
 
 def check_batch_norm(config: Config, segmenter: nn.Module) -> None:
@@ -119,7 +119,7 @@ def is_worth_compiling(config: Config, device: torch.device, steps: int) -> bool
     Kernels are chosen by their speed, so that equal runs are not equal bit for bit.
     """
     hindered = config.TRAIN.activation_checkpointing or config.TRAIN.deterministic
-    return device.type == "cuda" and steps >= WORTH_COMPILING and not hindered
+    return device.type == "cuda" and steps >= STEPS_WORTH_COMPILING and not hindered
 
 
 def one_of_several(network: nn.Module, *, device: torch.device, synchronized: bool) -> nn.Module:
