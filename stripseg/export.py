@@ -28,6 +28,7 @@ from .model.layers import resize
 from .model.segmenter import Segmenter
 from .onnx_network import CLASS_MAP, KEY, LOGITS, NORMALISED, PIXELS
 from .util.images import Normalization
+from .util.logger import visible
 
 if TYPE_CHECKING:
     from .trained_network import TrainedNetwork
@@ -239,7 +240,7 @@ def write_onnx(module: nn.Module, example: Tensor, path: Path, *, fixed: bool, f
         raise ExportError(missing_packages("onnx")) from error
     names = {0: "batch"} if fixed else dict(zip(free_axes(module), AXES, strict=True))
     weights = sum(value.numel() * value.element_size() for value in module.state_dict().values())
-    with quiet(), exporting(path):
+    with quiet(), exporting(path, fixed=fixed):
         program = torch.onnx.export(
             module,
             (example,),
@@ -280,20 +281,33 @@ def write_pt2(module: nn.Module, example: Tensor, path: Path, *, fixed: bool) ->
     """
     free = torch.export.Dim.DYNAMIC
     names = {0: free} if fixed else dict.fromkeys(free_axes(module), free)
-    with quiet(), exporting(path):
+    with quiet(), exporting(path, fixed=fixed):
         torch.export.save(torch.export.export(module, (example,), dynamic_shapes=(names,)), path)
 
 
 @contextmanager
-def exporting(path: Path):
+def exporting(path: Path, *, fixed: bool):
     """Turn whatever an exporter raises into one line."""
     try:
         yield
     except ImportError as error:
         raise ExportError(missing_packages(error.name or "onnxscript")) from error
     except Exception as error:  # exporters may raise any exception
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise ExportError(f"{path.suffix[1:]}: PyTorch could not export it ({reason})") from error
+        cause: BaseException = error
+        while cause.__cause__ is not None:  # the first line of the others says no more than that
+            cause = cause.__cause__
+        raise ExportError(
+            f"{path.suffix[1:]}: PyTorch could not export it ({first_line(cause)}){remedy(fixed)}"
+        ) from error
+
+
+def first_line(error: BaseException) -> str:
+    return visible((str(error).strip() or type(error).__name__).splitlines()[0])
+
+
+def remedy(fixed: bool) -> str:
+    """What else may be tried where an export fails whose size is free."""
+    return "" if fixed else "; --window HEIGHT WIDTH exports it for one size"
 
 
 def missing_packages(name: str) -> str:
@@ -353,11 +367,9 @@ def compare(
         try:
             rows.append(comparison(reference(image), run(image), shape))
         except Exception as error:  # runtimes may raise any exception
-            reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-            remedy = "" if window else "; --window HEIGHT WIDTH exports it for one size"
             raise ExportError(
                 f"not written; the export does not run at {' x '.join(map(str, shape))}: "
-                f"{reason}{remedy}"
+                f"{first_line(error)}{remedy(window is not None)}"
             ) from error
     return rows
 

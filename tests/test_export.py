@@ -119,7 +119,13 @@ EACH_ONCE = {
 def test_every_head_and_backbone_exports(
     small_shapes: Path, tmp_path: Path, arch: str, backbone: str
 ) -> None:
-    assert_exports(untrained(small_shapes, arch, backbone), tmp_path / "network.onnx")
+    trained, path = untrained(small_shapes, arch, backbone), tmp_path / "network.onnx"
+    if backbone.startswith("timm/") and torch.__version__ < "2.11":
+        with pytest.raises(ExportError, match=r"Could not guard .*; --window HEIGHT WIDTH"):
+            trained.export(path)
+        assert trained.export(path, window=(65, 72)) == path
+    else:
+        assert_exports(trained, path)
 
 
 @pytest.mark.long
@@ -174,7 +180,7 @@ def test_weights_too_large_for_one_file(
         written = export_network(trained, Path("fcn18.onnx"))
     assert sorted(path.name for path in tmp_path.iterdir()) == ["fcn18.onnx", "fcn18.onnx.data"]
     assert [path.name for path in written.files] == ["fcn18.onnx", "fcn18.onnx.data"]
-    assert written.files[1].stat().st_size > 4 * written.path.stat().st_size > 0
+    assert written.files[1].stat().st_size > written.path.stat().st_size > 0
     image = np.zeros((70, 50, 3), np.uint8)
     assert (stripseg.load("fcn18.onnx").predict(image).mask == trained.predict(image).mask).all()
     tolerance = exporting.TOLERANCE
