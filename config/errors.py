@@ -28,7 +28,7 @@ class TrainingError(StripsegError):
 
 
 class OutOfMemoryError(TrainingError):
-    """A training step does not fit the memory of its device."""
+    """A training step, a validation or a test does not fit the memory of its device."""
 
     exit_code = 71  # EX_OSERR: for scripts that try again with a smaller batch
 

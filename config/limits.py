@@ -1,4 +1,4 @@
-"""What a file of a few bytes may cost: every limit on what is read, and why it is where it is."""
+"""Upper bounds on what untrusted input may cost, with their reasons."""
 
 LARGEST_WHOLE = 2**31 - 1  # no count is larger; keeps absurd integers out of files and kernels
 LARGEST_YAML = 1_000_000  # bytes; our longest YAML has 3,000
@@ -13,7 +13,7 @@ BOUNDARY = 64  # pixels around a boundary that weigh more; each is a pass over t
 WIDTH = 8.0  # factor of channels; eight times the width has 64 times the weights
 PROCESSES_PER_CPU = 4  # training processes on CPUs; more than one only wait for each other
 
-PIXELS = 2**28  # values of a decoded image, as OpenCV's own limit (stripseg/__init__.py)
+PIXELS = 2**28  # values of a decoded image, as stripseg/__init__.py tells OpenCV
 MATLAB_BYTES = 2**28  # content of a .mat file, inflated; an 8-bit label of PIXELS
 PICKLE_BYTES = 2**28  # of a file of CIFAR's archives; the largest has 155 MB
 PICKLE_TUPLES = 16  # in it; numpy's arrays need six, and each one may double what hashing costs

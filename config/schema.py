@@ -462,7 +462,7 @@ class TrainSection(NetworkOptions):
         gt=0,
     )
     mixup: float = option(
-        0.0, "classifier: a of mixup's Beta(a, a), often 0.2; 0 disables it", ge=0
+        0.0, "classifier: alpha of mixup's Beta(alpha, alpha), often 0.2; 0 disables it", ge=0
     )
     cutmix: float = option(
         0.0,
@@ -479,7 +479,7 @@ class TrainSection(NetworkOptions):
     )
     label_smoothing: float = option(
         0.0,
-        "share of the label that is spread evenly over all classes (cross entropy)",
+        "share of the label that is spread evenly over all classes (losses by cross entropy)",
         ge=0,
         le=1,
     )

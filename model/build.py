@@ -183,13 +183,13 @@ def freeze_unused(network: Segmenter | ImageClassifier, shape: Sequence[int]) ->
     """Freeze the parameters that no output of `network` in training depends on.
 
     A backbone may have branches that lead to none of the features in use, as HRNet does.
-    `DistributedDataParallel` would wait for their gradients. They stay in the state_dict. Only
-    backbones of timm have such branches: networks of this package need no such check.
+    `DistributedDataParallel` would wait for their gradients. They stay in the state_dict. ResNets
+    have no such branches.
 
     Args:
         shape: (C, H, W) of an image; it is tried out without data (meta tensors).
     """
-    if not isinstance(network.backbone, TimmBackbone):
+    if isinstance(network.backbone, ResNet):
         return
     hollow = deepcopy(network).to("meta").train()
     with torch.enable_grad():

@@ -46,6 +46,7 @@ from .util.inference.classification import classification_table
 from .util.inference.evaluator import Evaluator, ImageResult
 from .util.inference.sliding_window import SlidingWindow
 from .util.logger import counted, progress
+from .util.memory import explained_out_of_memory, testing_remedies
 from .util.metrics import ConfusionMatrix, Scores, check_prediction, score_table
 from .util.precision import name_of
 from .validation import classification_scores
@@ -121,12 +122,15 @@ def run_test(
     Args:
         against: the folder of an earlier test, whose figures the report shows beside these.
         groups: which images the report's intervals draw together.
+    Raises:
+        OutOfMemoryError: not even one window at a time fits the device.
     """
-    if config.classifies:
-        run_classification_test(config, device, log)
-    else:
-        earlier = None if against is None else read_records(against)
-        run_segmentation_test(config, device, log, earlier=earlier, groups=groups)
+    with explained_out_of_memory(testing_remedies(config.TEST), phase="testing"):
+        if config.classifies:
+            run_classification_test(config, device, log)
+        else:
+            earlier = None if against is None else read_records(against)
+            run_segmentation_test(config, device, log, earlier=earlier, groups=groups)
 
 
 def run_segmentation_test(

@@ -59,7 +59,7 @@ class Prediction:
     def __init__(
         self, network: "TrainedNetwork", engine: SlidingWindow, image: np.ndarray, mask: np.ndarray
     ) -> None:
-        self._network, self._engine = network, engine
+        self._engine = engine
         self.image = image
         self.mask = mask
         self.path: Path | None = None

@@ -13,6 +13,7 @@ from .dataset.build import Classes, build_classes, build_validation_set
 from .dataset.classification.build import build_evaluation_images
 from .dataset.classification.images import EvaluationImages
 from .dataset.loader import evaluation_samples, shares
+from .dataset.preparation.check import refuse_bad_data
 from .dataset.segmentation import EvaluationSet, Sample
 from .engine import build_engine, compile_engine
 from .util.distributed import process_group
@@ -31,16 +32,19 @@ SAMPLE_SIDE = 480  # pixels: of the pictures that trackers get
 def validation_data(config: Config) -> EvaluationSet | EvaluationImages | None:
     """The images that `TRAIN` validates on; None where it does not validate.
 
+    A few are read: a label that cannot be used would end the run after its first epoch.
+
     Raises:
         DataError: they do not exist or cannot be used.
     """
     if not config.TRAIN.evaluate:
         return None
-    return (
-        build_evaluation_images(config, "val")
-        if config.classifies
-        else build_validation_set(config)
-    )
+    if config.classifies:
+        return build_evaluation_images(config, "val")
+    dataset = build_validation_set(config)
+    if len(dataset) > 1:  # one image may well have one class
+        refuse_bad_data(dataset, command=f"stripseg check {config.command_arguments()}")
+    return dataset
 
 
 def validator(

@@ -389,6 +389,21 @@ def test_training_refuses_masks_that_teach_nothing(home: Path) -> None:
         build_trainer(load_config(path), torch.device("cpu"))
 
 
+def test_labels_of_validation_are_tried_out_before_training(home: Path) -> None:
+    """Else they would end the run after its first epoch."""
+    path = hand_written(home, (CLASSES > 0).astype(np.uint8))
+    Path("ma/p3.png").write_bytes(b"damaged")
+    lines = Path("train.txt").read_text().splitlines()
+    Path("train.txt").write_text("\n".join(lines[:2]))
+    Path("val.txt").write_text("\n".join(lines[2:]))
+    content = yaml.safe_load(path.read_text())
+    content["DATA"]["val_list"] = "val.txt"
+    content["TRAIN"]["evaluate"] = True
+    path.write_text(yaml.safe_dump(content))
+    with pytest.raises(DataError, match=r"ma/p3.png"):
+        build_trainer(load_config(path), torch.device("cpu"))
+
+
 @pytest.mark.parametrize(
     ("content", "message"),
     [
@@ -816,7 +831,7 @@ def test_the_look_before_training_knows_masks_of_many_classes(home: Path) -> Non
 
 
 def test_check_names_turned_photos_bands_and_palettes(home: Path, capsys) -> None:
-    path = hand_written(home, CLASSES)
+    path = hand_written(home, (CLASSES > 0).astype(np.uint8))
     for index in range(4):
         with_palette(CLASSES).save(f"ma/p{index}.png")
     label = Image.fromarray(CLASSES, "P")

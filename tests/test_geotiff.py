@@ -103,9 +103,8 @@ def test_pixels_without_data_are_ignored(home: Path, capsys) -> None:
     labels[100:, 200:] = 0
     write("ma/a.tif", labels, nodata(0))
     run("--windows", "90")
-    assert "have no data and are ignored (255): ma/a.tif and others declare 0" in (
-        capsys.readouterr().out
-    )
+    said = "have no data and are ignored (255): ma/a.tif and others declare 0"
+    assert said in capsys.readouterr().err
     expected = labels.copy()
     expected[:, :90] = 0
     counts = np.bincount(windows(), minlength=256)
@@ -155,3 +154,16 @@ def test_predictions_lie_where_their_image_lies(home: Path) -> None:
     write("im/b.tif", CLASSES, [])  # a TIFF without a place has none to keep
     predict.write_place(Path("im/b.tif"), home / "out/b", CLASSES)
     assert not Path("out/b_gray.tif").exists()
+
+
+def test_a_file_that_names_others_is_no_raster(home: Path) -> None:
+    """GDAL recognizes a virtual raster by its content, whatever the suffix."""
+    pytest.importorskip("rasterio")
+    Path("im/a.tif").rename("other.tif")
+    Path("im/a.tif").write_text(
+        f'<VRTDataset rasterXSize="{WIDTH}" rasterYSize="{HEIGHT}"><VRTRasterBand dataType="Byte" '
+        'band="1"><SimpleSource><SourceFilename>other.tif</SourceFilename></SimpleSource>'
+        "</VRTRasterBand></VRTDataset>"
+    )
+    with pytest.raises(DataError, match=r"im/a.tif"):
+        run("--windows", "100")

@@ -11,7 +11,9 @@ from processes import run_command
 
 from stripseg.config.errors import OutOfMemoryError
 from stripseg.config.load import load_config
+from stripseg.tool import test as test_tool
 from stripseg.training_run import build_trainer
+from stripseg.util.inference.sliding_window import SlidingWindow
 from stripseg.util.memory import is_out_of_memory
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -150,3 +152,15 @@ def test_out_of_memory_in_validation_names_its_options(small_config: Path) -> No
     trainer.validate = full
     with pytest.raises(OutOfMemoryError, match="while validating .*TRAIN.batch_size_val below"):
         trainer.fit()
+
+
+def test_out_of_memory_in_testing_is_explained(trained_config: Path, monkeypatch) -> None:
+    """Where one window at a time is too much; with the exit code of training."""
+
+    def full(*_: object) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory.")
+
+    monkeypatch.setattr(SlidingWindow, "_run", full)
+    with pytest.raises(OutOfMemoryError, match="while testing .*TEST.test_h 48") as caught:
+        test_tool.main(["--config", str(trained_config)])
+    assert caught.value.exit_code == 71

@@ -399,7 +399,7 @@ def prepare_custom(options: argparse.Namespace) -> Result:
     channels = np.bincount([item.bands for item in items if not item.problem] or [3]).argmax()
     for item in items:
         if not item.problem and item.bands != channels:
-            item.problem = f"{item.image}: has {item.channels} channels, most have {channels}"
+            item.problem = f"{item.image}: has {item.bands} channels, most have {channels}"
     found = [item for item in items if item.problem is None]
     problems = [*source.problems, *(item.problem for item in items if item.problem)]
     if problems and not found:

@@ -33,7 +33,7 @@ def visible(text: str) -> str:
 def run_logger(log_file: Path | None = None) -> logging.Logger:
     """The logger of this process: the main one writes to the terminal and to `log_file`.
 
-    The other processes are silent below warnings; errors end a process and are printed there.
+    The other processes say nothing below errors, which end a process and are printed there.
     """
     logger = logging.getLogger("stripseg")
     logger.setLevel(logging.INFO if process_group.is_main() else logging.ERROR)

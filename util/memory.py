@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ..config.errors import OutOfMemoryError
-from ..config.schema import TrainSection
+from ..config.schema import TestSection, TrainSection
 
 try:
     import resource
@@ -81,7 +81,9 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 
 @contextmanager
-def explained_out_of_memory(remedies: Sequence[str], *, phase: str, last: Path) -> Iterator[None]:
+def explained_out_of_memory(
+    remedies: Sequence[str], *, phase: str, last: Path | None = None
+) -> Iterator[None]:
     """Turn an allocation that fails into a message with the remedies.
 
     Args:
@@ -96,7 +98,7 @@ def explained_out_of_memory(remedies: Sequence[str], *, phase: str, last: Path) 
         if not is_out_of_memory(error):
             raise
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        kept = f"; {last} is as it was" if last.is_file() else ""
+        kept = f"; {last} is as it was" if last is not None and last.is_file() else ""
         raise OutOfMemoryError(
             f"out of memory while {phase} ({reason}): {', or '.join(remedies)}{kept}"
         ) from error
@@ -124,6 +126,14 @@ def validation_remedies(train: TrainSection) -> list[str]:
         "lower the window, TEST.test_h and TEST.test_w",
         *training_remedies(train),
     ]
+
+
+def testing_remedies(test: TestSection) -> list[str]:
+    """Return what to change where not even one window at a time fits the memory in testing."""
+    remedies = [f"lower the window, TEST.test_h {test.test_h} and TEST.test_w {test.test_w}"]
+    if test.batch_size is not None and test.batch_size > 1:
+        remedies.append(f"lower TEST.batch_size below {test.batch_size}")
+    return [*remedies, "free the device's memory of other programs"]
 
 
 class HostCopy:

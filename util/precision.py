@@ -42,7 +42,7 @@ def has_native_bfloat16(device: torch.device) -> bool:
 
 
 def set_numerics(*, deterministic: bool = False) -> None:
-    """Set, for this process, what GPUs may trade for speed; every command calls it once.
+    """Set, for this process, what GPUs may trade for speed; training and testing call it once.
 
     `fp32` means fp32: neither matrix products nor convolutions round their inputs to TF32. By
     default PyTorch lets convolutions do so and matrix products not. cuDNN tries out its algorithms

@@ -62,7 +62,7 @@ class Shape:
 
 @dataclass
 class Picture:
-    """The shapes of one image, those that are drawn first in front.
+    """The shapes of one image, in the order in which they are painted: later ones cover earlier.
 
     Args:
         file: the image's name as the annotations have it: a path or a part of one.

@@ -175,7 +175,7 @@ def draw_label(
     Args:
         values: class name -> value.
         background: value of pixels that no shape covers.
-        overlap: which of two shapes a common pixel belongs to; that of `last` is in front.
+        overlap: which of two shapes a common pixel belongs to: the first, last or smallest.
         crowd: `ignore` gives crowds the value 255, below all other shapes.
     Raises:
         ValueError: a shape cannot be drawn; the message names it.

@@ -4,12 +4,15 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from ...config.errors import DataError
 from ...util.files import write_changed
+
+if TYPE_CHECKING:
+    from rasterio.io import DatasetReader
 
 HOW_TO_GET_RASTERIO = "cutting rasters needs rasterio: pip install 'stripseg[geo]'"
 
@@ -53,7 +56,7 @@ def cut_pairs(
     kept = set()
     for image_path, label_path in pairs:
         try:
-            with rasterio.open(image_path) as image, rasterio.open(label_path) as label:
+            with opened(image_path) as image, opened(label_path) as label:
                 refuse_other_places(image, label, image_path, label_path)
                 stem = image_path.relative_to(images).with_suffix("").as_posix()
                 for window in windows_of(image.height, image.width, side):
@@ -112,12 +115,17 @@ def said_of(cut: Cut) -> str:
     )
 
 
-def refuse_second_meaning(pairs: Sequence[tuple[Path, Path]], cut: Cut) -> None:
-    """Raises DataError where a label uses the value of pixels without data for something else."""
+def opened(path: Path) -> "DatasetReader":
+    """A raster as GeoTIFF: by itself GDAL also reads formats that name other files or hosts."""
     import rasterio
 
+    return rasterio.open(path, driver="GTiff")
+
+
+def refuse_second_meaning(pairs: Sequence[tuple[Path, Path]], cut: Cut) -> None:
+    """Raises DataError where a label uses the value of pixels without data for something else."""
     for _, path in pairs:
-        with rasterio.open(path) as label:
+        with opened(path) as label:
             for _, window in label.block_windows(1):
                 values = label.read(1, window=window)
                 if ((values == cut.ignore) & (label.read_masks(1, window=window) > 0)).any():
