@@ -231,7 +231,7 @@ def testing_speed(check: Check) -> dict:
     found = {}
     many = {"2 scales": (0.5, 1.0)} if check.quick else {"6 scales": SIX_SCALES}
     for name, scales in {"1 scale": (1.0,), **many}.items():
-        settings = InferenceSettings(CLASSES, crop=(crop, crop), base_size=base, scales=scales)
+        settings = InferenceSettings(CLASSES, window=(crop, crop), base_size=base, scales=scales)
         for precision in ("auto", "fp32") if check.on_gpu else ("fp32",):
             dtype = choose_precision(precision, device, key="precision")
             engine = SlidingWindow(network, settings, device=device, dtype=dtype)
@@ -255,7 +255,7 @@ def compiled_testing(check: Check) -> dict:
     network = gpu_promises.small_network() if check.quick else spnet50()
     network = network.to(check.device, memory_format=torch.channels_last)
     scales = (0.5, 1.0) if check.quick else SIX_SCALES
-    settings = InferenceSettings(CLASSES, crop=(crop, crop), base_size=base, scales=scales)
+    settings = InferenceSettings(CLASSES, window=(crop, crop), base_size=base, scales=scales)
     dtype = choose_precision("auto", check.device, key="precision")
     said: list[str] = []
     engine = SlidingWindow(network, settings, device=check.device, dtype=dtype, warn=said.append)

@@ -133,7 +133,7 @@ def small_network() -> nn.Module:
 
 def small_engine(device: torch.device, network: nn.Module, **options) -> SlidingWindow:
     settings = InferenceSettings(
-        150, crop=(97, 97), base_size=160, scales=(0.75, 1.0, 1.5), batch_size=8
+        150, window=(97, 97), base_size=160, scales=(0.75, 1.0, 1.5), batch_size=8
     )
     return SlidingWindow(network.to(device), settings, device=device, **options)
 

@@ -58,7 +58,7 @@ def main() -> None:
     network = spnet50(options.dataset).to(device, memory_format=torch.channels_last)
     settings = InferenceSettings(
         options.classes,
-        crop=(options.crop, options.crop),
+        window=(options.crop, options.crop),
         batch_size=usual_batch_size(device),
         score_bytes=2 * 2**30,
     )

@@ -114,7 +114,7 @@ def test_of_pictures(config: Config, scales: tuple[float, ...]) -> tuple[Rooflin
     """Four pictures of one size, predicted together: everything, and the forward passes alone."""
     settings = InferenceSettings(
         config.DATA.classes,
-        crop=(config.TEST.test_h, config.TEST.test_w),
+        window=(config.TEST.test_h, config.TEST.test_w),
         base_size=config.TEST.base_size,
         scales=scales,
         score_bytes=2**40,

@@ -46,7 +46,7 @@ def engine(
 ) -> SlidingWindow:
     settings = InferenceSettings(
         CLASSES,
-        crop=(CROP, CROP),
+        window=(CROP, CROP),
         base_size=BASE_SIZE,
         scales=scales,
         batch_size=usual_batch_size(torch.device(device)),

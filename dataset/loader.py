@@ -184,7 +184,7 @@ def collate(samples: Sequence[Sample | DataError]) -> Batch | DataError:
 
 
 def start_worker(index: int) -> None:
-    """Prepare a loader's worker process, of which there is one per CPU."""
+    """Prepare a loader's worker process; there is at most one per CPU."""
     leave_to_parent(index)
     cv2.setNumThreads(0)
 

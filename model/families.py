@@ -293,6 +293,8 @@ def timm_efficientnet(state: Mapping) -> dict:
 def recognise(keys: Iterable[str], target: Iterable[str] = ()) -> Family | None:
     """The family of a file's keys (without `module.`), or None.
 
+    The first that fits: in `FAMILIES` a family stands before those whose marks its files have, too.
+
     Args:
         target: keys of the network to load. A file that has all of its backbone's, which you may
             have added under names of your own, is stripseg's.

@@ -75,7 +75,7 @@ class StripPoolingModule(nn.Module):
     """SPM (Sec. 3.1, Fig. 2): every position is scaled by attention from its row and its column.
 
     (N, C, H, W) -> (N, C, H, W). 7 C^2 + 5 C parameters with batch norm. `pooling` is "average", as
-    in the paper, or "max".
+    in the paper, or "max". `SPBlock` in the authors' code.
     """
 
     def __init__(
@@ -117,7 +117,7 @@ class PointwiseControl(nn.Module):
 class MixedPoolingModule(nn.Module):
     """MPM (Sec. 3.2, Fig. 3): short-range pyramid pooling beside long-range strip pooling.
 
-    (N, C, H, W) -> (N, C, H, W), C a multiple of 4.
+    (N, C, H, W) -> (N, C, H, W), C a multiple of 4. `StripPooling` in the authors' code.
 
     Args:
         pool_sizes: the grids of the pyramid.

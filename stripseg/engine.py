@@ -38,7 +38,7 @@ def build_engine(
     fixed = network.window if isinstance(network, OnnxNetwork) else None
     settings = InferenceSettings(
         classes=config.DATA.classes,
-        crop=fixed or (test.test_h, test.test_w),
+        window=fixed or (test.test_h, test.test_w),
         base_size=test.base_size,
         scales=tuple(test.scales),
         flip=test.flip,
@@ -85,7 +85,23 @@ def load_network(config: Config, device: torch.device) -> nn.Module:
     network = build_network(config)
     check_same_network(content, config, origin=path)  # first: it knows which option differs
     check_same_classes(names_in(content), config, origin=path)
-    load_weights(network, content, origin=str(path), exact=True)
+    return with_weights(network, content, config, device, origin=str(path))
+
+
+def with_weights(
+    network: nn.Module,
+    content: Mapping[str, Any],
+    config: Config,
+    device: torch.device,
+    *,
+    origin: str,
+) -> nn.Module:
+    """The network with a checkpoint's weights, on the device and ready to predict.
+
+    Raises:
+        CheckpointError: tensors are missing, left over or of other shapes.
+    """
+    load_weights(network, content, origin=origin, exact=True)
     network.eval().to(device)
     if config.TEST.channels_last:
         network.to(memory_format=torch.channels_last)

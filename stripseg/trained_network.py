@@ -22,10 +22,9 @@ from .config.errors import CheckpointError, ConfigError, DataError
 from .config.legacy import drop_retired
 from .config.load import config_from, options_named, suggestion
 from .config.schema import SECTIONS, Config
-from .engine import build_engine, evaluation_dtype
+from .engine import build_engine, evaluation_dtype, with_weights
 from .model.build import build_network
 from .model.segmenter import Segmenter
-from .model.weights import load_weights
 from .model_card import ModelCard, card_of_checkpoint, spread_colors
 from .models import LogitsSegmenter
 from .network_file import read_network
@@ -155,12 +154,12 @@ class TrainedNetwork:
             dtype=evaluation_dtype(self.config, self.device),
             batch_size=batch_size or test.batch_size or usual_batch_size(self.device),
         )
-        check_settings(scales, flip, base_size, window, called="window", smallest=8)
+        check_settings(scales, flip, base_size, window, smallest=8)
         given = {
             "scales": scales,
             "flip": flip,
             "base_size": base_size,
-            "crop": self._window(window),
+            "window": self._window(window),
         }
         settings: dict[str, Any] = {k: value for k, value in given.items() if value is not None}
         if settings:
@@ -260,7 +259,7 @@ class TrainedNetwork:
         return self._stream(self._read_all(many, on_error), engine, together)
 
     def predict_with(self, engine: SlidingWindow, source: Source) -> Prediction:
-        """Predict one image with an engine that `engine` gave, which keeps what it has learnt.
+        """Predict one image with an engine of `engine`, which remembers sizes that did not fit.
 
         Raises:
             DataError: the image is missing, damaged, or has another number of channels.
@@ -413,7 +412,7 @@ def wrap(
 ) -> TrainedNetwork:
     """A network of `create_model` that your own loop trained, as `load` gives one from a file.
 
-    It has the model's weights themselves, not a copy, and puts them into evaluation mode.
+    It shares the model's weights, without a copy, and puts the model into evaluation mode.
 
     Args:
         model: of `create_model`. For other modules there is `SlidingWindow`.
@@ -421,7 +420,7 @@ def wrap(
         colors: (K, 3), 0..255.
         mean, std: of each channel, in 0..255 units, as your images were normalised; those of
             `model.config.DATA` if None.
-        device: where it moves to; if None where it is.
+        device: where the model moves to; None leaves it where it is.
         options: of TEST in docs/config.md by their names, such as `test_h=480`, `base_size=0`.
     Raises:
         TypeError: the module is not of `create_model`.
@@ -468,14 +467,8 @@ def from_content(content: Mapping[str, Any], origin: str, device: torch.device) 
     card = card_of_checkpoint(content, origin=origin)
     config = inference_config(card.config, origin)
     if config.classifies:
-        raise CheckpointError(
-            f"{origin}: names the class of a whole image; test it with `stripseg test`"
-        )
-    network = build_network(config)
-    load_weights(network, content, origin=origin, exact=True)
-    network.eval().to(device)
-    if config.TEST.channels_last:
-        network.to(memory_format=torch.channels_last)
+        raise CheckpointError(f"{origin}: is an image classifier; test it with `stripseg test`")
+    network = with_weights(build_network(config), content, config, device, origin=origin)
     return TrainedNetwork(network, card, config, device, path=origin)
 
 
@@ -516,7 +509,7 @@ def test_option(key: str) -> str:
     """`TEST.batch_size` for `batch_size` or `test__batch_size`: an option of testing.
 
     Raises:
-        ConfigError: it is none, or would describe another network.
+        ConfigError: it is unknown, or would change the network.
     """
     section, separator, name = key.partition("__")
     if separator:

@@ -67,7 +67,7 @@ class Plan:
     Args:
         config: with a number for `TRAIN.batch_size`.
         dtype: of the network's arithmetic.
-        images: of the training list, a few of them tried out.
+        images: of the training list; a few have been checked.
         validation: images to validate on, or None.
         checkpoints: the run's folder.
         checkpoint: content of the one to resume from, or None.

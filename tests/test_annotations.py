@@ -936,7 +936,7 @@ BROKEN: dict[str, tuple[Callable[[], object], str]] = {
     "no format": (lambda: write("an/c.json", {"a": 1}), "an/c.json: is of no annotation format"),
     "nobody's images": (
         lambda: write("an/c.json", labelme_content({"label": "a", "points": CAR}, path="q.jpg")),
-        "no image of im is annotated there: it names q.jpg",
+        "annotates no image of im: it names q.jpg",
     ),
     "Label Studio's short form": (
         lambda: write("an/c.json", [{"image": "a.jpg", "annotation_id": 1}]),

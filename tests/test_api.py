@@ -199,13 +199,13 @@ def test_modules_work_in_other_networks() -> None:
 
 def test_the_engine_and_the_metric_take_any_network() -> None:
     network = torch.nn.Conv2d(3, 4, 1).eval()
-    engine = stripseg.SlidingWindow(network, stripseg.InferenceSettings(classes=4, crop=(32, 32)))
+    engine = stripseg.SlidingWindow(network, stripseg.InferenceSettings(classes=4, window=(32, 32)))
     prediction = engine.predict(np.zeros((50, 70, 3), np.uint8))
     matrix = stripseg.ConfusionMatrix(4)
     matrix.update(prediction, prediction)
     assert matrix.scores().mean_iou_present == pytest.approx(1)
-    with pytest.raises(ConfigError, match=r"crop 32: expected \(height, width\)"):
-        stripseg.InferenceSettings(classes=4, crop=32)
+    with pytest.raises(ConfigError, match=r"window 32: expected \(height, width\)"):
+        stripseg.InferenceSettings(classes=4, window=32)
 
 
 def test_training_returns_its_figures(run: stripseg.TrainingResult) -> None:

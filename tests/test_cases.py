@@ -159,7 +159,7 @@ def test_a_second_run_with_a_colour_table(home: Path, capsys) -> None:
     run()
     Path("t.txt").write_text("0 0 255 water\n0 255 0 tree\n255 0 0 road\n")
     run("--colors", "t.txt")
-    assert "are written again" in printed(capsys)
+    assert "have changed: rewriting" in printed(capsys)
     assert np.array_equal(stored(), np.array([2, 0, 1])[CLASSES])
 
 
@@ -532,7 +532,7 @@ def test_the_only_files_of_two_folders_are_a_pair(home: Path, capsys) -> None:
     assert run()["DATA"]["classes"] == 3
     printed = capsys.readouterr().out
     assert "im/p0.png and ma/mask.png belong together" in printed
-    assert "warning: there is one pair: validation uses the image that is trained on" in printed
+    assert "warning: there is one pair, which serves training and validation" in printed
     assert np.array_equal(stored(), CLASSES)
 
 

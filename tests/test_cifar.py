@@ -254,7 +254,7 @@ def test_prepare_writes_the_set_and_looks_through_archives(tmp_path: Path, capsy
     said = capsys.readouterr().out
     assert "train: 20 images of" in said
     assert "val: 5 images of" in said
-    assert "NOT WHOLE, published are 50000" in said
+    assert "INCOMPLETE, 50000 are published" in said
     with pytest.raises(DataError, match=r"holds no cifar-100-python; .* --download"):
         prepare.main(["cifar100", str(tmp_path)])
     with pytest.raises(SystemExit):

@@ -263,7 +263,7 @@ def test_shared_batch_norm_is_not_compiled() -> None:
 def engine_of(**options) -> SlidingWindow:
     torch.manual_seed(0)
     network = nn.Conv2d(3, 5, 3, stride=8, padding=1)
-    return SlidingWindow(network.eval(), InferenceSettings(5, crop=(33, 41), **options))
+    return SlidingWindow(network.eval(), InferenceSettings(5, window=(33, 41), **options))
 
 
 def photo(*size: int) -> np.ndarray:

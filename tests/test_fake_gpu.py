@@ -168,7 +168,7 @@ def samples(*sizes: tuple[int, int]) -> list[Sample]:
 
 def engine_of(network: nn.Module, crop: int = 65, **options) -> SlidingWindow:
     settings = InferenceSettings(
-        150, crop=(crop, crop), base_size=96, scales=(1.0, 1.5), score_bytes=2**30, **options
+        150, window=(crop, crop), base_size=96, scales=(1.0, 1.5), score_bytes=2**30, **options
     )
     return SlidingWindow(network.eval(), settings, device=CUDA, dtype=torch.bfloat16)
 

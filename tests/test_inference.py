@@ -140,7 +140,7 @@ CASES = {
 def test_probabilities_are_the_definition(case, stride: int) -> None:
     height, width, crop, base_size, scales, flip = case
     network, image = Network(stride), photo(height, width)
-    tester = engine(network, crop=crop, base_size=base_size, scales=scales, flip=flip)
+    tester = engine(network, window=crop, base_size=base_size, scales=scales, flip=flip)
     ours = tester.probabilities(image).permute(1, 2, 0).numpy()
     np.testing.assert_allclose(
         ours, expected(network, image, crop, base_size, scales, flip), atol=2e-5
@@ -149,7 +149,7 @@ def test_probabilities_are_the_definition(case, stride: int) -> None:
 
 
 def test_the_batch_size_changes_nothing() -> None:
-    image, options = photo(70, 90), {"crop": (32, 32), "scales": (0.75, 1.0)}
+    image, options = photo(70, 90), {"window": (32, 32), "scales": (0.75, 1.0)}
     results = [
         engine(Network(), batch_size=size, **options).probabilities(image) for size in (1, 5, 64)
     ]
@@ -157,7 +157,7 @@ def test_the_batch_size_changes_nothing() -> None:
         torch.testing.assert_close(other, results[0], rtol=0, atol=1e-6)
 
 
-MANY_SCALES = {"crop": (32, 32), "scales": (0.5, 1.0, 1.75), "base_size": 150}
+MANY_SCALES = {"window": (32, 32), "scales": (0.5, 1.0, 1.75), "base_size": 150}
 
 
 @pytest.mark.parametrize("size", [(97, 150), (150, 97), (20, 150)])
@@ -183,7 +183,7 @@ def test_strips_keep_only_the_rows_they_need(monkeypatch) -> None:
         return due
 
     monkeypatch.setattr(_ScaleSums, "prepare", watched)
-    options = {"crop": (32, 32), "base_size": 0, "scales": (1.0,)}
+    options = {"window": (32, 32), "base_size": 0, "scales": (1.0,)}
     engine(Network(), score_bytes=1, **options).predict(photo(640, 40))
     assert len(kept) > 20
     assert max(kept) <= 32 + 2 * 22 + 8
@@ -200,7 +200,7 @@ def test_images_predicted_together_are_predicted_alone() -> None:
             passes.append(len(x))
             return super().forward(x)
 
-    tester = engine(Counting(8), crop=(32, 32), scales=(0.5, 1.0), batch_size=8)
+    tester = engine(Counting(8), window=(32, 32), scales=(0.5, 1.0), batch_size=8)
     alone = [tester.predict(image) for image in images]
     before = len(passes)
     together = tester.predict_group(images)
@@ -229,8 +229,8 @@ class Hungry(Network):
 
 def test_too_little_memory_means_smaller_steps_and_the_same_scores() -> None:
     image, said = photo(70, 90), []
-    expected_scores = engine(Network(8), crop=(32, 32)).probabilities(image)
-    tester = engine(Hungry(2, failures=1), crop=(32, 32), batch_size=16)
+    expected_scores = engine(Network(8), window=(32, 32)).probabilities(image)
+    tester = engine(Hungry(2, failures=1), window=(32, 32), batch_size=16)
     tester.warn = said.append
     torch.testing.assert_close(tester.probabilities(image), expected_scores, rtol=0, atol=1e-6)
     assert [line.partition("continuing with ")[2] for line in said] == [
@@ -246,7 +246,7 @@ def test_too_little_memory_means_smaller_steps_and_the_same_scores() -> None:
 def test_after_a_huge_image_small_ones_are_done_as_before() -> None:
     """And those of nearly its size in the portions that it took."""
     said: list[str] = []
-    tester = engine(Hungry(2), crop=(32, 32), batch_size=16)
+    tester = engine(Hungry(2), window=(32, 32), batch_size=16)
     tester.warn = said.append
     tester.predict(photo(160, 160))
     assert len(said) == 3
@@ -287,7 +287,7 @@ def test_every_engine_logs_each_step_to_less_memory(monkeypatch) -> None:
 
 
 def test_too_little_memory_for_anything_is_told() -> None:
-    tester = engine(Hungry(0), crop=(32, 32))
+    tester = engine(Hungry(0), window=(32, 32))
     with pytest.raises(torch.cuda.OutOfMemoryError):
         tester.predict(photo(40, 40))
 
@@ -298,7 +298,7 @@ def test_errors_of_the_network_are_not_taken_for_a_lack_of_memory() -> None:
             raise RuntimeError("shapes")
 
     with pytest.raises(RuntimeError, match="shapes"):
-        engine(Wrong(), crop=(32, 32)).predict(photo(40, 40))
+        engine(Wrong(), window=(32, 32)).predict(photo(40, 40))
 
 
 def test_more_than_128_classes_are_resized_too() -> None:
@@ -308,7 +308,7 @@ def test_more_than_128_classes_are_resized_too() -> None:
         def forward(self, x: Tensor) -> Tensor:
             return x.repeat(1, 50, 1, 1)
 
-    settings = InferenceSettings(150, crop=(16, 16), base_size=20)
+    settings = InferenceSettings(150, window=(16, 16), base_size=20)
     result = SlidingWindow(Many().eval(), settings).probabilities(photo(12, 18))
     assert result.shape == (150, 12, 18)
 
@@ -319,13 +319,13 @@ def test_outputs_with_an_auxiliary_part_are_understood() -> None:
             return super().forward(x), None
 
     image = photo(20, 30)
-    results = [engine(n, crop=(16, 16)).probabilities(image) for n in (Two(), Network())]
+    results = [engine(n, window=(16, 16)).probabilities(image) for n in (Two(), Network())]
     assert torch.equal(*results)
 
 
 def test_a_network_in_training_mode_is_refused() -> None:
     network = Network()
-    tester = engine(network, crop=(16, 16))
+    tester = engine(network, window=(16, 16))
     network.train()
     with pytest.raises(RuntimeError, match="eval"):
         tester.predict(photo(20, 20))
@@ -393,7 +393,7 @@ def test_windows_are_resized_on_gpus_as_on_the_cpu(low: tuple[int, int]) -> None
     ],
 )
 def test_what_is_no_image_is_refused(image: object, message: str) -> None:
-    settings = InferenceSettings(CLASSES, crop=(16, 16))
+    settings = InferenceSettings(CLASSES, window=(16, 16))
     engine = SlidingWindow(Network().eval(), settings)
     with pytest.raises(TypeError, match=message):
         engine.predict(image)
@@ -404,11 +404,11 @@ def test_networks_of_other_outputs_are_refused() -> None:
         def forward(self, x: Tensor) -> dict[str, Tensor]:
             return {"out": x}
 
-    settings = InferenceSettings(CLASSES, crop=(16, 16))
+    settings = InferenceSettings(CLASSES, window=(16, 16))
     image = np.zeros((16, 16, 3), np.uint8)
     with pytest.raises(TypeError, match="returned a dict; wrap it"):
         SlidingWindow(Named().eval(), settings).predict(image)
-    other = InferenceSettings(CLASSES + 2, crop=(16, 16))
+    other = InferenceSettings(CLASSES + 2, window=(16, 16))
     with pytest.raises(ValueError, match=f"gives {CLASSES} classes, and InferenceSettings.classes"):
         SlidingWindow(Network().eval(), other).predict(image)
 
@@ -417,7 +417,7 @@ def test_what_is_not_said_is_the_configs_default() -> None:
     config = load_config(ROOT / "config/shapes/shapes_spnet18.yaml", ["TEST.base_size", "0"])
     options = {"device": torch.device("cpu"), "dtype": torch.float32, "batch_size": 8}
     configured = build_engine(config, Network().eval(), **options).settings
-    plain = InferenceSettings(9, crop=configured.crop)
+    plain = InferenceSettings(9, window=configured.window)
     for field in fields(InferenceSettings):
         ours, theirs = getattr(plain, field.name), getattr(configured, field.name)
         assert ours == theirs or list(ours) == list(theirs), field.name

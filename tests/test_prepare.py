@@ -276,7 +276,7 @@ def test_official_lists_are_checked_against_the_published_counts(home: Path, cap
         save(Path(f"ade/annotations/validation/ADE_val_{number}.png"), np.zeros(SIZE, np.uint8))
     assert prepare.main(["ade20k", "ade", "--lists", "lists"]).exit_code == prepare.INCOMPLETE
     printed = capsys.readouterr().out
-    assert "val: 2 images (NOT WHOLE, published are 2000)" in printed
+    assert "val: 2 images (INCOMPLETE, 2000 are published)" in printed
     assert "train: not there" in printed
     first = Path("lists/val.txt").read_text().splitlines()[0]
     assert first == "images/validation/ADE_val_1.jpg\tannotations/validation/ADE_val_1.png"

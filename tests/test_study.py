@@ -154,7 +154,7 @@ def test_a_stopped_study_goes_on_with_the_missing_runs(
     assert len(made) == 3  # the second run had been trained, and not tested
     other = write_study(folder, options={"DATA.data_root": str(folder / "data"), "TRAIN.epochs": 9})
     study.main([other, "--report"])
-    assert "2 rows have no run yet" in capsys.readouterr().out  # of these options
+    assert "2 rows without a run" in capsys.readouterr().out  # of these options
 
 
 def test_a_run_that_fails_is_named_with_its_last_line(folder: Path) -> None:
@@ -264,7 +264,7 @@ def test_studies_of_two_tasks_have_pictures_of_both(tmp_path: Path) -> None:
         result("c d", {}, {0: {"mIoU": 0.4}}),
         result("e f", {}, {}),
     ]
-    assert "1 rows have no run yet" in write_study_report(results, tmp_path)
+    assert "1 row without a run" in write_study_report(results, tmp_path)
     pictures = {picture.name for picture in tmp_path.glob("*.png")}
     assert pictures == {"top1.png", "mIoU.png", "loss.png"}
 

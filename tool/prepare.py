@@ -145,8 +145,8 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     if options.dataset == "custom":
         if not re.fullmatch(r"[a-z0-9_][a-z0-9_.-]*", options.name) or options.name in available():
             own.error(
-                f"--name {options.name}: expected small letters, digits, '_', '-' and '.', and not "
-                "the name of a known dataset"
+                f"--name {options.name}: expected lowercase letters, digits, '_', '-' and '.', and "
+                "not the name of a known dataset"
             )
         if not 0 <= options.validation < 1:
             own.error(f"--validation {options.validation}: expected a share from 0 to below 1")
@@ -170,7 +170,7 @@ def add_custom(own: argparse.ArgumentParser) -> None:
     )
     own.add_argument("--name", required=True, help="name of the dataset")
     own.add_argument("--colors", type=Path, help="table of `R G B name` lines, or labelmap.txt")
-    meaning = own.add_argument_group("what label values mean (found out if left out)")
+    meaning = own.add_argument_group("what label values mean (inferred if omitted)")
     meaning.add_argument(
         "--values",
         metavar="0=road,128=car",
@@ -179,7 +179,7 @@ def add_custom(own: argparse.ArgumentParser) -> None:
     meaning.add_argument(
         "--ids-from", type=int, metavar="ID", help="smallest class id in the files"
     )
-    meaning.add_argument("--ignore", type=int, metavar="VALUE", help="value that is ignored: 255")
+    meaning.add_argument("--ignore", type=int, metavar="VALUE", help="value to ignore: 255")
     meaning.add_argument(
         "--snap", action="store_true", help="noise of JPEG or smoothing: take the nearest value"
     )
@@ -191,7 +191,9 @@ def add_custom(own: argparse.ArgumentParser) -> None:
     )
     add_drawing(own)
     own.add_argument("--validation", type=float, default=0.15, help="share of validation images")
-    own.add_argument("--seed", type=int, default=0, help="of the split")
+    own.add_argument(
+        "--seed", type=int, default=0, help="random seed of the split into training and validation"
+    )
     own.add_argument(
         "--leave-out-broken", action="store_true", help="continue without broken pairs"
     )
@@ -213,7 +215,7 @@ def add_drawing(parser: argparse.ArgumentParser) -> None:
         help="which shape a common pixel belongs to: last, as the tools draw",
     )
     drawing.add_argument(
-        "--crowd", choices=get_args(Crowd), help="crowds are 255 (ignore), or of their class"
+        "--crowd", choices=get_args(Crowd), help="crowds: 255 (ignore), or their class (keep)"
     )
     drawing.add_argument(
         "--background",
@@ -221,7 +223,10 @@ def add_drawing(parser: argparse.ArgumentParser) -> None:
         help="pixels without a shape: class 'background', or 255; as the format does",
     )
     drawing.add_argument(
-        "--line-width", type=float, default=10.0, help="of lines and points without one: 10 pixels"
+        "--line-width",
+        type=float,
+        default=10.0,
+        help="width of lines and points that have none: 10 pixels",
     )
 
 
@@ -273,16 +278,17 @@ def prepare_cifar(options: argparse.Namespace) -> Result:
         images = read_cifar(root, split, classes=classes)
         splits[split] = {"images": len(images), "published": expected}
         used = len(np.unique(images.labels))
-        print(f"{split}: {len(images)} images of {used} classes ({verdict(len(images), expected)})")
+        state = completeness(len(images), expected)
+        print(f"{split}: {len(images)} images of {used} classes ({state})")
     print(f"DATA.data_root: {root}")
-    return Result({"data_root": root, "splits": splits}, code_of(splits))
+    return Result({"data_root": root, "splits": splits}, exit_code_of(splits))
 
 
-def verdict(images: int, published: int) -> str:
-    return "as published" if images == published else f"NOT WHOLE, published are {published}"
+def completeness(images: int, published: int) -> str:
+    return "as published" if images == published else f"INCOMPLETE, {published} are published"
 
 
-def code_of(splits: Mapping[str, Mapping[str, Any]]) -> int:
+def exit_code_of(splits: Mapping[str, Mapping[str, Any]]) -> int:
     """The exit code for splits of an official download."""
     whole = all(split["images"] == split["published"] for split in splits.values())
     return 0 if whole else INCOMPLETE
@@ -314,13 +320,13 @@ def prepare_official(options: argparse.Namespace) -> Result:
         write_lines(path, lines)
         expected = description.splits.get(split, len(pairs))
         splits[split] = {"images": len(pairs), "published": expected, "list": path}
-        print(f"{split}: {len(pairs)} images ({verdict(len(pairs), expected)}) -> {path}")
+        print(f"{split}: {len(pairs)} images ({completeness(len(pairs), expected)}) -> {path}")
         if options.convert and layout.labels is not None:
             write_copy(split, pairs, description, base, options)
     if not splits:
         raise DataError(f"{root}: holds no split of {name}; name the folder of the download")
     print(f"DATA.data_root for these lists: {base}")
-    return Result({"data_root": base, "splits": splits}, code_of(splits))
+    return Result({"data_root": base, "splits": splits}, exit_code_of(splits))
 
 
 def write_sbd_labels(root: Path, sbd: Path) -> None:
@@ -404,7 +410,7 @@ def prepare_custom(options: argparse.Namespace) -> Result:
     problems = [*source.problems, *(item.problem for item in items if item.problem)]
     if problems and not found:
         raise DataError(f"{len(problems)} broken pair(s), all that there are: {problems[0]}")
-    report_broken(problems, source.alone, source.unused, options)
+    refuse_broken(problems, source.alone, source.unused, options)
     if not found:
         raise DataError(f"{options.labels}: no image of {options.images} is left to use")
     numbering = source.numbering or number_masks(found, source, options)
@@ -424,7 +430,7 @@ def cut_rasters(options: argparse.Namespace) -> None:
         DataError: a raster has no partner, or they do not fit.
     """
     pairs, alone, unused = inspection.match(options.images, options.labels)
-    report_broken([], alone, unused, options)
+    refuse_broken([], alone, unused, options)
     folder = Path("dataset") / options.name / "windows"
     given = options.ignore is not None
     cut = rasters.Cut(options.ignore if given else IGNORE_LABEL, given=given)
@@ -447,7 +453,7 @@ def warn_of_names(found: Sequence[inspection.Inspection], numbering: ClassNumber
     if absent:
         more = f" and {len(absent) - SHOWN} more" if len(absent) > SHOWN else ""
         inspection.warn(
-            f"classes that occur in no label, and each counts IoU 0: {', '.join(absent[:SHOWN])}"
+            f"classes absent from all labels, each counts as IoU 0: {', '.join(absent[:SHOWN])}"
             f"{more}"
         )
 
@@ -565,9 +571,9 @@ def draw_annotations(
     matched, alone, unused = match_pictures(annotations.pictures, images, options.images)
     if not matched:
         raise DataError(
-            f"{options.labels}: no image of {options.images} is annotated there: it names "
+            f"{options.labels}: annotates no image of {options.images}: it names "
             f"{annotations.pictures[0].file if annotations.pictures else 'none'}, and an image is "
-            f"{images[0].name}"
+            f"called {images[0].name}"
         )
     if not any(picture.shapes for picture in matched.values()):
         kinds = ", ".join(f"{n} x {visible(kind)}" for kind, n in annotations.skipped.items())
@@ -642,7 +648,7 @@ def drawn_numbering(numbers: Numbers) -> ClassNumbering:
     return ClassNumbering(values, values, numbers.names, numbers.colors, plain=True)
 
 
-def report_broken(
+def refuse_broken(
     problems: Sequence[str],
     alone: Sequence[Path],
     unused: Sequence[Path | str],

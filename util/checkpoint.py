@@ -162,7 +162,7 @@ def move_aside(folder: Path) -> Path | None:
 def snapshot(value: Any) -> Any:
     """`value` with every tensor copied to the CPU: what it is now, whatever training does next.
 
-    A GPU's tensors are on their way, for which nothing waits: see `arrived`.
+    Those of a GPU are copied asynchronously: `arrived` waits for them.
     """
     return with_each(
         value,

@@ -19,7 +19,7 @@ except ImportError:  # Windows
 
 CGROUP = Path("/sys/fs/cgroup")
 MEMINFO = Path("/proc/meminfo")
-UNKNOWN = 8 * 2**30  # bytes, where the system does not tell
+UNKNOWN = 8 * 2**30  # bytes, where the system does not report it
 # what PyTorch, the CPU's allocator, cuBLAS and cuDNN say when an allocation has failed
 OUT_OF_MEMORY = (
     "out of memory",

@@ -132,14 +132,14 @@ def refuse_bad_data(
     doubt = doubt_of_classes(pixels[: dataset.encoding.classes])
     if doubt and isinstance(dataset, TrainingSet) and process_group.is_main():
         print(
-            f"warning: in {len(chosen)} of {len(dataset)} labels, which were looked at, {doubt}? "
+            f"warning: {len(chosen)} of {len(dataset)} labels were looked at: {doubt}? "
             f"To look at all: {command}",
             file=sys.stderr,
         )
 
 
 def doubt_of_classes(pixels: np.ndarray) -> str | None:
-    """What is strange about (K,) pixels of each class in some labels; None where nothing is."""
+    """A doubt about the (K,) pixels of each class in some labels, or None."""
     present = np.flatnonzero(pixels).tolist()
     if len(present) == 1:
         return f"all pixels are of class {present[0]} or ignored: is that the right list"

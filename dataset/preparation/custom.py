@@ -51,7 +51,7 @@ def read_table(path: Path) -> list[tuple[Colour, str]]:
     numbers.
 
     Raises:
-        DataError: a line is none of these, a colour stands twice, or there is no line.
+        DataError: a line is none of these, a colour is listed twice, or the file is empty.
     """
     table: list[tuple[Colour, str]] = []
     try:
@@ -70,7 +70,7 @@ def read_table(path: Path) -> list[tuple[Colour, str]]:
         color, name = entry
         if any(known == color for known, _ in table):
             shown = " ".join(map(str, color))
-            raise DataError(f"{path}, line {number}: the colour {shown} stands twice")
+            raise DataError(f"{path}, line {number}: the colour {shown} is listed twice")
         table.append((color, name or f"class {len(table)}"))
     if not table:
         raise DataError(f"{path}: holds no colours; expected a line of 'R G B name' per class")
@@ -115,7 +115,7 @@ def three_numbers(words: Sequence[str]) -> Colour | None:
 
 
 def is_validation(name: str, share: float, seed: int) -> bool:
-    """A split that depends on the image's name alone: new images move no old one."""
+    """Whether an image is for validation: by its name alone, so that new images move no others."""
     digest = hashlib.sha256(f"{seed}/{name}".encode()).digest()
     return int.from_bytes(digest[:8], "big") < share * 2**64
 
@@ -166,11 +166,11 @@ def part_of(name: str) -> str | None:
 def split_notes(found: Sequence[Inspection], validating: int) -> list[str]:
     """What to say of the split, by the user's own folders or not, with so many to validate on."""
     if len(found) == 1:
-        return ["warning: there is one pair: validation uses the image that is trained on"]
+        return ["warning: there is one pair, which serves training and validation"]
     own = own_split(found)
     few = []
     if validating == 1:
-        few = ["warning: there is one image to validate on: its figures tell of little but itself"]
+        few = ["warning: there is one image to validate on: its scores say little of others"]
         if own is None or not own["val"]:
             few[0] += ". More of them: --validation 0.3"
     if own is None:
@@ -244,9 +244,7 @@ def write_labels(
         for path in old:
             path.unlink()
         if old:
-            print(
-                f"classes or values have changed: {len(old)} labels in {folder} are written again"
-            )
+            print(f"classes or values have changed: rewriting {len(old)} labels in {folder}")
         before = {"classes": classes, "labels": {}}
         if items:
             write_text(
@@ -304,7 +302,7 @@ def photo_warnings(found: Sequence[Inspection]) -> list[str]:
     if turned:
         lines.append(
             f"{len(turned)} label(s), such as {turned[0].label}, have an EXIF orientation that "
-            "their photos do not have; it is not applied. If it should be, save them turned"
+            "their photos do not have; it is not applied. If it should be, rotate the label files"
         )
     dark = [item for item in found if item.dark is not None]
     if dark:

@@ -198,7 +198,7 @@ def number_ids(
         listed = ", ".join(str(value + first) for value in absent[:8])
         cure = f" (to count from {int(classes.min())}: --ids-from)" if absent[0] == 0 else ""
         warnings = (
-            f"these ids occur in no label, and each counts IoU 0: {listed}"
+            f"these ids are absent from all labels, and each counts as IoU 0: {listed}"
             f"{', ...' * bool(absent[8:])}{cure}. To name those that are meant: --values "
             f"{named(classes)}",
         )

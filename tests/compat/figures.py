@@ -39,7 +39,7 @@ def check_tester(fixture: Fixture) -> Errors:
     convolution.load_state_dict(weights)
     settings = InferenceSettings(
         classes=facts["classes"],
-        crop=tuple(facts["crop"]),
+        window=tuple(facts["crop"]),
         base_size=facts["base_size"],
         scales=facts["scales"],
         flip=facts["flip"],

@@ -172,7 +172,7 @@ def check_training_step(fixture: Fixture) -> Errors:
         yield what, relative(ours.item(), facts[what], 1e-5)
     family = translate({k: torch.ones(()) for k in facts["grad_norms"]}, origin=fixture.name)[0]
     parameters = dict(network.named_parameters())
-    norms = {family.ours(key): norm for key, norm in facts["grad_norms"].items()}
+    norms = {family.to_stripseg(key): norm for key, norm in facts["grad_norms"].items()}
     if norms.keys() != parameters.keys():
         yield "parameters with a gradient", float("inf")
         return
@@ -184,7 +184,7 @@ def check_training_step(fixture: Fixture) -> Errors:
     twice = {key.rpartition(".")[0] for key in facts["bn_updated_more_than_once"]}
     buffers = dict(network.named_buffers())
     for theirs in (key.removeprefix("buffer:") for key in stored if key.startswith("buffer:")):
-        key = family.ours(theirs)
+        key = family.to_stripseg(theirs)
         value = buffers[key]
         if theirs.rpartition(".")[0] in twice:  # they ran this layer on the batch a second time
             value = 0.9 * value + value - 0.9 * before[key]

@@ -17,6 +17,7 @@ from ...config.errors import ConfigError
 from ...config.limits import COMBINATIONS
 from ...config.load import find_config, load_config, option_meant
 from ...config.schema import Config
+from ..logger import counted
 from .report import new_figure, save_figure, write_tables
 from .run_file import RUN_OPTIONS, Strict, as_arguments, read_model
 
@@ -65,7 +66,7 @@ class Row:
         return " ".join([self.config, *map(str, self.values.values())])
 
     def statistics(self, name: str) -> tuple[float, float] | None:
-        """Return mean and sample deviation over the seeds; of one seed 0, which tells nothing."""
+        """Return mean and sample deviation over the seeds; the deviation is 0 for a single seed."""
         numbers = [figures[name] for figures in self.figures.values() if name in figures]
         deviation = statistics.stdev(numbers) if len(numbers) > 1 else 0.0
         return (statistics.fmean(numbers), deviation) if numbers else None
@@ -151,7 +152,7 @@ def write_study_report(rows: Sequence[Row], folder: Path) -> str:
         plot_means([row for row in rows if row.statistics(name)], name, folder)
     table = write_tables(folder, f"# Study {folder.name}", shown, records, plots)
     missing = sum(not row.figures for row in rows)
-    rest = f"\n{missing} rows have no run yet" if missing else ""
+    rest = f"\n{counted(missing, 'row')} without a run" if missing else ""
     return f"{table}\n{folder / 'results.md'}, .tex, .csv, .json and plots{rest}"
 
 

@@ -92,7 +92,7 @@ class SweepStudy:
             )
 
     def runs(self) -> dict[int, Any]:
-        """Return {number in the sweep: optuna.FrozenTrial}, of a continued trial its last part."""
+        """Return {number in the sweep: optuna.FrozenTrial}, the latest of a continued trial."""
         return {trial.user_attrs["run"]: trial for trial in self.study.get_trials(deepcopy=False)}
 
     def folder_of(self, run: int) -> Path:
@@ -128,8 +128,7 @@ class SweepStudy:
         return run
 
     def _ask(self, run: int) -> Any:
-        """Take the waiting trial, with a sampler of its own: a sweep that was stopped does not draw
-        its numbers again."""
+        """Take the waiting trial, with a sampler of its own: a resumed sweep repeats no samples."""
         seed = derived_seed(self.sweep.seed, run) % 2**32
         self.study.sampler = (
             optuna.samplers.TPESampler(seed=seed, constant_liar=True)
@@ -145,7 +144,7 @@ class SweepStudy:
         content: dict[str, Any] = {
             "base": os.path.relpath(self.sweep.config.resolve(), path.parent.resolve()),
             "experiment": experiment,
-            "DATA": {"dataset": self.base.DATA.dataset},  # the name of this file does not tell
+            "DATA": {"dataset": self.base.DATA.dataset},  # which the name of this file does not say
         }
         for option, value in options.items():
             section, _, key = option.partition(".")

@@ -22,7 +22,7 @@ class Window:
     """A window of the padded image at one scale.
 
     Args:
-        pixels: (C, *crop), what the network sees.
+        pixels: (C, *window), what the network sees.
         scale: index of the scale.
         row, column: the window's first pixel in the padded image.
     """
@@ -43,7 +43,7 @@ class ScoreMap:
     Args:
         images: the image at each scale, (C, h, w), normalised.
         size: (H, W) of the image itself.
-        crop: (height, width) of the windows; a smaller image is padded evenly with zeros, the mean.
+        window: (height, width); a smaller image is padded evenly with zeros, the mean.
         classes: K.
         stride_rate: step between windows as a share of the window.
         weight: factor of every score, such as one over the number of scales and mirrorings.
@@ -54,7 +54,7 @@ class ScoreMap:
         self,
         images: Sequence[Tensor],
         size: tuple[int, int],
-        crop: tuple[int, int],
+        window: tuple[int, int],
         classes: int,
         *,
         stride_rate: float,
@@ -65,7 +65,7 @@ class ScoreMap:
         self.nbytes = 0  # of the scores of the whole image
         self._scales = []
         for image in images:
-            scale = _ScaleSums(image, size, crop, classes, stride_rate, weight, device)
+            scale = _ScaleSums(image, size, window, classes, stride_rate, weight, device)
             self._scales.append(scale)
             self.nbytes += 4 * classes * scale.image.shape[1] * scale.image.shape[2]
 
@@ -100,28 +100,28 @@ class _ScaleSums:
         self,
         image: Tensor,
         target: tuple[int, int],
-        crop: tuple[int, int],
+        window: tuple[int, int],
         classes: int,
         stride_rate: float,
         weight: float,
         device: torch.device,
     ) -> None:
         height, width = image.shape[-2:]
-        pad_height, pad_width = max(crop[0] - height, 0), max(crop[1] - width, 0)
+        pad_height, pad_width = max(window[0] - height, 0), max(window[1] - width, 0)
         self.top, self.left = pad_height // 2, pad_width // 2
         self.image = F.pad(
             image, (self.left, pad_width - self.left, self.top, pad_height - self.top)
         )
         self.width = width
-        self.crop = crop
+        self.window = window
         self.classes = classes
         self.device = device
         self.row_mixing = resampling(height, target[0], aligned=False)
         self.column_mixing = resampling(width, target[1], aligned=False)
-        self.window_rows = window_starts(self.image.shape[1], crop[0], stride_rate)
-        self.columns = window_starts(self.image.shape[2], crop[1], stride_rate)
-        visits_down = visits(self.image.shape[1], self.window_rows, crop[0])
-        visits_across = visits(self.image.shape[2], self.columns, crop[1])
+        self.window_rows = window_starts(self.image.shape[1], window[0], stride_rate)
+        self.columns = window_starts(self.image.shape[2], window[1], stride_rate)
+        visits_down = visits(self.image.shape[1], self.window_rows, window[0])
+        visits_across = visits(self.image.shape[2], self.columns, window[1])
         self.row_weights = weight / upload(visits_down, device)
         across = 1 / upload(visits_across, device)
         self.column_weights = across[self.left : self.left + width]
@@ -130,7 +130,7 @@ class _ScaleSums:
         self.sums = torch.empty(0, self.image.shape[2], classes, device=device)
 
     def pixels(self, row: int, column: int) -> Tensor:
-        return self.image[:, row : row + self.crop[0], column : column + self.crop[1]]
+        return self.image[:, row : row + self.window[0], column : column + self.window[1]]
 
     def prepare(self, first: int, last: int) -> list[int]:
         """First rows of the windows that rows first .. last - 1 of the target still need."""
@@ -143,7 +143,7 @@ class _ScaleSums:
             self.returned += 1
         due = self.window_rows[before : self.returned]
         end = self.start + len(self.sums)
-        self._keep(min(needed.start + self.top, end), due[-1] + self.crop[0] if due else end)
+        self._keep(min(needed.start + self.top, end), due[-1] + self.window[0] if due else end)
         return due
 
     def _keep(self, start: int, end: int) -> None:
@@ -185,18 +185,18 @@ def scaled_size(size: Sequence[int], scale: float, base_size: int) -> tuple[int,
     return max(1, round(long_side / width * height)), long_side
 
 
-def window_starts(side: int, crop: int, stride_rate: float) -> list[int]:
+def window_starts(side: int, window: int, stride_rate: float) -> list[int]:
     """First pixels of the windows along one side; the last window is shifted back inside."""
-    stride = math.ceil(crop * stride_rate)
-    count = math.ceil((side - crop) / stride) + 1
-    return [min(index * stride, side - crop) for index in range(count)]
+    stride = math.ceil(window * stride_rate)
+    count = math.ceil((side - window) / stride) + 1
+    return [min(index * stride, side - window) for index in range(count)]
 
 
-def visits(side: int, starts: Sequence[int], crop: int) -> np.ndarray:
+def visits(side: int, starts: Sequence[int], window: int) -> np.ndarray:
     """(side,) float32: how many windows cover each pixel along one side."""
     covered = np.zeros(side, np.float32)
     for start in starts:
-        covered[start : start + crop] += 1
+        covered[start : start + window] += 1
     return covered
 
 
@@ -320,7 +320,7 @@ def fusible_window_scores(logits: Tensor, size: tuple[int, int]) -> Tensor:
 def resized_rows(
     logits: Tensor, size: tuple[int, int], chunks: Iterable[tuple[int, int]]
 ) -> Iterator[Tensor]:
-    """The same a range of rows at a time: columns by interpolation, rows by a matrix product.
+    """`resized_window`, some rows at a time: columns by interpolation, rows by a product.
 
     Args:
         chunks: (first, last + 1) of each range.

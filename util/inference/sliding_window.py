@@ -32,7 +32,7 @@ class InferenceSettings:
 
     Args:
         classes: number of classes K.
-        crop: window (height, width) in pixels.
+        window: (height, width) in pixels.
         base_size: length of the image's longer side at scale 1; 0 keeps the image's own.
         scales: factors on `base_size`; the scores of all of them are averaged.
         flip: average with the mirrored windows.
@@ -46,7 +46,7 @@ class InferenceSettings:
     """
 
     classes: int
-    crop: tuple[int, int]
+    window: tuple[int, int]
     base_size: int = 0
     scales: Sequence[float] = (1.0,)
     flip: bool = True
@@ -57,7 +57,7 @@ class InferenceSettings:
     score_bytes: int | None = None
 
     def __post_init__(self) -> None:
-        check_settings(self.scales, self.flip, self.base_size, self.crop)
+        check_settings(self.scales, self.flip, self.base_size, self.window)
         object.__setattr__(self, "scales", tuple(np.atleast_1d(self.scales).tolist()))
 
 
@@ -67,13 +67,11 @@ def check_settings(
     base_size: Any = None,
     window: Any = None,
     *,
-    called: str = "crop",
     smallest: int = 1,
 ) -> None:
     """Raises ConfigError for a value that no image can be predicted with; None is "not given".
 
     Args:
-        called: what the caller calls its window.
         smallest: side of a window.
     """
     if scales is not None:
@@ -93,7 +91,7 @@ def check_settings(
         pair = isinstance(window, Sequence | np.ndarray) and len(window) == 2
         if not pair or not all(is_whole(side, at_least=smallest) for side in window):
             raise ConfigError(
-                f"{called} {window!r}: expected (height, width), both {smallest} or more"
+                f"window {window!r}: expected (height, width), both {smallest} or more"
             )
 
 
@@ -312,7 +310,7 @@ class SlidingWindow:
         return ScoreMap(
             [self.normalize(half_pixel_resize(pixels, scaled))[0] for scaled in sizes],
             size,
-            settings.crop,
+            settings.window,
             settings.classes,
             stride_rate=settings.stride_rate,
             weight=1 / (len(settings.scales) * (1 + settings.flip)),
@@ -353,16 +351,16 @@ class SlidingWindow:
 
     def _add(self, scores: ScoreMap, window: Window, logits: Tensor) -> None:
         """Resize the logits (1 or 2, K, h', w') of a window to it, and add their softmax."""
-        height, width = self.settings.crop
+        height, width = self.settings.window
         chunks = list(self._chunks(0, height, 2 * width, logits.device))
         work = self.window_scores
         compiled = isinstance(work, CompiledOrPlain) and not work.failed
         compiled &= logits.device == self.device
         if compiled or (logits.is_cuda and len(chunks) == 1):
             logits = logits.contiguous(memory_format=torch.channels_last)
-            scores.add(window, self.window_scores(logits, self.settings.crop))
+            scores.add(window, self.window_scores(logits, self.settings.window))
             return
-        parts = resized_rows(logits, self.settings.crop, chunks)
+        parts = resized_rows(logits, self.settings.window, chunks)
         for (first, _), part in zip(chunks, parts, strict=True):
             softmax = part.softmax(dim=3)
             total = softmax[0]

@@ -58,7 +58,7 @@ class SegmentationLoss:
         label_smoothing: share of the label that is spread evenly over all classes (Szegedy et al.,
             CVPR 2016, Sec. 7); in cross entropy, OHEM and boundary.
         focal_gamma: exponent of the focal loss.
-        boundary_weight: what a pixel beside another class weighs in addition to 1.
+        boundary_weight: extra weight of a pixel beside another class.
         boundary_width: pixels of the logits within which that fades.
     """
 

@@ -30,7 +30,8 @@ def mix(
     Args:
         image: (N, C, H, W) uint8.
         label: (N,).
-        mixup, cutmix: their a; 0 switches one off. With both, one is drawn for each batch.
+        mixup, cutmix: alpha of the Beta distribution; 0 switches one off. With both, one is drawn
+            for each batch.
     """
     use_cutmix = cutmix > 0 and (mixup == 0 or generator.random() < 0.5)
     strength = cutmix if use_cutmix else mixup

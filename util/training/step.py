@@ -117,7 +117,7 @@ class TrainingStep:
             self.scaler.step(self.optimizer)
             self.scaler.update(self.loss_scale)
         else:
-            self.optimizer.found_inf = skipped
+            self.optimizer.found_inf = skipped  # as GradScaler tells it: its kernel changes nothing
             self.optimizer.step()
         self.statistics.restore(skipped)
         if self.ema is not None:
