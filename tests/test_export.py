@@ -36,6 +36,7 @@ from stripseg.tool import test as test_tool
 from stripseg.trained_network import TrainedNetwork, from_content
 
 CPU = torch.device("cpu")
+TRACES_ANY_SIZE = "2.14"  # of PyTorch; 2.10 and 2.11 do not in all networks
 
 
 def untrained(data: Path, arch: str, backbone: str, **options: object) -> TrainedNetwork:
@@ -120,12 +121,14 @@ def test_every_head_and_backbone_exports(
     small_shapes: Path, tmp_path: Path, arch: str, backbone: str
 ) -> None:
     trained, path = untrained(small_shapes, arch, backbone), tmp_path / "network.onnx"
-    if backbone.startswith("timm/") and torch.__version__ < "2.11":
-        with pytest.raises(ExportError, match=r"Could not guard .*; --window HEIGHT WIDTH"):
-            trained.export(path)
-        assert trained.export(path, window=(65, 72)) == path
-    else:
+    try:
         assert_exports(trained, path)
+    except ExportError as error:
+        if torch.__version__ >= TRACES_ANY_SIZE or not backbone.startswith("timm/"):
+            raise
+        assert "Could not guard" in str(error)
+        assert "--window HEIGHT WIDTH exports it for one size" in str(error)
+        assert trained.export(path, window=(65, 72)) == path
 
 
 @pytest.mark.long
@@ -285,15 +288,17 @@ def test_pixels_in_logits_out_is_for_others(
 
 
 def test_torch_export(exported: tuple[TrainedNetwork, Path], tmp_path: Path) -> None:
-    """PyTorch 2.10 ties what it traces to the evenness of the example's size, and is found out."""
+    """Older releases tie what they trace to the example's size being even, and are found out."""
     path, sizes = tmp_path / "fcn18.pt2", [(50, 60), (49, 63)]
-    if torch.__version__ < "2.11":
-        with pytest.raises(ExportError, match=r"not run at .*; --window HEIGHT WIDTH exports it"):
-            exported[0].export(path)
-        exported[0].export(path, window=sizes[0])
-        del sizes[1]
-    else:
+    try:
         exported[0].export(path)
+    except ExportError as error:
+        if torch.__version__ >= TRACES_ANY_SIZE:
+            raise
+        assert "does not run at" in str(error)
+        assert "--window HEIGHT WIDTH exports it for one size" in str(error)
+        del sizes[1]
+        exported[0].export(path, window=sizes[0])
     run = torch.export.load(path).module()
     for size in sizes:
         assert run(torch.randn(1, 3, *size)).shape == (1, 9, *size)
