@@ -1,7 +1,7 @@
 # make demo   install, then train, test and show SPNet on the built-in shapes dataset
 # make test   install, then run the tests
 # make install  install stripseg and what it needs into .venv
-# make test-long  what takes minutes each: the code of long pages, notebooks, every export
+# make test-long  what takes minutes each: exports of every pair of head and backbone, the example in C++
 # make test-oldest  the tests with the oldest PyTorch that requirements.txt allows, in an environment of their own
 # make test-gpu   the tests for a GPU, on a machine that has one
 # make gpu-check   install, then check and measure a GPU for some minutes: benchmark/gpu_check.py

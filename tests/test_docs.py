@@ -157,10 +157,12 @@ def checkout(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def trained(checkout: Path) -> Path:
-    """The same folder after its network was trained and tested."""
-    shell("sh tool/train.sh shapes spnet18 && sh tool/test.sh shapes spnet18", checkout)
-    return checkout
+def trained(checkout: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A copy of the folder in which its network was trained and tested."""
+    place = tmp_path_factory.mktemp("trained") / "checkout"
+    shutil.copytree(checkout, place, symlinks=True)
+    shell("sh tool/train.sh shapes spnet18 && sh tool/test.sh shapes spnet18", place)
+    return place
 
 
 def shell(code: str, folder: Path, place: str = "") -> None:
@@ -183,17 +185,10 @@ def python_of(page: str) -> str:
     )
 
 
-def marks_of(page: str) -> tuple:
-    """The pages that everyone reads run with every test; other long ones with `make test-long`."""
-    if runs_quickly(page):
-        return ()
-    return (pytest.mark.slow,) if page in ALWAYS else (pytest.mark.long,)
-
-
 @pytest.mark.parametrize(
     "page",
     [
-        pytest.param(page, marks=marks_of(page))
+        pytest.param(page, marks=() if runs_quickly(page) else pytest.mark.slow)
         for page in PAGES
         if any(block.runs for block in blocks(page))
     ],

@@ -30,7 +30,7 @@ def test_a_notebook_has_its_outputs(path: Path) -> None:
     assert path.stat().st_size < 500_000
 
 
-@pytest.mark.long
+@pytest.mark.slow
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=named)
 def test_a_notebook_runs(path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for module in ("ipykernel", "nbclient", "nbformat"):

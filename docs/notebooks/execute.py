@@ -31,7 +31,7 @@ def execute(path: Path) -> nbformat.NotebookNode:
         RuntimeError: a command failed, which raises nothing in a line that begins with "!".
     """
     notebook = nbformat.read(path, as_version=4)
-    client = nbclient.NotebookClient(notebook, timeout=900, kernel_name="python3")
+    client = nbclient.NotebookClient(notebook, timeout=300, kernel_name="python3")
     with tempfile.TemporaryDirectory() as folder:  # the notebooks make their own folders below it
         client.execute(env={**os.environ, "TMPDIR": folder})
     for cell in notebook.cells:
