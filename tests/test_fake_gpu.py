@@ -22,6 +22,7 @@ from stripseg.model.build import build_network
 from stripseg.model.segmenter import SegmenterOutput
 from stripseg.util.checkpoint import arrived, snapshot
 from stripseg.util.distributed.sync_batch_norm import SyncBatchNorm
+from stripseg.util.images import upload
 from stripseg.util.inference.classification import ClassificationEvaluator
 from stripseg.util.inference.evaluator import Evaluator
 from stripseg.util.inference.sliding_window import InferenceSettings, SlidingWindow
@@ -224,6 +225,21 @@ def test_a_checkpoint_copies_from_the_gpu_without_waiting() -> None:
     assert watch.launches["copy_"] == 1
     (moment,) = arrived(copied)["optimizer"]
     assert moment["momentum"].device.type == "cpu"
+
+
+def test_without_memory_to_pin_copies_are_made_all_the_same(monkeypatch) -> None:
+    """Both ways, and the host waits for them."""
+
+    def full(*_: object, **__: object) -> None:
+        raise RuntimeError("CUDA error: out of memory")
+
+    monkeypatch.setattr(Tensor, "pin_memory", full)
+    with FakeTensorMode(allow_non_fake_inputs=True), Watch() as watch:
+        x = upload(np.zeros((4, 4), np.uint8), CUDA)
+        monkeypatch.setattr(torch, "empty_like", full)
+        copy = HostCopy(x).tensor()
+    assert (x.device.type, copy.device.type) == ("cuda", "cpu")
+    assert sum(watch.blocking.values()) == 2
 
 
 def test_the_evaluation_of_a_classifier_waits_for_nothing() -> None:

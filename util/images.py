@@ -3,7 +3,7 @@
 import io
 import zlib
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import cached_property
 from pathlib import Path
 from typing import BinaryIO
@@ -549,5 +549,6 @@ def upload(array: np.ndarray, device: torch.device) -> Tensor:
     """
     tensor = torch.from_numpy(array if array.flags.writeable else array.copy())
     if device.type == "cuda":
-        tensor = tensor.pin_memory()
+        with suppress(RuntimeError):  # no memory left to pin: a copy for which the host waits
+            tensor = tensor.pin_memory()
     return tensor.to(device, non_blocking=True)

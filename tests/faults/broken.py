@@ -296,8 +296,8 @@ BREAKS += [
     Break(
         "no copy to a GPU is waited for",
         "util/images.py",
-        "        tensor = tensor.pin_memory()\n",
-        "        pass\n",
+        "            tensor = tensor.pin_memory()\n",
+        "            pass\n",
         "tests/test_fake_gpu.py::test_testing_and_validation_wait_for_nothing",
     ),
     Break(
