@@ -494,9 +494,8 @@ def write_dataset(
     parts = {"train": training, "val": validation}
     custom.write_lists(folder, parts, numbering, root=root)
     config = Path("config") / options.name / f"{options.name}_spnet18.yaml"
-    content = custom.settings(options.name, folder, root, training, numbering)
-    chosen = custom.recipe(training, numbering)
-    custom.write_config(config, content, {key: reason for key, (_, reason) in chosen.items()})
+    content, reasons = custom.settings(options.name, folder, root, training, numbering)
+    custom.write_config(config, content, reasons)
     print(class_summary(found, numbering))
     if numbering.names == class_names(len(numbering.names)):
         print(f"the classes have no names yet: write them into {folder}/names.txt, one per line")

@@ -320,8 +320,11 @@ def bands_of(found: Sequence[Inspection]) -> int:
 
 def settings(
     name: str, folder: Path, root: Path, training: Sequence[Inspection], numbering: ClassNumbering
-) -> dict:
-    """A config for the data: crop, scales, batch size and length of training from their sizes."""
+) -> tuple[dict, dict[str, str]]:
+    """A config for the data, and {key: why} of options that its recipe sets.
+
+    Crop, scales, batch size and length of training follow from the images' sizes and number.
+    """
     heights, widths = np.array([item.size for item in training]).T
     # crop: the median image, in steps of the output stride 8, within what a GPU or CPU trains well
     sides = [max(64, min(384, int(np.median(side)) // 8 * 8)) for side in (heights, widths)]
@@ -370,10 +373,12 @@ def settings(
         "pretrained": "pretrained/resnet18.pth",
         "pretrained_optional": True,
     }
-    train |= {key: value for key, (value, _) in recipe(training, numbering).items()}
+    chosen = recipe(training, numbering)
+    train |= {key: value for key, (value, _) in chosen.items()}
     names = {"names_path": str(folder / "names.txt"), "colors_path": str(folder / "colors.txt")}
     test = {"test_list": str(folder / "val.txt"), "base_size": 0, **names}
-    return {"DATA": data, "TRAIN": train, "TEST": test}
+    reasons = {key: reason for key, (_, reason) in chosen.items()}
+    return {"DATA": data, "TRAIN": train, "TEST": test}, reasons
 
 
 def recipe(
