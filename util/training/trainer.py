@@ -160,9 +160,12 @@ class Trainer:
     def _unsaved(self) -> str:
         """Say that the state could not be saved."""
         reason = self.checkpoints.failure or "see the main process"
+        kept = f"{self.checkpoints.folder} holds no checkpoint"
+        if any(self.checkpoints.candidates()):
+            kept = f"the checkpoints in {self.checkpoints.folder} are of earlier steps"
         return (
             f"the state after step {self.step} of {self.total_steps} could not be saved "
-            f"({reason}); the checkpoints in {self.checkpoints.folder} are of earlier steps"
+            f"({reason}); {kept}"
         )
 
     def _steps(self, end: int, request: StopRequest, watchdog: Watchdog) -> None:
