@@ -466,7 +466,7 @@ class TrainSection(NetworkOptions):
     )
     cutmix: float = option(
         0.0,
-        "classifier: a of CutMix's Beta(a, a), often 1; with `mixup` one of the two is chosen at "
+        "classifier: alpha of CutMix's Beta(alpha, alpha), often 1; with `mixup` one of the two is chosen at "
         "random in each step",
         ge=0,
     )

@@ -5,7 +5,7 @@ from copy import deepcopy
 from functools import partial
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from ..config.errors import ConfigError
 from ..config.schema import CLASSIFIER, Config, TrainSection
@@ -191,16 +191,28 @@ def freeze_unused(network: Segmenter | ImageClassifier, shape: Sequence[int]) ->
     """
     if isinstance(network.backbone, ResNet):
         return
+    try:
+        gradients = gradients_on_paper(network, shape)
+    except Exception:  # a backbone of one's own may do what meta tensors cannot
+        if isinstance(network.backbone, TimmBackbone):
+            raise
+        return
+    learning = [p for p in network.parameters() if p.requires_grad]
+    for parameter, gradient in zip(learning, gradients, strict=True):
+        if gradient is None:
+            parameter.requires_grad_(False)
+
+
+def gradients_on_paper(
+    network: Segmenter | ImageClassifier, shape: Sequence[int]
+) -> Sequence[Tensor | None]:
+    """Of the parameters that learn the gradients, without data; None where no output needs one."""
     hollow = deepcopy(network).to("meta").train()
     with torch.enable_grad():
         output = hollow(torch.empty(2, *shape, device="meta"))
         total = sum(logits.sum() for logits in output if logits is not None)
         learning = [p for p in hollow.parameters() if p.requires_grad]
-        gradients = torch.autograd.grad(total, learning, allow_unused=True)
-    learning = [p for p in network.parameters() if p.requires_grad]
-    for parameter, gradient in zip(learning, gradients, strict=True):
-        if gradient is None:
-            parameter.requires_grad_(False)
+        return torch.autograd.grad(total, learning, allow_unused=True)
 
 
 def check_arch(config: Config) -> None:

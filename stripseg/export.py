@@ -292,6 +292,8 @@ def exporting(path: Path, *, fixed: bool):
         yield
     except ImportError as error:
         raise ExportError(missing_packages(error.name or "onnxscript")) from error
+    except OSError as error:
+        raise ExportError(f"{path}: cannot be written: {error.strerror or error}") from error
     except Exception as error:  # exporters may raise any exception
         cause: BaseException = error
         while cause.__cause__ is not None:  # the first line of the others says no more than that
@@ -302,12 +304,13 @@ def exporting(path: Path, *, fixed: bool):
 
 
 def first_line(error: BaseException) -> str:
-    return visible((str(error).strip() or type(error).__name__).splitlines()[0])
+    text = str(error).strip().splitlines()
+    return visible(": ".join([type(error).__name__, *text[:1]]))
 
 
 def remedy(fixed: bool) -> str:
     """What else may be tried where an export fails whose size is free."""
-    return "" if fixed else "; --window HEIGHT WIDTH exports it for one size"
+    return "" if fixed else "; one size may work: --window HEIGHT WIDTH, in Python window="
 
 
 def missing_packages(name: str) -> str:

@@ -123,9 +123,11 @@ def run_test(
         against: the folder of an earlier test, whose figures the report shows beside these.
         groups: which images the report's intervals draw together.
     Raises:
-        OutOfMemoryError: not even one window at a time fits the device.
+        OutOfMemoryError: not even one window at a time fits the device, or a classifier's batch.
     """
-    with explained_out_of_memory(testing_remedies(config.TEST), phase="testing"):
+    images = (config.TEST.batch_size or CLASSIFIED_PER_BATCH) if config.classifies else None
+    remedies = testing_remedies(config.TEST, batch_size=images)
+    with explained_out_of_memory(remedies, phase="testing"):
         if config.classifies:
             run_classification_test(config, device, log)
         else:

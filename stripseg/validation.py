@@ -42,8 +42,8 @@ def validation_data(config: Config) -> EvaluationSet | EvaluationImages | None:
     if config.classifies:
         return build_evaluation_images(config, "val")
     dataset = build_validation_set(config)
-    if len(dataset) > 1:  # one image may well have one class
-        refuse_bad_data(dataset, command=f"stripseg check {config.command_arguments()}")
+    command = f"stripseg check {config.command_arguments()}"
+    refuse_bad_data(dataset, command=command, only_read=True)
     return dataset
 
 

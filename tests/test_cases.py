@@ -14,7 +14,7 @@ import pytest
 import tifffile
 import torch
 import yaml
-from PIL import Image
+from PIL import Image, ImageFilter
 
 from stripseg.config.errors import ConfigError, DataError, DeviceError
 from stripseg.config.load import load_config
@@ -107,6 +107,42 @@ def test_ids_beside_an_ignored_area_are_classes(home: Path, value: int, words: l
     masks(lambda _: Image.fromarray(np.tile(stripes.astype(np.uint8), (SIZE, 1))))
     assert run(*words)["DATA"]["classes"] == 6
     assert set(np.unique(stored())) == {0, 1, 2, 3, 4, 5, 255}
+
+
+@pytest.mark.parametrize("kind", ["webp", "jpeg enlarged", "blur"])
+def test_noise_that_fills_areas_asks(home: Path, kind: str) -> None:
+    """Saved again as PNG: flat parts of WebP, pixels of JPEG made larger, and 256 grey levels."""
+    large = np.array([0, 255, 255], np.uint8)[CLASSES]
+    buffer = io.BytesIO()
+    if kind == "webp":
+        Image.fromarray(large).convert("RGB").save(buffer, "WEBP", quality=20)
+    else:
+        Image.fromarray(large[::4, ::4]).save(buffer, "JPEG", quality=70)
+    noisy = np.array(Image.open(buffer).convert("L"))
+    if kind == "jpeg enlarged":
+        noisy = noisy.repeat(4, axis=0).repeat(4, axis=1)
+    elif kind == "blur":
+        noisy = np.array(Image.fromarray(large).filter(ImageFilter.GaussianBlur(10)))
+    masks(lambda _: Image.fromarray(noisy))
+    with pytest.raises(DataError, match=r"smoothed.*--snap"):
+        run()
+
+
+def test_names_and_colours_that_a_user_has_written_stay(home: Path, capsys) -> None:
+    """Where the labels have none; else they are kept beside the new ones."""
+    masks(grey(0, 1, 2))
+    run()
+    assert "have no names yet" in printed(capsys)
+    names = Path("dataset/mine/names.txt")
+    names.write_text("road\nwater\ntree\n")
+    run()
+    said = printed(capsys)
+    assert names.read_text() == "road\nwater\ntree\n"
+    assert f"kept as it was: {names}" in said
+    assert "have no names yet" not in said
+    run("--values", "0=a,1=b,2=c")
+    assert names.read_text() == "a\nb\nc\n"
+    assert Path("dataset/mine/names.txt.bak").read_text() == "road\nwater\ntree\n"
 
 
 def test_colours_of_jpeg_ask(home: Path) -> None:

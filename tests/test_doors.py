@@ -91,7 +91,7 @@ def test_values_of_one_name_are_one_class(capsys) -> None:
     assert Path("dataset/mine/names.txt").read_text().split() == ["none", "car"]
     run("--values", "0=none,128=car,255=ignore,7=tree")
     assert np.array_equal(np.unique(stored()), [0, 1, 255])
-    assert "absent from all labels, each counts as IoU 0: tree" in printed(capsys)
+    assert "absent from all labels (each counts as IoU 0): tree" in printed(capsys)
 
 
 def test_an_ignored_value_that_never_occurs_is_named(capsys) -> None:
@@ -309,7 +309,7 @@ def test_classes_of_a_table_that_never_occur_are_told(capsys) -> None:
     masks(lambda ids: Image.fromarray(COLOURS[ids]))
     Path("t.txt").write_text("0 0 0 none\n200 0 0 road\n0 0 200 water\n9 9 9 tree\n")
     run("--colors", "t.txt")
-    assert "absent from all labels, each counts as IoU 0: tree" in printed(capsys)
+    assert "absent from all labels (each counts as IoU 0): tree" in printed(capsys)
 
 
 @pytest.mark.parametrize(

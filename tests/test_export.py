@@ -36,7 +36,7 @@ from stripseg.tool import test as test_tool
 from stripseg.trained_network import TrainedNetwork, from_content
 
 CPU = torch.device("cpu")
-TRACES_ANY_SIZE = "2.14"  # of PyTorch; 2.10 and 2.11 do not in all networks
+TRACES_ANY_SIZE = "2.14"  # of PyTorch, the first that was tried and does; 2.10 and 2.11 do not
 
 
 def untrained(data: Path, arch: str, backbone: str, **options: object) -> TrainedNetwork:
@@ -90,7 +90,7 @@ def exported(small_shapes: Path, tmp_path_factory) -> tuple[TrainedNetwork, Path
 
 def is_of_an_old_tracer(error: ExportError, words: str) -> bool:
     """Whether PyTorch's release, not the network, is the cause, and the message says what helps."""
-    helps = "--window HEIGHT WIDTH exports it for one size" in str(error)
+    helps = "one size may work: --window HEIGHT WIDTH" in str(error)
     return helps and words in str(error) and torch.__version__ < TRACES_ANY_SIZE
 
 

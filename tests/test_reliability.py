@@ -182,9 +182,7 @@ def test_a_full_disk_leaves_the_files_before_and_the_training(
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(torch, "save", full)
-    with pytest.raises(
-        TrainingError, match=r"step 4 of 6 .*\[Errno.*are of earlier steps"
-    ):
+    with pytest.raises(TrainingError, match=r"step 4 of 6 .*\[Errno.*are of earlier steps"):
         trainer.fit(until=4)
     add = trainer.run_log.add
     trainer.run_log.add = lambda *of_step: (add(*of_step), os.kill(os.getpid(), signal.SIGTERM))

@@ -453,7 +453,7 @@ def warn_of_names(found: Sequence[inspection.Inspection], numbering: ClassNumber
     if absent:
         more = f" and {len(absent) - SHOWN} more" if len(absent) > SHOWN else ""
         inspection.warn(
-            f"classes absent from all labels, each counts as IoU 0: {', '.join(absent[:SHOWN])}"
+            f"classes absent from all labels (each counts as IoU 0): {', '.join(absent[:SHOWN])}"
             f"{more}"
         )
 
@@ -497,7 +497,9 @@ def write_dataset(
     content, reasons = custom.settings(options.name, folder, root, training, numbering)
     custom.write_config(config, content, reasons)
     print(class_summary(found, numbering))
-    if numbering.names == class_names(len(numbering.names)):
+    unnamed = class_names(len(numbering.names))
+    listed = (folder / "names.txt").read_text(encoding="utf-8").splitlines()
+    if numbering.names == unnamed == listed:
         print(f"the classes have no names yet: write them into {folder}/names.txt, one per line")
     for line in custom.split_notes(found, len(validation)):
         print(line)

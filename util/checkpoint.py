@@ -223,9 +223,9 @@ class CheckpointFolder:
 
     def finish(self) -> None:
         """Wait until everything is written."""
-        if self._written is not None:
-            self._written.result()
-            self._written = None
+        written, self._written = self._written, None
+        if written is not None:
+            written.result()
 
     def lost_best(self) -> bool:
         """Return whether the best one so far could not be written; told once."""

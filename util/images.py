@@ -549,6 +549,6 @@ def upload(array: np.ndarray, device: torch.device) -> Tensor:
     """
     tensor = torch.from_numpy(array if array.flags.writeable else array.copy())
     if device.type == "cuda":
-        with suppress(RuntimeError):  # no memory left to pin: a copy for which the host waits
+        with suppress(RuntimeError):  # no memory left to pin: a copy that blocks the host
             tensor = tensor.pin_memory()
     return tensor.to(device, non_blocking=True)

@@ -128,12 +128,17 @@ def validation_remedies(train: TrainSection) -> list[str]:
     ]
 
 
-def testing_remedies(test: TestSection) -> list[str]:
-    """Return what to change where not even one window at a time fits the memory in testing."""
+def testing_remedies(test: TestSection, *, batch_size: int | None) -> list[str]:
+    """Return what to change where a test does not fit the memory.
+
+    Args:
+        batch_size: images of a classifier in one pass; None where windows are tested, of which
+            one at a time has been tried.
+    """
     remedies = [f"lower the window, TEST.test_h {test.test_h} and TEST.test_w {test.test_w}"]
-    if test.batch_size is not None and test.batch_size > 1:
-        remedies.append(f"lower TEST.batch_size below {test.batch_size}")
-    return [*remedies, "free the device's memory of other programs"]
+    if batch_size is not None:
+        remedies = [f"lower TEST.batch_size below {batch_size}"]
+    return [*remedies, "free memory that other programs take"]
 
 
 class HostCopy:
@@ -145,7 +150,7 @@ class HostCopy:
             return
         try:
             self.copy = torch.empty_like(tensor, device="cpu", pin_memory=True)
-        except RuntimeError:  # the system has no more memory to pin: a copy for which all waits
+        except RuntimeError:  # the system has no more memory to pin: a copy that blocks
             self.copy = tensor.to("cpu")
             return
         self.copy.copy_(tensor, non_blocking=True)

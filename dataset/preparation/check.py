@@ -97,11 +97,17 @@ def examine(
 
 
 def refuse_bad_data(
-    dataset: TrainingSet | EvaluationSet, *, command: str, skip: bool = False
+    dataset: TrainingSet | EvaluationSet,
+    *,
+    command: str,
+    skip: bool = False,
+    only_read: bool = False,
 ) -> None:
     """Look at a few pairs, evenly spaced, before a run starts.
 
     Args:
+        only_read: whether they can be used each for itself, not what classes they hold: images to
+            validate on may lack any class.
         skip: the run leaves out pairs that cannot be read, so they are no reason to refuse, unless
             all of these are such.
     Raises:
@@ -120,6 +126,8 @@ def refuse_bad_data(
             continue
         pixels += seen.pixels
         drawn &= bool(seen.pixels[0] and seen.pixels[255])
+    if only_read:
+        return
     if not pixels[: dataset.encoding.classes].any() and skipped < len(chosen):
         more = class_pixels(dataset.pairs, dataset.encoding)  # few images may be labelled
         if not more.any():

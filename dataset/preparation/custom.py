@@ -14,7 +14,8 @@ from PIL import Image
 from ...config.errors import DataError
 from ...util.files import link_or_copy, write_lines, write_text
 from ...util.images import LabelFile, write_png
-from .class_numbering import ClassNumbering, Colour, as_colours
+from ..description import default_colors
+from .class_numbering import ClassNumbering, Colour, as_colours, class_names
 from .match import Inspection, read_any_label
 
 RECORD = ".numbering.json"  # beside labels that were rewritten
@@ -218,8 +219,29 @@ def write_lists(
             for item in items
         ]
         write_lines(folder / f"{name}.txt", lines)
-    write_lines(folder / "names.txt", numbering.names)
-    write_lines(folder / "colors.txt", [" ".join(map(str, color)) for color in numbering.colors])
+    count = len(numbering.names)
+    colors = [" ".join(map(str, color)) for color in numbering.colors]
+    own = numbering.names != class_names(count)
+    write_unless_edited(folder / "names.txt", numbering.names, given=own)
+    default = np.array_equal(numbering.colors, default_colors(count))
+    write_unless_edited(folder / "colors.txt", colors, given=own or not default)
+
+
+def write_unless_edited(path: Path, lines: Sequence[str], *, given: bool) -> None:
+    """Write names or colours; lines that a user has written in their place are not lost.
+
+    Args:
+        given: whether the labels or the command line give these; else as many lines that are there
+            already stay. Other lines that are replaced stay beside the file as `.bak`.
+    """
+    before = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
+    if before and before != list(lines):
+        if not given and len([line for line in before if line.strip()]) == len(lines):
+            print(f"kept as it was: {path}")
+            return
+        link_or_copy(path, path.with_name(f"{path.name}.bak"))
+        print(f"replaced: {path}; the former one is {path.name}.bak")
+    write_lines(path, lines)
 
 
 def write_labels(

@@ -12,7 +12,8 @@ LARGE = 0.005  # share of the pixels from which a value is meant, where others a
 ENOUGH_SOLID = 0.1  # share of the pixels inside areas of one value from which these decide
 MEANT = 0.5  # share of the pixels that the values that are meant hold together, at least
 SMALLEST = 0.02  # of the largest share: a smaller one is noise
-FILLING = 0.2  # share of the other values' pixels inside areas from which these are classes
+FILLING = 0.2  # share of a value's pixels inside areas from which it fills them, as classes do
+MANY = 128  # values of which most fill areas, if they are classes
 STANDS_OUT = 0.3  # share that the commonest of neighbouring values has of them
 MOST_CANDIDATES = 512  # values of which a peak may be one, the commonest
 NEAR = 16  # grey levels or steps of a channel that noise moves a value by
@@ -68,12 +69,14 @@ def refuse_noise(found: Sequence[Inspection], stored: np.ndarray, shares: np.nda
     meant = [int(stored[index]) for index in chosen]
     extra = len(stored) - len(meant)
     lossy = changed_by(found)
-    if lossy is None:
+    points = stored[:, None].astype(np.int64)
+    everywhere = len(stored) > MANY and filling(found, points, np.arange(len(stored))) == 0
+    if lossy is None and not everywhere:
         if shares[chosen].sum() < MEANT or max(meant) < 2 * FAR or len(meant) > MOST_LEVELS:
             return
         many = extra >= 4 and extra >= len(meant)
-        many = many and not fill_areas(found, stored[:, None], chosen)
-        if not many and (len(meant) < 2 or not are_blends(found, stored[:, None], chosen)):
+        many = many and not fill_areas(found, points, chosen)
+        if not many and (len(meant) < 2 or not are_blends(found, points, chosen)):
             return
     if extra == 0:
         return
@@ -119,14 +122,22 @@ def changed_by(found: Sequence[Inspection]) -> str | None:
 
 
 def fill_areas(found: Sequence[Inspection], points: np.ndarray, chosen: Sequence[int]) -> bool:
-    """Return whether the values but those chosen fill areas, as classes do and noise does not.
+    """Return whether the values but those chosen are classes: most of them fill areas.
 
-    (n, channels) values: ids from 0 to 5 lie near each other like the noise around 0.
+    (n, channels) values: ids from 0 to 5 lie near each other like the noise around 0. But noise
+    surrounds every value that is meant, and one of these, 255 or another, stands alone.
     """
+    points = points.astype(np.int64)
     others = np.setdiff1d(np.arange(len(points)), chosen)
+    near = np.abs(points[others][:, None] - points[list(chosen)][None]).max(axis=2) <= NEAR
+    return filling(found, points, others) > FILLING and not near.any(axis=0).all()
+
+
+def filling(found: Sequence[Inspection], points: np.ndarray, some: np.ndarray) -> float:
+    """The median share of their pixels that some of the (n, channels) values have in areas."""
     inside = sum((solid_of(item, points) for item in found), np.zeros(len(points)))
     counts = sum((counts_of(item, points, item.counts) for item in found), np.zeros(len(points)))
-    return inside[others].sum() > FILLING * counts[others].sum()
+    return float(np.median(inside[some] / np.maximum(counts[some], 1))) if len(some) else 0.0
 
 
 def are_blends(found: Sequence[Inspection], points: np.ndarray, chosen: Sequence[int]) -> bool:
