@@ -466,8 +466,8 @@ class TrainSection(NetworkOptions):
     )
     cutmix: float = option(
         0.0,
-        "classifier: alpha of CutMix's Beta(alpha, alpha), often 1; with `mixup` one of the two is chosen at "
-        "random in each step",
+        "classifier: alpha of CutMix's Beta(alpha, alpha), often 1; with `mixup` one of the two is "
+        "chosen at random in each step",
         ge=0,
     )
     average_decay: float = option(

@@ -465,7 +465,7 @@ def _data_root(config: Config) -> list[Missing]:
         return []
     sentence = (
         f"DATA.data_root {root} is not a folder (looked for {root.absolute()}); "
-        f"set DATA.data_root or link dataset/{config.DATA.dataset}/data"
+        f"set DATA.data_root, or link it: ln -s /path/to/the/data {root}"
     )
     return [(("DATA.data_root",), sentence)]
 
@@ -479,7 +479,7 @@ def _list(config: Config, key: str, path: str | None, purpose: str) -> list[Miss
         return []
     sentence = (
         f"{key} {path} does not exist (looked for {found.absolute()}); "
-        f"set {key}, or set DATA.data_root or link dataset/{config.DATA.dataset}/data"
+        f"set {key}, or DATA.data_root, which is {config.DATA.data_root}"
     )
     return [((key,), sentence)]
 

@@ -1,15 +1,18 @@
 """Every config that ships becomes the network it names, which takes a training step and a test."""
 
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from torch import Tensor, nn
 from yamls import SHIPPED
 
 from stripseg.config.errors import ConfigError
 from stripseg.config.load import load_config
 from stripseg.engine import build_engine
+from stripseg.model import build as building
 from stripseg.model.build import HEADS, build_segmenter
 from stripseg.model.strip_pooling import MixedPoolingModule, StripPoolingModule
 from stripseg.util.training.losses import SegmentationLoss
@@ -109,3 +112,35 @@ def test_strip_pooling_stands_where_the_released_networks_have_it(
 def test_what_cannot_be_built_names_the_option(overrides: list[str], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         build_segmenter(load_config(ROOT / "config/shapes/shapes_spnet18.yaml", overrides))
+
+
+class OwnBackbone(nn.Module):
+    """Of a user: with a branch that leads to no map, and one that cannot be traced without data."""
+
+    channels = (8, 8, 8, 8)
+
+    def __init__(self, *, traceable: bool, **_: object) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(3, 8, 3, stride=8, padding=1)
+        self.unused = nn.Conv2d(8, 8, 1)
+        self.traceable = traceable
+
+    def forward(self, image: Tensor) -> list[Tensor]:
+        features = self.stem(image)
+        if not self.traceable:
+            assert features.isfinite().all().item()
+        return [features] * 4
+
+
+@pytest.mark.parametrize("traceable", [True, False])
+def test_a_backbone_of_ones_own_freezes_what_it_does_not_use(
+    monkeypatch: pytest.MonkeyPatch, traceable: bool
+) -> None:
+    """Where that can be found without data; where it cannot, the network is built all the same."""
+    known = {"own": partial(OwnBackbone, traceable=traceable)}
+    monkeypatch.setattr(building, "own_backbones", lambda stem: known)
+    words = ["TRAIN.arch", "fcn", "TRAIN.backbone", "own", "TRAIN.spm_on", "False"]
+    network = build_segmenter(load_config(ROOT / "config/shapes/shapes_spnet18.yaml", words))
+    frozen = [key for key, p in network.named_parameters() if not p.requires_grad]
+    assert frozen == ["backbone.unused.weight", "backbone.unused.bias"] * traceable
+    assert network(torch.randn(2, 3, 40, 40)).logits.shape == (2, 9, 40, 40)

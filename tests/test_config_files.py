@@ -56,14 +56,14 @@ def test_check_files_wants_what_the_purpose_needs(write: Write) -> None:
         check_files(config, "train")
     assert str(caught.value) == (
         f"{path}: DATA.data_root data is not a folder (looked for {Path('data').absolute()}); "
-        "set DATA.data_root or link dataset/mine/data"
+        "set DATA.data_root, or link it: ln -s /path/to/the/data data"
     )
     write("", "data/t.txt")
     with pytest.raises(ConfigError) as caught:
         check_files(config, "train")
     assert str(caught.value) == (
         f"{path}: DATA.val_list v.txt does not exist (looked for {Path('data/v.txt').absolute()}); "
-        "set DATA.val_list, or set DATA.data_root or link dataset/mine/data"
+        "set DATA.val_list, or DATA.data_root, which is data"
     )
     check_files(load_config(path, ["TRAIN.evaluate", "False"]), "train")
     write("", "data/v.txt")

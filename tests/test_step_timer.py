@@ -60,7 +60,7 @@ def run(time: Time, *, loading: float, computing: float, rest: float = 0.0) -> S
         ({"loading": 3, "computing": 1}, "Bound by input: more TRAIN.workers"),
         (
             {"loading": 1, "computing": 4},
-            "Bound by the CPU: TRAIN.precision bf16, TRAIN.compile, a larger",
+            "Bound by the CPU: TRAIN.precision bf16, TRAIN.compile, a smaller crop",
         ),
         ({"loading": 1, "computing": 1, "rest": 8}, "80% the rest"),
     ],

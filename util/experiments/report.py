@@ -28,7 +28,7 @@ def new_figure(width: float, height: float) -> Any:
     try:
         from matplotlib.figure import Figure
     except ImportError:
-        raise StripsegError("plots need matplotlib: pip install matplotlib") from None
+        raise StripsegError("plots need matplotlib: pip install 'stripseg[plots]'") from None
     return Figure(figsize=(width, height), layout="constrained")
 
 

@@ -193,10 +193,14 @@ def advice(largest: str, device: torch.device, dtype: torch.dtype) -> str:
         )
     if largest == "computing":
         may_halve = dtype == torch.float32 and has_native_bfloat16(device)
+        more = (
+            "a larger TRAIN.batch_size or more processes would help, where there are GPUs for them"
+        )
+        if device.type != "cuda":  # processes of one machine only share its CPUs
+            more = "a smaller crop or network, or a GPU would help"
         return (
             f"Bound by the {'GPU' if device.type == 'cuda' else 'CPU'}: "
-            f"{'TRAIN.precision bf16, ' * may_halve}TRAIN.compile, a larger TRAIN.batch_size or "
-            "more processes would help, where the hardware has room for them"
+            f"{'TRAIN.precision bf16, ' * may_halve}TRAIN.compile, {more}"
         )
     if largest == "communication":
         return (
