@@ -532,7 +532,7 @@ def protocol_of(config: Config) -> dict:
         "scales": list(test.scales),
         "flip": test.flip,
         "base_size": test.base_size,
-        "crop": [test.test_h, test.test_w],
+        "crop": [test.test_h, test.test_w],  # the name of former versions' records
     }
 
 
