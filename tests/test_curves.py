@@ -165,5 +165,5 @@ def test_mistakes_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     with pytest.raises(ConfigError, match=r"curves.pdf: curves are a .png or .svg file"):
         command.main([str(folder), "--output", "curves.pdf"])
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
-    with pytest.raises(StripsegError, match="pip install matplotlib"):
+    with pytest.raises(StripsegError, match=r"pip install 'stripseg\[plots\]'"):
         command.main([str(folder), "--output", str(tmp_path / "c.png")])
