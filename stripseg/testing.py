@@ -375,7 +375,7 @@ def predict(
         if config.TEST.save_predictions:
             for result in results:
                 files.save(result.sample.name, result.prediction)
-        journal.add(asdict(record_of(config, result)) for result in results)
+        journal.add(asdict(image_record(config, result)) for result in results)
 
     with BoundedThreadPool(threads=max(2, min(8, process_group.cpus() // 2))) as pool:
         evaluator = Evaluator(engine, confusion, group_size, on_results=partial(pool.submit, keep))
@@ -404,7 +404,7 @@ def known_records(entries: Mapping[str, dict], classes: int) -> dict[str, ImageR
     return known
 
 
-def record_of(config: Config, result: ImageResult) -> ImageRecord:
+def image_record(config: Config, result: ImageResult) -> ImageRecord:
     sample = result.sample
     return examine(
         sample.name,
@@ -433,7 +433,9 @@ def evaluate(
         engine,
         confusion,
         size,
-        on_results=lambda results: records.extend(record_of(config, result) for result in results),
+        on_results=lambda results: records.extend(
+            image_record(config, result) for result in results
+        ),
     )
     evaluator.run(samples_of(config, dataset, shares(len(dataset), size), show=True))
     return TestResult(evaluator.scores(), names, records)

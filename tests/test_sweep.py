@@ -15,7 +15,7 @@ from stripseg.config.errors import ConfigError, TrainingError
 from stripseg.config.load import load_config
 from stripseg.tool import sweep as tool_sweep
 from stripseg.util.checkpoint import folder_lock
-from stripseg.util.experiments.sweep import Outcome, SweepStudy
+from stripseg.util.experiments.sweep import SweepStudy, TrialOutcome
 from stripseg.util.experiments.sweep_file import read_sweep
 from stripseg.util.experiments.sweep_report import write_sweep_report
 from stripseg.util.training.epoch_log import read_epochs
@@ -170,7 +170,7 @@ def test_a_pruned_trial_is_not_the_best(sweep_file, tmp_path: Path) -> None:
     for state, value in (("PRUNED", 0.9), ("COMPLETE", 0.5)):
         with study.claim() as trial:
             trial.report(value, 1)
-            study.finish(trial, Outcome(state, value if state == "COMPLETE" else None))
+            study.finish(trial, TrialOutcome(state, value if state == "COMPLETE" else None))
     assert "best: trial 1, mIoU 0.5000" in write_sweep_report(study)
     assert (tmp_path / "study/best.yaml").read_text().startswith("# trial 1 of")
     with open(tmp_path / "study/results.csv") as file:
@@ -195,10 +195,10 @@ def test_a_trial_left_behind_is_taken_up_with_its_values(sweep_file, tmp_path: P
         assert none is None  # both are running
         with pytest.raises(TrainingError, match="in use"), folder_lock(other.folder_of(1)):
             pass
-        other.finish(second, Outcome("COMPLETE", 0.5))
+        other.finish(second, TrialOutcome("COMPLETE", 0.5))
     with other.claim() as again:  # the process of the first has died
         assert (again.user_attrs["run"], again.params) == (0, first.params)
-        other.finish(again, Outcome("COMPLETE", 0.6))
+        other.finish(again, TrialOutcome("COMPLETE", 0.6))
     with other.claim() as none:
         assert none is None
     assert [trial.value for trial in other.runs().values()] == [0.6, 0.5]

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from stripseg.util.experiments.sweep import Outcome, SweepStudy, run_trial
+from stripseg.util.experiments.sweep import SweepStudy, TrialOutcome, run_trial
 from stripseg.util.experiments.sweep_file import Parameter, read_sweep
 from stripseg.util.training.epoch_log import read_epochs, write_epoch
 
@@ -14,7 +14,7 @@ from stripseg.util.training.epoch_log import read_epochs, write_epoch
 def outcome_of(sweep_file, tmp_path: Path):
     """Runs a script in place of the training in a sweep's only trial, whose folder is `trial`."""
 
-    def outcome_of(script: str, *, stopping=lambda: False, **changes) -> Outcome:
+    def outcome_of(script: str, *, stopping=lambda: False, **changes) -> TrialOutcome:
         parameters = {"epochs": {"value": 2}}
         sweep = read_sweep(sweep_file(parameters=parameters, **changes))
         study = SweepStudy(sweep, tmp_path / sweep.metric.name)

@@ -40,7 +40,7 @@ DATABASE = "study.db"
 LOCK_SECONDS = 120.0  # to wait for another worker that is taking a trial
 
 
-class Outcome(NamedTuple):
+class TrialOutcome(NamedTuple):
     """How a run ended: COMPLETE, PRUNED, FAIL, or STOPPED when it was asked to."""
 
     state: str
@@ -151,7 +151,7 @@ class SweepStudy:
             content.setdefault(section, {})[key] = value
         write_text(path, comment + yaml.safe_dump(content, sort_keys=False, allow_unicode=True))
 
-    def finish(self, trial: Any, outcome: Outcome) -> None:
+    def finish(self, trial: Any, outcome: TrialOutcome) -> None:
         """Record how a trial ended."""
         trial.set_user_attr("error", outcome.error)
         self.study.tell(trial, outcome.value, state=TrialState[outcome.state])
@@ -183,7 +183,7 @@ def run_trial(
     *,
     stopping: Callable[[], bool],
     environment: Mapping[str, str] | None = None,
-) -> Outcome:
+) -> TrialOutcome:
     """Start a trial's training run, or resume it, and follow it to its end.
 
     Args:
@@ -202,7 +202,7 @@ def run_trial(
     try:
         config = load_config(path)
     except StripsegError as error:  # values that do not go together
-        return Outcome("FAIL", error=str(error).splitlines()[0])
+        return TrialOutcome("FAIL", error=str(error).splitlines()[0])
     split = "val" if config.TRAIN.evaluate and (metric != "loss" or config.classifies) else "train"
     epochs = config.TRAIN.epochs
     seen: dict[int, float] = {}
@@ -226,16 +226,16 @@ def run_trial(
     code = follow(command, output, end=should_end, environment=environment)
     should_end()
     if pruned:
-        return Outcome("PRUNED")
+        return TrialOutcome("PRUNED")
     if code == STOPPED or (code and stopping()):
-        return Outcome("STOPPED")
+        return TrialOutcome("STOPPED")
     if code:
         text = output.read_bytes()[begin:].decode(errors="replace")
-        return Outcome("FAIL", error=what_went_wrong(text, code))
+        return TrialOutcome("FAIL", error=what_went_wrong(text, code))
     value = seen.get(epochs)
     if value is None or not math.isfinite(value):
-        return Outcome("FAIL", error=f"{metric} of {split} is {value} after epoch {epochs}")
-    return Outcome("COMPLETE", value)
+        return TrialOutcome("FAIL", error=f"{metric} of {split} is {value} after epoch {epochs}")
+    return TrialOutcome("COMPLETE", value)
 
 
 def say(trial: Any, text: str) -> None:

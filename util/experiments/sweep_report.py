@@ -28,13 +28,13 @@ def write_sweep_report(study: SweepStudy) -> str:
         comment = f"# trial {run} of the sweep {sweep.name}: {metric.name} {best.value}\n"
         path, experiment = study.folder / "best.yaml", f"{sweep.name}_best"
         study.write_yaml(path, options, experiment=experiment, comment=comment)
-    records = [record_of(study, run, trial) for run, trial in trials]
+    records = [trial_record(study, run, trial) for run, trial in trials]
     intro = f"# Sweep {sweep.name}\n\n{sweep.method}, {metric.goal} {metric.name}; {summary}"
     table = write_tables(study.folder, intro, records, records, write_sweep_plots(study))
     return f"{table}\n{summary}\n{study.folder / 'results.md'}, .tex, .csv, .json and plots"
 
 
-def record_of(study: SweepStudy, run: int, trial: Any) -> dict[str, Any]:
+def trial_record(study: SweepStudy, run: int, trial: Any) -> dict[str, Any]:
     """A trial as {column: value}; one that is not finished has its last epoch's figure."""
     last = trial.intermediate_values.get(trial.last_step)
     return {

@@ -51,10 +51,10 @@ def read_records(path: Path) -> dict[int, Figures]:
         lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
     except FileNotFoundError:
         return {}
-    return {record.pop("epoch"): record for record in map(record_of, lines) if record}
+    return {record.pop("epoch"): record for record in map(epoch_record, lines) if record}
 
 
-def record_of(line: str) -> dict[str, Any] | None:
+def epoch_record(line: str) -> dict[str, Any] | None:
     """Return the object of a line, or None where it is damaged."""
     try:
         record = json.loads(line)
