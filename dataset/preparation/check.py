@@ -106,10 +106,10 @@ def refuse_bad_data(
     """Look at a few pairs, evenly spaced, before a run starts.
 
     Args:
-        only_read: whether they can be used each for itself, not what classes they hold: images to
+        only_read: check that each pair can be read, and not which classes they hold: images to
             validate on may lack any class.
-        skip: the run leaves out pairs that cannot be read, so they are no reason to refuse, unless
-            all of these are such.
+        skip: the run leaves out pairs that cannot be read, so they are refused only where none can
+            be read.
     Raises:
         DataError: one of them cannot be used; the message names the command that checks all.
     """

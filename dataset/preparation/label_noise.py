@@ -70,8 +70,7 @@ def refuse_noise(found: Sequence[Inspection], stored: np.ndarray, shares: np.nda
     extra = len(stored) - len(meant)
     lossy = changed_by(found)
     points = stored[:, None].astype(np.int64)
-    everywhere = len(stored) > MANY and filling(found, points, np.arange(len(stored))) == 0
-    if lossy is None and not everywhere:
+    if lossy is None and not is_noise_everywhere(found, points):
         if shares[chosen].sum() < MEANT or max(meant) < 2 * FAR or len(meant) > MOST_LEVELS:
             return
         many = extra >= 4 and extra >= len(meant)
@@ -131,6 +130,11 @@ def fill_areas(found: Sequence[Inspection], points: np.ndarray, chosen: Sequence
     others = np.setdiff1d(np.arange(len(points)), chosen)
     near = np.abs(points[others][:, None] - points[list(chosen)][None]).max(axis=2) <= NEAR
     return filling(found, points, others) > FILLING and not near.any(axis=0).all()
+
+
+def is_noise_everywhere(found: Sequence[Inspection], points: np.ndarray) -> bool:
+    """Return whether there are many (n, channels) values of which most fill no area at all."""
+    return len(points) > MANY and filling(found, points, np.arange(len(points))) == 0
 
 
 def filling(found: Sequence[Inspection], points: np.ndarray, some: np.ndarray) -> float:
