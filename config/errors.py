@@ -35,3 +35,8 @@ class OutOfMemoryError(TrainingError):
 
 class ExportError(StripsegError):
     """A network cannot be exported, or its export does not compute the same."""
+
+
+def first_line(error: BaseException) -> str:
+    """What an error of a library says, in one line; its type where it says nothing."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0]

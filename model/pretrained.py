@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from ..config.errors import CheckpointError
+from ..config.errors import CheckpointError, first_line
 from ..config.schema import AUTO
 from ..util.checkpoint import read_checkpoint
 from .weights import load_weights
@@ -174,6 +174,7 @@ def timm_weights(
     try:
         donor = timm.create_model(name, pretrained=True, in_chans=in_channels, **source)
     except Exception as error:  # networks, hubs and caches fail in many ways
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise CheckpointError(f"timm's weights of {name} cannot be had: {reason}") from error
+        raise CheckpointError(
+            f"timm's weights of {name} cannot be had: {first_line(error)}"
+        ) from error
     return donor.state_dict()

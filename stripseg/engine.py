@@ -1,6 +1,7 @@
 """The inference engine that a config describes, and the trained network in it."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -31,8 +32,9 @@ def build_engine(
     device: torch.device,
     dtype: torch.dtype,
     batch_size: int,
+    **changes: Any,
 ) -> SlidingWindow:
-    """The inference engine that `TEST` describes."""
+    """The inference engine that `TEST` describes; `changes` are fields of `InferenceSettings`."""
     test = config.TEST
     # an export with one fixed window takes no other
     fixed = network.window if isinstance(network, OnnxNetwork) else None
@@ -47,7 +49,11 @@ def build_engine(
         batch_size=batch_size,
     )
     return SlidingWindow(
-        network, settings, device=device, dtype=dtype, channels_last=test.channels_last
+        network,
+        replace(settings, **changes),
+        device=device,
+        dtype=dtype,
+        channels_last=test.channels_last,
     )
 
 

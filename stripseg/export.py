@@ -21,7 +21,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from .config.errors import ExportError
+from .config.errors import ExportError, first_line
 from .dataset.generated.shapes import render_scene
 from .model.folding import fold_batch_norm
 from .model.layers import resize
@@ -299,13 +299,12 @@ def exporting(path: Path, *, fixed: bool):
         while cause.__cause__ is not None:  # the first line of the others says no more than that
             cause = cause.__cause__
         raise ExportError(
-            f"{path.suffix[1:]}: PyTorch could not export it ({first_line(cause)}){remedy(fixed)}"
+            f"{path.suffix[1:]}: PyTorch could not export it ({in_a_line(cause)}){remedy(fixed)}"
         ) from error
 
 
-def first_line(error: BaseException) -> str:
-    text = str(error).strip().splitlines()
-    return visible(": ".join([type(error).__name__, *text[:1]]))
+def in_a_line(error: BaseException) -> str:
+    return visible(f"{type(error).__name__}: {first_line(error)}")
 
 
 def remedy(fixed: bool) -> str:
@@ -372,7 +371,7 @@ def compare(
         except Exception as error:  # runtimes may raise any exception
             raise ExportError(
                 f"not written; the export does not run at {' x '.join(map(str, shape))}: "
-                f"{first_line(error)}{remedy(window is not None)}"
+                f"{in_a_line(error)}{remedy(window is not None)}"
             ) from error
     return rows
 

@@ -6,7 +6,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from .config.errors import CheckpointError, ConfigError
+from .config.errors import CheckpointError, ConfigError, first_line
 from .config.load import stored_config
 from .model_card import ModelCard, read_card
 
@@ -55,8 +55,9 @@ class OnnxNetwork(nn.Module):
             )
             metadata = self.session.get_modelmeta().custom_metadata_map
         except Exception as error:  # ONNX Runtime's errors have no public ancestor
-            reason = str(error).strip().splitlines()[0]
-            raise CheckpointError(f"{path}: is damaged or no ONNX file ({reason})") from error
+            raise CheckpointError(
+                f"{path}: is damaged or no ONNX file ({first_line(error)})"
+            ) from error
         self.card, facts = read_metadata(metadata, origin=str(path))
         if facts.get("output") != LOGITS:
             raise CheckpointError(

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from .config.errors import CheckpointError, ExportError, StripsegError
+from .config.errors import CheckpointError, ExportError, StripsegError, first_line
 from .config.schema import Config
 from .dataset.build import build_evaluation_set
 from .dataset.loader import evaluation_samples
@@ -103,8 +103,7 @@ def quantize(
     except Exception as error:  # ONNX Runtime's errors have no public ancestor
         if isinstance(error, StripsegError):
             raise
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise ExportError(f"{source}: could not be quantized ({reason})") from error
+        raise ExportError(f"{source}: could not be quantized ({first_line(error)})") from error
     finally:
         prepared.unlink(missing_ok=True)
         temporary.unlink(missing_ok=True)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from .config.errors import CheckpointError, ExportError
+from .config.errors import CheckpointError, ExportError, first_line
 from .config.schema import SECTIONS
 from .config.types import Kind, PathText, kind_of
 from .model.segmenter import Segmenter
@@ -124,5 +124,4 @@ def fetch(name: str) -> Path:
     try:
         return Path(snapshot_download(repository, revision=revision or None, allow_patterns=wanted))
     except Exception as error:  # of the network, the hub, or an impossible name
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise CheckpointError(f"hf://{name}: cannot be fetched ({reason})") from error
+        raise CheckpointError(f"hf://{name}: cannot be fetched ({first_line(error)})") from error

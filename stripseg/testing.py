@@ -288,7 +288,7 @@ def chosen_images(config: Config) -> EvaluationSet:
         )
     chosen = EvaluationSet(pairs, dataset.encoding, channels=dataset.channels)
     if test.split != "test" and len(chosen) > 1:  # one image may well have one class
-        refuse_bad_data(chosen, command=f"stripseg check {config.command_arguments()}")
+        refuse_bad_data(chosen, config, "testing")
     return chosen
 
 

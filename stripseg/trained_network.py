@@ -8,7 +8,6 @@ import glob
 import logging
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 from typing import Any, overload
@@ -146,14 +145,6 @@ class TrainedNetwork:
         Raises:
             ConfigError: a value that no image can be predicted with.
         """
-        test = self.config.TEST
-        engine = build_engine(
-            self.config,
-            self.network,
-            device=self.device,
-            dtype=evaluation_dtype(self.config, self.device),
-            batch_size=batch_size or test.batch_size or usual_batch_size(self.device),
-        )
         check_settings(scales, flip, base_size, window, smallest=8)
         given = {
             "scales": scales,
@@ -161,16 +152,15 @@ class TrainedNetwork:
             "base_size": base_size,
             "window": self._window(window),
         }
-        settings: dict[str, Any] = {k: value for k, value in given.items() if value is not None}
-        if settings:
-            return SlidingWindow(
-                self.network,
-                replace(engine.settings, **settings),
-                device=self.device,
-                dtype=engine.dtype,
-                channels_last=test.channels_last,
-            )
-        return engine
+        default = self.config.TEST.batch_size or usual_batch_size(self.device)
+        return build_engine(
+            self.config,
+            self.network,
+            device=self.device,
+            dtype=evaluation_dtype(self.config, self.device),
+            batch_size=batch_size or default,
+            **{name: value for name, value in given.items() if value is not None},
+        )
 
     def _window(self, window: tuple[int, int] | None) -> tuple[int, int] | None:
         """The window asked for, or the only one that an export with a fixed shape takes.

@@ -257,8 +257,7 @@ def training_data(config: Config) -> TrainingSet | TrainingImages:
     if config.classifies:
         return build_training_images(config)
     training_set = build_training_set(config)
-    command = f"stripseg check {config.command_arguments()}"
-    refuse_bad_data(training_set, command=command, skip=config.TRAIN.bad_data == "skip")
+    refuse_bad_data(training_set, config, "training")
     return training_set
 
 

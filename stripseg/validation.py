@@ -42,8 +42,7 @@ def validation_data(config: Config) -> EvaluationSet | EvaluationImages | None:
     if config.classifies:
         return build_evaluation_images(config, "val")
     dataset = build_validation_set(config)
-    command = f"stripseg check {config.command_arguments()}"
-    refuse_bad_data(dataset, command=command, only_read=True)
+    refuse_bad_data(dataset, config, "validation")
     return dataset
 
 

@@ -109,7 +109,7 @@ def test_ignored_crop_is_harmless(
     from stripseg import training_run
     from stripseg.util.images import write_png
 
-    monkeypatch.setattr(training_run, "refuse_bad_data", lambda *data, **how: None)
+    monkeypatch.setattr(training_run, "refuse_bad_data", lambda *given: None)
     lines = []
     for line in (small_shapes / "train.txt").read_text().splitlines():
         image, label = line.split()

@@ -492,14 +492,12 @@ def write_dataset(
     training, validation = custom.split(found, options.validation, options.seed)
     folder = Path("dataset") / options.name
     parts = {"train": training, "val": validation}
-    custom.write_lists(folder, parts, numbering, root=root)
+    names = custom.write_lists(folder, parts, numbering, root=root)
     config = Path("config") / options.name / f"{options.name}_spnet18.yaml"
     content, reasons = custom.settings(options.name, folder, root, training, numbering)
     custom.write_config(config, content, reasons)
     print(class_summary(found, numbering))
-    unnamed = class_names(len(numbering.names))
-    listed = (folder / "names.txt").read_text(encoding="utf-8").splitlines()
-    if numbering.names == unnamed == listed:
+    if names == numbering.names == class_names(len(names)):
         print(f"the classes have no names yet: write them into {folder}/names.txt, one per line")
     for line in custom.split_notes(found, len(validation)):
         print(line)

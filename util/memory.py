@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..config.errors import OutOfMemoryError
+from ..config.errors import OutOfMemoryError, first_line
 from ..config.schema import TestSection, TrainSection
 
 try:
@@ -97,10 +97,9 @@ def explained_out_of_memory(
     except (RuntimeError, MemoryError) as error:
         if not is_out_of_memory(error):
             raise
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         kept = f"; {last} is as it was" if last is not None and last.is_file() else ""
         raise OutOfMemoryError(
-            f"out of memory while {phase} ({reason}): {', or '.join(remedies)}{kept}"
+            f"out of memory while {phase} ({first_line(error)}): {', or '.join(remedies)}{kept}"
         ) from error
 
 

@@ -14,6 +14,7 @@ import cv2
 import numpy as np
 
 from ...config.errors import DataError
+from ...config.schema import Config
 from ...util.distributed import process_group
 from ...util.images import LabelFile, stored_channels, stored_size
 from ..description import default_colors
@@ -98,21 +99,19 @@ def examine(
 
 def refuse_bad_data(
     dataset: TrainingSet | EvaluationSet,
-    *,
-    command: str,
-    skip: bool = False,
-    only_read: bool = False,
+    config: Config,
+    use: Literal["training", "validation", "testing"],
 ) -> None:
     """Look at a few pairs, evenly spaced, before a run starts.
 
-    Args:
-        only_read: check that each pair can be read, and not which classes they hold: images to
-            validate on may lack any class.
-        skip: the run leaves out pairs that cannot be read, so they are refused only where none can
-            be read.
+    Images to validate on need only be readable: they may lack any class. Where training skips bad
+    data (`TRAIN.bad_data`), they are refused only if none of them can be read.
+
     Raises:
         DataError: one of them cannot be used; the message names the command that checks all.
     """
+    command = f"stripseg check {config.command_arguments()}"
+    skip = use == "training" and config.TRAIN.bad_data == "skip"
     chosen = np.unique(np.linspace(0, len(dataset) - 1, QUICK).round().astype(int))
     pixels, drawn = np.zeros(256, np.int64), True
     skipped = 0
@@ -126,7 +125,7 @@ def refuse_bad_data(
             continue
         pixels += seen.pixels
         drawn &= bool(seen.pixels[0] and seen.pixels[255])
-    if only_read:
+    if use == "validation":
         return
     if not pixels[: dataset.encoding.classes].any() and skipped < len(chosen):
         more = class_pixels(dataset.pairs, dataset.encoding)  # few images may be labelled
@@ -138,7 +137,7 @@ def refuse_bad_data(
     if (reason := mask_of_two_values(pixels, dataset.encoding, drawn=drawn)) is not None:
         raise DataError(f"{dataset.pairs[chosen[0]].label} and others: {reason}")
     doubt = doubt_of_classes(pixels[: dataset.encoding.classes])
-    if doubt and isinstance(dataset, TrainingSet) and process_group.is_main():
+    if doubt and use == "training" and process_group.is_main():
         print(
             f"warning: {len(chosen)} of {len(dataset)} labels were looked at: {doubt}? "
             f"To look at all: {command}",

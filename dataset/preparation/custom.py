@@ -208,8 +208,12 @@ def write_lists(
     numbering: ClassNumbering,
     *,
     root: Path,
-) -> None:
-    """`train.txt`, `val.txt`, `names.txt`, `colors.txt`, and labels that had to be rewritten."""
+) -> list[str]:
+    """`train.txt`, `val.txt`, `names.txt`, `colors.txt`, and labels that had to be rewritten.
+
+    Returns:
+        The lines of `names.txt`, the user's own where they stay.
+    """
     every = {item.name: item for items in parts.values() for item in items}
     rewritten = [item for item in every.values() if not numbering.plain or item.turned]
     written = write_labels(folder / "labels", rewritten, numbering)
@@ -222,26 +226,30 @@ def write_lists(
     count = len(numbering.names)
     colors = [" ".join(map(str, color)) for color in numbering.colors]
     own = numbering.names != class_names(count)
-    write_unless_edited(folder / "names.txt", numbering.names, given=own)
+    names = write_unless_edited(folder / "names.txt", numbering.names, given=own)
     default = np.array_equal(numbering.colors, default_colors(count))
     write_unless_edited(folder / "colors.txt", colors, given=own or not default)
+    return names
 
 
-def write_unless_edited(path: Path, lines: Sequence[str], *, given: bool) -> None:
+def write_unless_edited(path: Path, lines: Sequence[str], *, given: bool) -> list[str]:
     """Write names or colours; lines that a user has written in their place are not lost.
 
     Args:
         given: whether the labels or the command line give these; else as many lines that are there
             already stay. Other lines that are replaced stay beside the file as `.bak`.
+    Returns:
+        The lines that the file has now.
     """
     before = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
     if before and before != list(lines):
         if not given and len([line for line in before if line.strip()]) == len(lines):
             print(f"kept as it was: {path}")
-            return
+            return before
         link_or_copy(path, path.with_name(f"{path.name}.bak"))
         print(f"replaced: {path}; the former one is {path.name}.bak")
     write_lines(path, lines)
+    return list(lines)
 
 
 def write_labels(

@@ -13,7 +13,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from ...config.errors import DeviceError
+from ...config.errors import DeviceError, first_line
 
 LEFT_OVER = "left over from another program? Then: unset RANK WORLD_SIZE LOCAL_RANK"
 SILENT_SECONDS = 10
@@ -186,7 +186,7 @@ def start(device: torch.device, *, backend: str = "auto", timeout_minutes: float
     except (RuntimeError, ValueError) as error:
         raise DeviceError(
             f"{number_of('WORLD_SIZE')} processes could not meet at {place} "
-            f"({str(error).splitlines()[0]}); do all of them run? If this is the only one: "
+            f"({first_line(error)}); do all of them run? If this is the only one: "
             f"{LEFT_OVER}"
         ) from error
     finally:

@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 
 import yaml
 
-from ...config.errors import ConfigError, StripsegError, TrainingError
+from ...config.errors import ConfigError, StripsegError, TrainingError, first_line
 from ...config.load import load_config
 from ..checkpoint import folder_lock
 from ..files import write_text
@@ -202,7 +202,7 @@ def run_trial(
     try:
         config = load_config(path)
     except StripsegError as error:  # values that do not go together
-        return TrialOutcome("FAIL", error=str(error).splitlines()[0])
+        return TrialOutcome("FAIL", error=first_line(error))
     split = "val" if config.TRAIN.evaluate and (metric != "loss" or config.classifies) else "train"
     epochs = config.TRAIN.epochs
     seen: dict[int, float] = {}

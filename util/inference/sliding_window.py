@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ...config.errors import ConfigError
+from ...config.errors import ConfigError, first_line
 from ..images import Normalization, upload
 from ..memory import free_memory, is_out_of_memory
 from .score_map import (
@@ -150,7 +150,7 @@ class CompiledOrPlain:
             except Exception as error:  # those of the compiler have no common base class
                 if is_out_of_memory(error):
                     raise
-                reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+                reason = first_line(error)
                 self.warn(f"warning: TEST.compile: not possible ({reason}); continuing without it")
                 self.failed = True
         return self.plain(*given)

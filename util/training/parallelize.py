@@ -12,7 +12,7 @@ import torch
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-from ...config.errors import TrainingError
+from ...config.errors import TrainingError, first_line
 from ...config.schema import Config
 from ..distributed import process_group, sync_batch_norm
 from ..memory import is_out_of_memory
@@ -168,10 +168,8 @@ def compile_or_eager(
         if not any_failure(failure):
             log.info("the network is compiled (TRAIN.compile)")
             return placed
-    reason = str(failure or "another process cannot").strip() or type(failure).__name__
-    log.warning(
-        f"warning: TRAIN.compile: not possible ({reason.splitlines()[0]}); continuing without it"
-    )
+    reason = first_line(failure) if failure else "another process cannot"
+    log.warning(f"warning: TRAIN.compile: not possible ({reason}); continuing without it")
     if isinstance(placed, DistributedDataParallel):
         placed.module = network  # it has the gradients of these parameters
         return placed

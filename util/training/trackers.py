@@ -15,7 +15,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from ...config.errors import ConfigError
+from ...config.errors import ConfigError, first_line
 from ...config.schema import Config
 from ..files import write_text
 
@@ -109,8 +109,8 @@ class Guarded:
             try:
                 getattr(self.tracker, method)(*arguments)
             except Exception as error:  # of a service, a network, a disk: whatever they raise
-                reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-                self._switch_off(f"failed ({type(error).__name__}: {reason[:TEXT]})")
+                reason = first_line(error)[:TEXT]
+                self._switch_off(f"failed ({type(error).__name__}: {reason})")
             self.busy_since = None
 
     def _switch_off(self, reason: str) -> None:
