@@ -119,6 +119,16 @@ def trained_config(small_config: Path, small_run: Path, tmp_path: Path) -> Path:
     return small_config
 
 
+@pytest.fixture(scope="session")
+def forked_python(tmp_path_factory) -> str:
+    """What is started in the place of Python is forked: see tests/processes.py."""
+    from processes import write_python
+
+    path = tmp_path_factory.mktemp("bin") / "python"
+    write_python(path)
+    return str(path)
+
+
 @pytest.fixture
 def write(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Path]:
     """Writes a file below the current folder, which is an empty one."""

@@ -13,6 +13,7 @@ import multiprocessing
 import os
 import queue
 import runpy
+import shlex
 import shutil
 import signal
 import socket
@@ -30,6 +31,7 @@ import torch
 import torch.distributed as dist
 
 SECONDS = 120
+PYTHON = "STRIPSEG_TESTS_PYTHON"  # the variable that tells a command what `write_python` wrote
 CONTEXT = multiprocessing.get_context("forkserver")
 CONTEXT.set_forkserver_preload(["tests.preloaded"])  # found by the PYTHONPATH of conftest.py
 
@@ -202,6 +204,24 @@ def serve_commands() -> str:
     return address
 
 
+def write_python(path: Path) -> None:
+    """Write a program to take Python's place: it has scripts of tool/ forked, Python runs the rest.
+
+    What these scripts start takes it, too. A signal to it does not reach the script.
+    """
+    forked = shlex.join([sys.executable, "-S", str(Path(__file__).with_name("forked.py"))])
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(
+        f"""#!/bin/sh
+export {PYTHON}="$0"
+script=$1; [ "$1" = -u ] && script=$2
+case $script in */tool/*.py) [ "$1" = -u ] && shift; exec {forked} {serve_commands()} "$@";; esac
+exec {sys.executable} "$@"
+"""
+    )
+    path.chmod(0o755)
+
+
 def become_command(
     module: str,
     words: Sequence[str],
@@ -215,6 +235,7 @@ def become_command(
     os.setsid()
     os.environ.clear()
     os.environ.update(environment)
+    sys.executable = environment.get(PYTHON, sys.executable)
     os.chdir(folder)
     os.dup2(output.fileno(), 1)
     if isinstance(errors, Connection):

@@ -116,8 +116,11 @@ def test_split_test_needs_no_labels(
 
 
 @pytest.mark.slow
-def test_two_processes_test_to_the_same_figures(trained_config: Path, tmp_path: Path) -> None:
+def test_two_processes_test_to_the_same_figures(
+    trained_config: Path, tmp_path: Path, forked_python: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Three images, two of them together, over two processes: none lost, none counted twice."""
+    monkeypatch.setenv("PYTHON_EXEC", forked_python)  # of torchrun
     figures = {}
     for processes in ("1", "2"):
         folder = tmp_path / processes

@@ -26,7 +26,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from processes import serve_commands
+from processes import PYTHON, serve_commands, write_python
 
 from stripseg.dataset.generated.shapes import write_shapes
 
@@ -45,7 +45,7 @@ BLOCK = re.compile(
 QUICK = "quick"
 SPEEDS = (QUICK, "slow")
 ALWAYS = ("README.md", "docs/api.md")  # they train what they use
-FROM_SCRATCH = ("docs/first_network.md",)  # these draw the data and train before anything else
+FROM_SCRATCH = ("docs/first_network.md",)  # draw all the data, and use the first few pictures
 WITHOUT_TORCH = ("docs/deploy.md",)
 SHOWN = ("text", "cpp", "diff", "toml")  # languages that nothing here runs
 
@@ -120,17 +120,23 @@ def write_config(folder: Path, name: str, **changes: dict) -> None:
 def write_programs(folder: Path) -> None:
     """`forked`, a Python that has imported PyTorch; `stripseg`, `python` and `pip` of sh."""
     forked = shlex.join([sys.executable, "-S", f"{ROOT}/tests/forked.py", serve_commands()])
-    folder.mkdir(parents=True)
+    write_python(folder / "python")  # `sh tool/train.sh` ends with `python -u tool/train.py`
     for name, line in {
-        "forked": f'STRIPSEG_ENVIRONMENT=read exec {forked} "$@"',
+        "forked": f'{PYTHON}="${{0%/*}}/python" STRIPSEG_ENVIRONMENT=read exec {forked} "$@"',
         "stripseg": 'exec forked stripseg.tool.main "$@"',
-        # `sh tool/train.sh` ends with `python -u tool/train.py`
-        "python": f'case $2 in */tool/*.py) shift; exec forked "$@";; esac; '
-        f'exec {sys.executable} "$@"',
         "pip": "exit 0",
     }.items():
         (folder / name).write_text(f"#!/bin/sh\n{line}\n")
         (folder / name).chmod(0o755)
+
+
+def write_shapes_config(folder: Path, lists: Path | None = None) -> None:
+    """The config of the built-in pictures; `lists` holds other lists than theirs."""
+    data = {}
+    if lists is not None:
+        data = {f"{name}_list": str(lists / f"{name}.txt") for name in ("train", "val")}
+    test = {"TEST": {"test_list": data["val_list"]}} if data else {}
+    write_config(folder, "shapes/shapes_spnet18.yaml", DATA=data, **test)
 
 
 @pytest.fixture(scope="session")
@@ -145,7 +151,7 @@ def checkout(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for name in ("names.txt", "colors.txt"):  # of the shapes: CamVid has other classes
         (place / "camvid" / name).unlink()
     shutil.copy(next((place / "camvid").rglob("*.jpg")), place / "photo.jpg")
-    write_config(place, "shapes/shapes_spnet18.yaml")
+    write_shapes_config(place)
     write_config(place, "camvid/camvid_spnet18.yaml", DATA={"labels": "train_id"})
     write_config(
         place,
@@ -198,6 +204,9 @@ def test_a_page_runs(page: str, request: pytest.FixtureRequest, tmp_path: Path) 
     world = request.getfixturevalue("checkout" if untrained else "trained")
     folder = tmp_path / "checkout"
     shutil.copytree(world, folder, symlinks=True)
+    if page in FROM_SCRATCH:
+        shutil.move(folder / "dataset/shapes/data", tmp_path / "few")
+        write_shapes_config(folder, lists=tmp_path / "few")
     for block in blocks(page):
         if block.verb == "file":
             (folder / block.value).write_text(block.code, encoding="utf-8")

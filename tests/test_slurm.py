@@ -89,7 +89,9 @@ def job_of_a_free_port() -> int:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("tasks", [2, 4])
-def test_two_machines_train_as_one_run(small_config: Path, tmp_path: Path, tasks: int) -> None:
+def test_two_machines_train_as_one_run(
+    small_config: Path, tmp_path: Path, forked_python: str, tasks: int
+) -> None:
     """With a task a machine (each starts torchrun), and with a task a process."""
     words = ["--config", str(small_config), "TRAIN.epochs", "1", "TRAIN.evaluate", "False"]
     words += ["TRAIN.tensorboard", "False", "TRAIN.batch_size", "4"]
@@ -108,7 +110,7 @@ def test_two_machines_train_as_one_run(small_config: Path, tmp_path: Path, tasks
             "SLURM_LOCALID": str(task % per_node),
             "SLURM_JOB_ID": str(job),
         }
-        environment = os.environ | slurm
+        environment = os.environ | slurm | {"PYTHON_EXEC": forked_python}  # of torchrun
         processes.append(Command("stripseg.tool.train", *words, environment=environment))
     texts = [process.communicate(timeout=100) for process in processes]
     assert [process.returncode for process in processes] == [0] * tasks, "\n".join(texts)

@@ -116,8 +116,11 @@ def test_the_full_matrix_of_the_study(folder: Path, made) -> None:
 
 
 @pytest.mark.slow
-def test_runs_are_trained_and_tested(folder: Path) -> None:
+def test_runs_are_trained_and_tested(
+    folder: Path, forked_python: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """By the real commands: the published study's table has their figures."""
+    monkeypatch.setattr("sys.executable", forked_python)
     options = {**OPTIONS, "DATA.data_root": str(folder / "data"), "TRAIN.width": 0.125}
     study.main([write_study(folder, seeds=[0], vary={}, options=options)])
     (row,) = csv.DictReader((folder / "exp/studies/small/results.csv").open())

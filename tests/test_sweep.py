@@ -42,8 +42,11 @@ def rows(tmp_path: Path) -> list[dict[str, str]]:
 
 
 @pytest.mark.slow
-def test_trials_are_training_runs(sweep_file, tmp_path: Path) -> None:
+def test_trials_are_training_runs(
+    sweep_file, tmp_path: Path, forked_python: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The figures are those of the real command."""
+    monkeypatch.setattr(tool_sweep, "TRAIN", (forked_python, tool_sweep.TRAIN[1]))
     assert tool_sweep.main([str(sweep_file(run_cap=1))]).exit_code == 0
     (row,) = rows(tmp_path)
     epochs = read_epochs(tmp_path / "exp/sweeps/small/trial_0000/model")
