@@ -1,11 +1,13 @@
 """`python -S tests/forked.py ADDRESS MODULE WORD ...`: a command that another process forks for us.
 
-The process is the one behind tests/processes.py `serve_commands`; output, folder,
-environment and exit code are those of this process. Imports little: it starts in no time.
+The process is the one behind tests/processes.py `serve_commands`; output, folder, environment and
+exit code are those of this process. Signals are passed on, and where this process is killed, the
+command is. Imports little: it starts in no time.
 """
 
 import json
 import os
+import signal
 import socket
 import sys
 
@@ -16,5 +18,9 @@ message = json.dumps([module, words, os.getcwd(), dict(os.environ)]).encode()
 sent = socket.send_fds(server, [message], [1, 2])
 server.sendall(message[sent:])
 server.shutdown(socket.SHUT_WR)
-code = int(server.recv(100) or 1)
+answers = server.makefile()
+command = int(answers.readline())
+for name in ("SIGTERM", "SIGINT", "SIGHUP", "SIGQUIT", "SIGUSR1"):
+    signal.signal(getattr(signal, name), lambda number, _: os.kill(command, number))
+code = int(answers.readline() or 1)
 sys.exit(code if code >= 0 else 128 - code)  # as a shell says it of signals

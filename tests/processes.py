@@ -6,6 +6,7 @@ by tests/test_commands.py, tests/test_processes_lost.py and `.ci/wheel`.
 """
 
 import atexit
+import contextlib
 import functools
 import io
 import json
@@ -13,6 +14,7 @@ import multiprocessing
 import os
 import queue
 import runpy
+import select
 import shlex
 import shutil
 import signal
@@ -196,8 +198,16 @@ def serve_commands() -> str:
         process.start()
         output.close()
         errors.close()
+        client.send(f"{process.pid}\n".encode())
+        poll = select.poll()
+        poll.register(process.sentinel, select.POLLIN)
+        poll.register(client, 0)  # tells only that the other end is closed
+        if process.sentinel not in dict(poll.poll()):
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
         process.join()
-        client.send(str(process.exitcode).encode())
+        with contextlib.suppress(BrokenPipeError):
+            client.send(f"{process.exitcode}\n".encode())
         client.close()
 
     threading.Thread(target=accept, daemon=True).start()
@@ -207,7 +217,7 @@ def serve_commands() -> str:
 def write_python(path: Path) -> None:
     """Write a program to take Python's place: it has scripts of tool/ forked, Python runs the rest.
 
-    What these scripts start takes it, too. A signal to it does not reach the script.
+    What these scripts start takes it, too. Signals but SIGSTOP reach the script.
     """
     forked = shlex.join([sys.executable, "-S", str(Path(__file__).with_name("forked.py"))])
     path.parent.mkdir(parents=True, exist_ok=True)

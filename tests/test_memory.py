@@ -135,8 +135,12 @@ command_line.run_command(train.main)
 
 
 @pytest.mark.slow
-def test_no_process_is_left_when_one_runs_out_of_memory(small_config: Path, tmp_path: Path) -> None:
-    script = tmp_path / "full.py"
+def test_no_process_is_left_when_one_runs_out_of_memory(
+    small_config: Path, tmp_path: Path, forked_python: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PYTHON_EXEC", forked_python)  # of torchrun
+    script = tmp_path / "tool/full.py"
+    script.parent.mkdir()
     script.write_text(FULL_ON_RANK_1)
     words = ["--standalone", "--nproc-per-node", "2", str(script), "--config", str(small_config)]
     done = run_command("torch.distributed.run", *words, "TRAIN.save_steps", "1", timeout=200)

@@ -181,8 +181,11 @@ def test_torchrun_restarts_a_run_that_lost_a_process(small_config: Path, tmp_pat
 
 @pytest.mark.slow
 @needs_proc
-def test_max_restarts_starts_a_run_again_that_lost_a_process(small_config: Path, tmp_path) -> None:
+def test_max_restarts_starts_a_run_again_that_lost_a_process(
+    small_config: Path, tmp_path: Path, forked_python: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """By stripseg's own launcher, from the newest checkpoint."""
+    monkeypatch.setenv("PYTHON_EXEC", forked_python)  # of torchrun
     words = ["Distributed.processes", "2", "Distributed.max_restarts", "1", *QUIET]
     run = Run(training(small_config, "TRAIN.epochs", "4", "TRAIN.save_steps", "1", *words))
     run.wait_for(" step 2/")

@@ -54,8 +54,15 @@ def ended(process: Command) -> tuple[int, str]:
     ],
 )
 def test_a_signal_saves_and_ends_with_its_code(
-    small_config: Path, tmp_path: Path, name: str, processes: int, workers: int
+    small_config: Path,
+    tmp_path: Path,
+    forked_python: str,
+    monkeypatch: pytest.MonkeyPatch,
+    name: str,
+    processes: int,
+    workers: int,
 ) -> None:
+    monkeypatch.setenv("PYTHON_EXEC", forked_python)  # of torchrun
     words = [*LONG, "Distributed.processes", str(processes), "TRAIN.workers", str(workers)]
     process = started(small_config, *words)
     if processes == 1:  # terminals and schedulers send it to the workers as well

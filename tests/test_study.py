@@ -2,6 +2,7 @@
 
 import csv
 import json
+import os
 import re
 import signal
 import time
@@ -11,7 +12,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 import yaml
-from processes import Command
+from processes import PYTHON, Command
 
 from stripseg.config.errors import ConfigError, TrainingError
 from stripseg.config.load import find_config, load_config
@@ -235,7 +236,7 @@ def test_other_options_are_another_run(folder: Path, made) -> None:
 
 
 @pytest.mark.slow
-def test_a_study_asked_to_stop_lets_its_run_save(folder: Path) -> None:
+def test_a_study_asked_to_stop_lets_its_run_save(folder: Path, forked_python: str) -> None:
     """SIGTERM to the command alone; run the same command to resume from the checkpoint."""
     path = write_study(folder, seeds=[0], vary={})
     content = yaml.safe_load(Path(path).read_text())
@@ -244,7 +245,8 @@ def test_a_study_asked_to_stop_lets_its_run_save(folder: Path) -> None:
     Path(path).write_text(yaml.safe_dump(content))
     (row,) = read_study(Path(path))[1]
     place = folder / "exp/studies/small" / row.folder(0)
-    process = Command("stripseg.tool.study", path)
+    environment = {**os.environ, PYTHON: forked_python}
+    process = Command("stripseg.tool.study", path, environment=environment)
     deadline = time.monotonic() + 60
     output = place / "train.txt"
     while not (output.exists() and "epoch 2/400" in output.read_text()):

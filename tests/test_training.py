@@ -88,7 +88,10 @@ def test_two_processes_equal_one(small_config: Path, tmp_path: Path) -> None:
         assert (one - two).norm() <= 2e-2 * change + 1e-6, key
 
 
-def test_error_of_one_process_ends_all_of_them(small_config: Path, small_shapes: Path) -> None:
+def test_error_of_one_process_ends_all_of_them(
+    small_config: Path, small_shapes: Path, forked_python: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PYTHON_EXEC", forked_python)  # of torchrun
     broken = Path(small_config).with_name("broken.txt")
     lines = (small_shapes / "train.txt").read_text().splitlines()
     image = small_config.with_name("cut.jpg")
