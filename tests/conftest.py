@@ -2,7 +2,7 @@
 
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -117,6 +117,16 @@ def trained_config(small_config: Path, small_run: Path, tmp_path: Path) -> Path:
     """`small_config` with a copy of the trained network where it is looked for."""
     shutil.copytree(small_run, tmp_path / "run/model")
     return small_config
+
+
+@pytest.fixture(scope="module")
+def one_block_per_stage() -> Iterator[None]:
+    """ResNet-18 and its relatives at half their depth."""
+    from stripseg.model.backbone.resnet import DEPTHS
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(DEPTHS, 18, (1, 1, 1, 1))
+        yield
 
 
 @pytest.fixture(scope="session")

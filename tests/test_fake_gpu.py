@@ -31,6 +31,7 @@ from stripseg.util.metrics import ConfusionMatrix
 from stripseg.util.precision import PRECISIONS
 from stripseg.util.training import parallelize
 
+pytestmark = pytest.mark.usefixtures("one_block_per_stage")  # each launch takes its time here
 HEADS = ["spnet", "psp", "psa", "pyconvsegnet", "fcn"]
 TOGETHER = ["TRAIN.loss", "ohem", "TRAIN.ohem_min_kept", "500", "TRAIN.average_decay", "0.99"]
 OPTIONS = {
