@@ -95,14 +95,14 @@ def assert_exports(trained: TrainedNetwork, path: Path) -> None:
 
 
 HEADS = ("spnet", "psp", "psa", "pyconvsegnet", "fcn")
-BACKBONES = ("resnet18", "pyconvresnet18", "timm/test_resnet")
+BACKBONES = ("resnet18", "pyconvresnet18", "timm/test_resnet", "timm/test_efficientnet")
 # tracing takes up to a minute: each head and each backbone once, all pairs with `make test-long`
 EACH_ONCE = {
     ("spnet", "resnet18"),
     ("psp", "resnet18"),
     ("psa", "resnet18"),
     ("pyconvsegnet", "pyconvresnet18"),
-    ("fcn", "timm/test_resnet"),
+    ("fcn", "timm/test_efficientnet"),
 }
 
 
