@@ -10,6 +10,8 @@ import pytest
 import torch
 
 from stripseg.config.errors import DataError
+from stripseg.config.load import load_config
+from stripseg.dataset import loader as loading
 from stripseg.dataset.augmentation import Augmentation
 from stripseg.dataset.labels import choose_encoding
 from stripseg.dataset.lists import Pair, read_list
@@ -50,6 +52,17 @@ def test_a_batch_has_images_as_stored_and_labels_beside_them(pairs) -> None:
     assert batch.label.shape == (4, 32, 40)
     assert batch.image.dtype == batch.label.dtype == torch.uint8
     assert batch.image.is_contiguous(memory_format=torch.channels_last)
+
+
+def test_a_batch_of_each_worker_must_fit_into_shared_memory(
+    pairs, small_config: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of images and labels of a process's share, here all of it."""
+    needed: list[int] = []
+    monkeypatch.setattr(loading, "check_shared_memory", needed.append)
+    config = load_config(small_config, ["TRAIN.workers", "2", "TRAIN.batch_size", "3"])
+    loading.build_training_loader(config, loader(pairs).dataset)
+    assert needed == [2 * 3 * 48 * 40 * (3 + 1)]
 
 
 def test_every_image_comes_at_most_once_in_an_epoch_in_another_order_each_time(pairs) -> None:
