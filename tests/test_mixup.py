@@ -134,17 +134,20 @@ def test_the_loss_is_mixed_like_the_images(parts: int) -> None:
 
 def test_the_average_against_its_recursion() -> None:
     network = nn.Sequential(nn.Linear(2, 3), nn.BatchNorm1d(3))
+    network.register_buffer("table", torch.zeros(2, 3, dtype=torch.int64))
     average = EMA(network, 0.5)
     expected = network[0].weight.detach().clone()
     for step in range(1, 30):
         with torch.no_grad():
             network[0].weight.normal_()
             network[1].num_batches_tracked += 1
+            network.table += 2
         average.update(step)
         keep = min(0.5, (1 + step) / (10 + step))
         expected = keep * expected + (1 - keep) * network[0].weight.detach()
     torch.testing.assert_close(average.tensors["0.weight"], expected)
     assert average.tensors["1.num_batches_tracked"] == 29
+    assert (average.tensors["table"] == 58).all()  # integers are taken over as they are
     live = network[0].weight.detach().clone()
     with average.applied():
         torch.testing.assert_close(network[0].weight, expected)
