@@ -98,6 +98,15 @@ def test_overrides_may_be_plain_values(write: Write) -> None:
     ]
 
 
+def test_a_process_needs_an_image(write: Write) -> None:
+    """Processes are counted by semseg's keys, too: `train_gpu`, where several are wanted."""
+    words = ["TRAIN.batch_size", "1", "TRAIN.train_gpu", "[0, 1]"]
+    several = "Distributed.multiprocessing_distributed"
+    assert load_config(write(), [*words, several, "False"]).TRAIN.batch_size == 1
+    with pytest.raises(ConfigError, match="nothing for some of the 2 processes"):
+        load_config(write(), [*words, several, "True"])
+
+
 def test_home_is_expanded(write: Write, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HOME", "/home/someone")
     assert load_config(write(), ["DATA.data_root", "~/data"]).DATA.data_root == "/home/someone/data"
