@@ -69,6 +69,9 @@ def test_stored_configs_of_earlier_versions_load(write: Write) -> None:
     content["TRAIN"]["from_the_future"] = 1
     with pytest.raises(ConfigError, match="from_the_future"):
         stored_config(content, "last.pth")
+    for damaged in ([content], {**content, "TRAIN": [1]}):
+        with pytest.raises(ConfigError, match=r"last.pth: its config is not a mapping"):
+            stored_config(damaged, "last.pth")
 
 
 def test_every_network_option_is_compared_unless_it_says_otherwise() -> None:

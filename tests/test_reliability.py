@@ -186,12 +186,13 @@ def test_a_full_disk_leaves_the_files_before_and_the_training(
 
     def full(content, file) -> None:
         file.write(b"half")
+        time.sleep(0.2)  # whoever does not wait for the writer does not know
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(torch, "save", full)
     with pytest.raises(TrainingError, match=r"step 4 of 6 .*\[Errno.*are of earlier steps"):
         trainer.fit(until=4)
-    add = trainer.run_log.add
+    add, trainer.checkpoints.failure = trainer.run_log.add, None
     trainer.run_log.add = lambda *of_step: (add(*of_step), os.kill(os.getpid(), signal.SIGTERM))
     with pytest.raises(Stopped, match=r"stopped by SIGTERM: the state after step 5 of 6 could not"):
         trainer.fit()
