@@ -1,8 +1,8 @@
 """Numbers of the reference implementations, reproduced from weights under the authors' names.
 
 The fixtures lie in the folder STRIPSEG_COMPAT, or in `shared/compat` beside the checkout; the
-smallest of them (loss, IoU, schedule, label maps, two attentions, the tester, one network) come with
-the tests, some arrays cut.
+smallest of them (loss, IoU, schedule, label maps, two attentions, the tester, one network) come
+with the tests, some arrays cut.
 `python -m tests.compat FOLDER` checks the same of any folder, with a table.
 """
 
