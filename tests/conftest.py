@@ -5,6 +5,7 @@ import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import hypothesis
 import pytest
 import torch
 import yaml
@@ -20,6 +21,10 @@ LONG = "long"  # those of `make test-long`
 os.environ["PYTHONPATH"] = os.pathsep.join(
     [str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
 )
+# what fails in CI fails at home; STRIPSEG_FUZZ above 1 tries new examples each time
+FUZZ = int(os.environ.get("STRIPSEG_FUZZ", 1))
+hypothesis.settings.register_profile("stripseg", derandomize=FUZZ == 1, deadline=None)
+hypothesis.settings.load_profile("stripseg")
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # the networks are tiny and the test processes many
 
 
