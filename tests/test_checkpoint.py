@@ -135,6 +135,7 @@ def test_a_file_system_without_links_gets_copies(
     save(folder, 1)
     save(folder, 2)
     assert read_checkpoint(folder.epoch(1))["step"] == 10
+    assert folder.epoch(2).stat().st_mtime_ns == folder.last.stat().st_mtime_ns  # as of a link
 
 
 def test_the_newest_readable_one_is_found(folder: CheckpointFolder) -> None:

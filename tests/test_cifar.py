@@ -247,6 +247,27 @@ def test_digits_need_scikit_learn(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
         prepare.main(["digits", str(tmp_path)])
 
 
+def test_an_archive_is_fetched_where_it_is_asked_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys
+) -> None:
+    """By torchvision; one that cannot be reached is one message."""
+
+    def fetch(root: str, *, download: bool) -> None:
+        assert download
+        write_shapes10(Path(root), train=20, val=5)
+
+    def offline(root: str, *, download: bool) -> None:
+        raise OSError("no route to the host")
+
+    root = tmp_path / "new"
+    monkeypatch.setattr("torchvision.datasets.CIFAR10", fetch)
+    assert prepare.main(["cifar10", str(root), "--download"]).exit_code == 1  # not all images
+    assert "train: 20 images of" in capsys.readouterr().out
+    monkeypatch.setattr("torchvision.datasets.CIFAR100", offline)
+    with pytest.raises(DataError, match="the download of cifar100 failed: no route to the host"):
+        prepare.main(["cifar100", str(root), "--download"])
+
+
 def test_prepare_writes_the_set_and_looks_through_archives(tmp_path: Path, capsys) -> None:
     assert prepare.main(["shapes10", str(tmp_path), "--train", "20", "--val", "5"]).exit_code == 0
     assert "20 training and 5 validation images" in capsys.readouterr().out

@@ -1,5 +1,7 @@
 """Every catalog file is consistent, and raw labels become the train ids others expect."""
 
+import json
+
 import numpy as np
 import pytest
 from pydantic import ValidationError
@@ -116,6 +118,7 @@ def test_inconsistent_descriptions_are_refused(change: dict, message: str):
         ("name: tiny\nclases: 3\n", "tiny.yaml: "),
         ("- a\n- b\n", "not a YAML mapping"),
         ("a: [", "not a YAML mapping"),
+        (json.dumps({**MINIMAL, "name": "other"}), "name is 'other', but the file says 'tiny'"),
     ],
 )
 def test_a_bad_catalog_file_is_named(tmp_path, monkeypatch, text: str, message: str):

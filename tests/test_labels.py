@@ -1,5 +1,6 @@
 """Label values: official ids are translated once, train ids pass, anything else is refused."""
 
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -7,7 +8,7 @@ import pytest
 
 from stripseg.config.errors import ConfigError, DataError
 from stripseg.dataset.description import describe
-from stripseg.dataset.labels import LabelEncoding, choose_encoding
+from stripseg.dataset.labels import LabelEncoding, choose_encoding, read_matlab_label
 from stripseg.dataset.lists import Pair
 from stripseg.util.images import write_png
 
@@ -20,6 +21,12 @@ def labels(folder: Path, *values: list[int], name: str = "label{}.png") -> list[
         write_png(path, np.array([row], np.uint8))
         pairs.append(Pair(f"{index}.jpg", folder / f"{index}.jpg", path))
     return pairs
+
+
+def test_matlab_files_need_scipy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "scipy.io", None)
+    with pytest.raises(DataError, match=r"a\.mat: reading \.mat files needs scipy"):
+        read_matlab_label(tmp_path / "a.mat")
 
 
 def choose(pairs: list[Pair], dataset: str | None, **options) -> LabelEncoding:

@@ -39,9 +39,17 @@ def test_tables_as_people_write_them(text: str) -> None:
     assert read_table(Path("t.txt")) == TABLE
 
 
-def test_a_table_without_colours_is_refused() -> None:
-    Path("t.txt").write_text("# none\n\n")
-    with pytest.raises(DataError, match="t.txt: holds no colours"):
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("# none\n\n", "t.txt: holds no colours"),
+        ("0 0 0 none\nroad 2 of 3\n", "t.txt, line 2: expected 'R G B name', got 'road 2 of 3'"),
+        ("0 0 0 none\n0 0 0 road\n", "t.txt, line 2: the colour 0 0 0 is listed twice"),
+    ],
+)
+def test_a_table_without_colours_is_refused(text: str, message: str) -> None:
+    Path("t.txt").write_text(text)
+    with pytest.raises(DataError, match=message):
         read_table(Path("t.txt"))
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from stripseg.config.errors import ConfigError, TrainingError
+from stripseg.config.errors import ConfigError, StripsegError, TrainingError
 from stripseg.config.load import load_config
 from stripseg.tool import sweep as tool_sweep
 from stripseg.util.checkpoint import folder_lock
@@ -279,6 +279,14 @@ def test_the_studys_words_mean_our_options(tmp_path: Path) -> None:
         ),
         ({"method": "random"}, "run_cap is missing"),
         ({"config": "nowhere nothing"}, "nowhere"),
+        (
+            {"parameters": {k: {"values": [*range(1, 999)]} for k in ("lr", "power")}},
+            "makes 996004 trials; at most",
+        ),
+        (
+            {"parameters": {"evaluate": {"value": False}}},
+            "metric.name mIoU is the validation's, and TRAIN.evaluate is False",
+        ),
         ({"parameters": {"TRAIN.save_path": {"value": "x"}}}, "save_path"),
     ],
 )
@@ -288,6 +296,16 @@ def test_mistakes_are_told_before_the_first_trial(
     with pytest.raises(ConfigError, match=message):
         tool_sweep.main([str(sweep_file(**changes))])
     assert not (tmp_path / "exp/sweeps/small").exists()
+
+
+def test_a_sweep_needs_optuna_and_a_report_needs_trials(
+    sweep_file, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(ConfigError, match="does not exist: this sweep has no trials yet"):
+        SweepStudy(read_sweep(sweep_file()), tmp_path / "study", create=False)
+    monkeypatch.setattr("stripseg.util.experiments.sweep_file.distributions", None)
+    with pytest.raises(StripsegError, match="needs Optuna.*pip install optuna"):
+        read_sweep(sweep_file())
 
 
 def test_another_sweep_of_the_same_name_is_refused(sweep_file, tmp_path: Path) -> None:
