@@ -117,6 +117,44 @@ def small_run(small_shapes: Path, tmp_path_factory) -> Path:
     return folder / "run/model"
 
 
+@pytest.fixture(scope="session")
+def small_archive(tmp_path_factory) -> Path:
+    from stripseg.dataset.generated.shapes10 import write_shapes10
+
+    root = tmp_path_factory.mktemp("shapes10")
+    write_shapes10(root, train=24, val=13)
+    return root
+
+
+@pytest.fixture
+def classifier_config(small_archive: Path, tmp_path: Path) -> Path:
+    """Trains ResNet-18 with ECA for two epochs of three steps."""
+    content = {
+        "base": str(ROOT / "config/shapes10/shapes10_resnet18_eca.yaml"),
+        "DATA": {"data_root": str(small_archive)},
+        "TRAIN": {
+            "batch_size": 8,
+            "batch_size_val": 5,
+            "optimizer": "sgd",
+            "base_lr": 0.02,
+            "schedule": "step",
+            "epochs": 2,
+            "milestones": [1],
+            "workers": 0,
+            "print_freq": 1,
+            "precision": "fp32",
+            "width": 0.125,
+            "train_h": 16,
+            "train_w": 16,
+            "save_path": str(tmp_path / "run" / "model"),
+        },
+        "TEST": {"workers": 0, "batch_size": 5, "save_folder": str(tmp_path / "run" / "result")},
+    }
+    path = tmp_path / "shapes10_small.yaml"
+    path.write_text(yaml.safe_dump(content), encoding="utf-8")
+    return path
+
+
 @pytest.fixture
 def trained_config(small_config: Path, small_run: Path, tmp_path: Path) -> Path:
     """`small_config` with a copy of the trained network where it is looked for."""

@@ -4,9 +4,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from processes import run_processes
 from torch import Tensor
-from torch.nn.parallel import DistributedDataParallel
 from yamls import complaint
 
 from stripseg.config.errors import TrainingError
@@ -64,46 +62,6 @@ def test_parts_make_the_step_of_one_pass(
     weights, pixels_of_parts = after_steps(str(small_config), *divided)
     assert_close(whole, weights)
     assert torch.equal(pixels, pixels_of_parts)  # every pixel is counted once
-
-
-def two_processes(path: str, folder: str) -> dict[str, Tensor]:
-    exchanges = []
-    forward = DistributedDataParallel.forward
-
-    def counted(self, *inputs):
-        exchanges.append(self.require_backward_grad_sync)
-        return forward(self, *inputs)
-
-    DistributedDataParallel.forward = counted
-    words = ["TRAIN.batch_size", "5", "TRAIN.accumulation_steps", "2", "TRAIN.save_path", folder]
-    weights, _ = after_steps(path, *words, steps=1)
-    assert exchanges == [False, True]  # gradients travel once a step
-    return weights
-
-
-@pytest.mark.slow
-def test_parts_of_two_processes_make_the_step_of_one(small_config: Path, tmp_path: Path) -> None:
-    """Three images and two, in two parts each, against five at once."""
-    words = ["TRAIN.batch_size", "5", *place(tmp_path, "one")]
-    whole, _ = after_steps(str(small_config), *words, steps=1)
-    for weights in run_processes(2, two_processes, str(small_config), str(tmp_path / "two")):
-        assert_close(whole, weights)
-
-
-def test_a_resumed_run_in_parts_is_bit_identical(small_config: Path, tmp_path: Path) -> None:
-    """With dropout and batch norm."""
-    words = ["TRAIN.batch_size", "3", "TRAIN.accumulation_steps", "2", "TRAIN.evaluate", "False"]
-
-    def weights(folder: str, *ends: int) -> dict[str, Tensor]:
-        for end in ends:
-            config = load_config(small_config, [*words, *place(tmp_path, folder)])
-            trainer = build_trainer(config, CPU)
-            trainer.fit(until=end)
-        return trainer.segmenter.state_dict()
-
-    whole, resumed = weights("whole", 3), weights("parts", 1, 3)
-    for key, value in whole.items():
-        assert torch.equal(value, resumed[key]), key
 
 
 @pytest.mark.parametrize("part", [0, 1])

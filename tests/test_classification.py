@@ -8,9 +8,7 @@ from subprocess import CompletedProcess
 import numpy as np
 import pytest
 import torch
-import yaml
 from processes import run_command
-from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch.nn import functional as F
 from yamls import SHIPPED
 
@@ -18,7 +16,7 @@ from stripseg.config.errors import CheckpointError, ConfigError, DataError
 from stripseg.config.load import load_config
 from stripseg.config.schema import TrainSection
 from stripseg.dataset.classification.build import build_evaluation_images
-from stripseg.dataset.generated.shapes10 import CLASSES, write_shapes10
+from stripseg.dataset.generated.shapes10 import CLASSES
 from stripseg.dataset.segmentation import Sample
 from stripseg.model.build import build_network, build_segmenter
 from stripseg.model.segmenter import SegmenterOutput
@@ -38,64 +36,10 @@ ROOT = Path(__file__).resolve().parent.parent
 CLASSIFIERS = [p for p in SHIPPED if load_config(p).classifies]
 
 
-@pytest.fixture(scope="session")
-def small_archive(tmp_path_factory) -> Path:
-    root = tmp_path_factory.mktemp("shapes10")
-    write_shapes10(root, train=24, val=13)
-    return root
-
-
-@pytest.fixture
-def config_file(small_archive: Path, tmp_path: Path) -> Path:
-    """Trains ResNet-18 with ECA for two epochs of three steps."""
-    content = {
-        "base": str(ROOT / "config/shapes10/shapes10_resnet18_eca.yaml"),
-        "DATA": {"data_root": str(small_archive)},
-        "TRAIN": {
-            "batch_size": 8,
-            "batch_size_val": 5,
-            "optimizer": "sgd",
-            "base_lr": 0.02,
-            "schedule": "step",
-            "epochs": 2,
-            "milestones": [1],
-            "workers": 0,
-            "print_freq": 1,
-            "precision": "fp32",
-            "width": 0.125,
-            "train_h": 16,
-            "train_w": 16,
-            "save_path": str(tmp_path / "run" / "model"),
-        },
-        "TEST": {"workers": 0, "batch_size": 5, "save_folder": str(tmp_path / "run" / "result")},
-    }
-    path = tmp_path / "shapes10_small.yaml"
-    path.write_text(yaml.safe_dump(content), encoding="utf-8")
-    return path
-
-
 def trained(config: Path, *overrides: str, until: int | None = None) -> dict:
     trainer = build_trainer(load_config(config, overrides), CPU)
     trainer.fit(until=until)
     return torch.load(trainer.checkpoints.last, weights_only=True)
-
-
-@pytest.mark.parametrize("optimizer", ["sgd", "adam"])
-def test_resumed_run_is_bit_identical(config_file: Path, tmp_path: Path, optimizer: str) -> None:
-    options = ["TRAIN.optimizer", optimizer, "TRAIN.dropout", "0.2"]
-    whole = trained(config_file, *options, "TRAIN.save_path", str(tmp_path / "whole"))
-    options += ["TRAIN.save_path", str(tmp_path / "parts")]
-    assert trained(config_file, *options, until=2)["step"] == 2
-    trained(config_file, *options, "TRAIN.workers", "2", until=4)
-    resumed = trained(config_file, *options)
-    assert resumed["step"] == whole["step"] == 6
-    for key, value in whole["state_dict"].items():
-        assert torch.equal(value, resumed["state_dict"][key]), key
-    for index, state in whole["optimizer"]["state"].items():
-        for name, value in state.items():
-            assert torch.equal(value, resumed["optimizer"]["state"][index][name]), name
-    assert torch.equal(whole["confusion"], resumed["confusion"])
-    assert whole["best_mean_iou"] == resumed["best_mean_iou"]
 
 
 def run_tool(tool: str, config: Path, *overrides: str, processes: int = 1) -> CompletedProcess:
@@ -103,38 +47,12 @@ def run_tool(tool: str, config: Path, *overrides: str, processes: int = 1) -> Co
     return run_command(f"stripseg.tool.{tool}", *words, processes=processes)
 
 
-@pytest.mark.slow
-def test_two_processes_equal_one(config_file: Path, tmp_path: Path) -> None:
-    """The step and the figures of the test, with a batch that does not divide by two."""
-    start = build_trainer(load_config(config_file), CPU).segmenter.state_dict()
-    results, figures = {}, {}
-    for processes in (1, 2):
-        folder = tmp_path / f"processes{processes}"
-        place = ["TRAIN.save_path", str(folder)]
-        options = ["TRAIN.batch_size", "23", "TRAIN.epochs", "2"]
-        done = run_tool("train", config_file, *options, *place, processes=processes)
-        assert done.returncode == 0, done.stderr
-        results[processes] = torch.load(folder / "last.pth", weights_only=True)
-        events = EventAccumulator(str(folder)).Reload()
-        assert [event.step for event in events.Scalars("train_step/loss")] == [1, 2]
-        model = ["TEST.model_path", str(tmp_path / "processes1" / "last.pth")]
-        done = run_tool("test", config_file, *model, *place, processes=processes)
-        assert done.returncode == 0, done.stderr
-        figures[processes] = json.loads((tmp_path / "run/result/metrics.json").read_text())
-    for key, before in start.items():
-        one, two = (results[n]["state_dict"][key].double() for n in (1, 2))
-        assert (one - two).norm() <= 2e-2 * (one - before).norm() + 1e-6, key
-    assert figures[1].pop("loss") == pytest.approx(figures[2].pop("loss"), rel=1e-6)
-    assert figures[1] == figures[2]
-    assert np.sum(figures[1]["confusion"]) == 13
-
-
-def test_the_commands_report_everything(config_file: Path, tmp_path: Path) -> None:
-    done = run_tool("train", config_file)
+def test_the_commands_report_everything(classifier_config: Path, tmp_path: Path) -> None:
+    done = run_tool("train", classifier_config)
     assert done.returncode == 0, done.stderr
     assert re.search(r"epoch 2 train top1/mAcc 0\.\d+/0\.\d+", done.stdout)
     assert re.search(r"epoch 2 val top1/top5/loss 0\.\d+/0\.\d+/\d", done.stdout)
-    done = run_tool("test", config_file)
+    done = run_tool("test", classifier_config)
     assert done.returncode == 0, done.stderr
     figures = json.loads((tmp_path / "run/result/metrics.json").read_text())
     assert figures["images"] == np.sum(figures["confusion"]) == 13
@@ -144,7 +62,7 @@ def test_the_commands_report_everything(config_file: Path, tmp_path: Path) -> No
     assert "broken wire" in done.stdout
 
 
-def test_it_learns(config_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_it_learns(classifier_config: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Sixteen pictures by heart."""
     overrides = ["TRAIN.epochs", "12", "TRAIN.milestones", "[10]", "TRAIN.optimizer", "adam"]
     overrides += [
@@ -158,7 +76,7 @@ def test_it_learns(config_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         "32",
     ]
     overrides += ["TRAIN.train_w", "32", "TRAIN.evaluate", "False", "TRAIN.flip_probability", "0"]
-    trainer = build_trainer(load_config(config_file, overrides), CPU)
+    trainer = build_trainer(load_config(classifier_config, overrides), CPU)
     said = []
     monkeypatch.setattr(trainer.run_log.log, "info", said.append)
     trainer.fit()
@@ -275,11 +193,11 @@ def test_the_recipe_is_the_studys() -> None:
     assert (train.crop_padding, train.train_h, train.flip_probability) == (4, 32, 0.5)
 
 
-def test_its_weights_start_a_segmenter(config_file: Path, small_config: Path) -> None:
+def test_its_weights_start_a_segmenter(classifier_config: Path, small_config: Path) -> None:
     """The checkpoint of a classifier is `TRAIN.pretrained` as it is."""
     classifier = ["TRAIN.stem", "deep", "TRAIN.attention", "none"]
-    content = trained(config_file, *classifier, until=1)
-    last = load_config(config_file).TRAIN.save_path + "/last.pth"
+    content = trained(classifier_config, *classifier, until=1)
+    last = load_config(classifier_config).TRAIN.save_path + "/last.pth"
     overrides = ["TRAIN.pretrained", last, "TRAIN.resume", "none"]
     segmenter = build_trainer(load_config(small_config, overrides), CPU).segmenter
     for key, value in segmenter.backbone.state_dict().items():
@@ -287,15 +205,15 @@ def test_its_weights_start_a_segmenter(config_file: Path, small_config: Path) ->
             assert torch.equal(value, content["state_dict"][f"backbone.{key}"]), key
 
 
-def test_a_checkpoint_knows_its_network(config_file: Path) -> None:
-    trained(config_file, until=1)
+def test_a_checkpoint_knows_its_network(classifier_config: Path) -> None:
+    trained(classifier_config, until=1)
     with pytest.raises(CheckpointError, match="TRAIN.attention .*, and now it is gct"):
-        test.main(["--config", str(config_file), "TRAIN.attention", "gct"])
+        test.main(["--config", str(classifier_config), "TRAIN.attention", "gct"])
 
 
-def test_another_class_count_leaves_the_classifier_new(config_file: Path) -> None:
-    content = trained(config_file, until=1)
-    network = build_network(load_config(config_file, ["DATA.classes", "7"]))
+def test_another_class_count_leaves_the_classifier_new(classifier_config: Path) -> None:
+    content = trained(classifier_config, until=1)
+    network = build_network(load_config(classifier_config, ["DATA.classes", "7"]))
     report = load_weights(network, content, origin="ten classes", exact=False)
     assert report.new == ["classifier.weight", "classifier.bias"]
     with pytest.raises(CheckpointError, match="another class count: check DATA.classes"):
@@ -316,9 +234,9 @@ def test_another_class_count_leaves_the_classifier_new(config_file: Path) -> Non
         (["TRAIN.arch", "classifer"], "TRAIN.arch must be one of .*did you mean classifier"),
     ],
 )
-def test_mistakes_in_options(config_file: Path, overrides: list[str], message: str) -> None:
+def test_mistakes_in_options(classifier_config: Path, overrides: list[str], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
-        build_segmenter(load_config(config_file, overrides))
+        build_segmenter(load_config(classifier_config, overrides))
 
 
 @pytest.mark.parametrize(
@@ -333,21 +251,21 @@ def test_mistakes_in_options(config_file: Path, overrides: list[str], message: s
     ],
 )
 def test_mistakes_that_the_data_shows(
-    config_file: Path, overrides: list[str], error: type, message: str
+    classifier_config: Path, overrides: list[str], error: type, message: str
 ) -> None:
     with pytest.raises(error, match=message):
-        build_trainer(load_config(config_file, overrides), CPU)
+        build_trainer(load_config(classifier_config, overrides), CPU)
 
 
-def test_commands_of_segmentation_say_so(config_file: Path, tmp_path: Path) -> None:
+def test_commands_of_segmentation_say_so(classifier_config: Path, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="names the class of a whole image; this needs a segm"):
-        browse.main(["--config", str(config_file)])
+        browse.main(["--config", str(classifier_config)])
     with pytest.raises(DataError, match="holds neither cifar-10-batches-py nor .* nor train/CLASS"):
-        build_trainer(load_config(config_file, ["DATA.data_root", str(tmp_path)]), CPU)
+        build_trainer(load_config(classifier_config, ["DATA.data_root", str(tmp_path)]), CPU)
 
 
-def test_every_image_is_tested_as_it_is(config_file: Path) -> None:
-    images = build_evaluation_images(load_config(config_file), "val")
+def test_every_image_is_tested_as_it_is(classifier_config: Path) -> None:
+    images = build_evaluation_images(load_config(classifier_config), "val")
     assert len(images) == 13
     assert images[4].image.shape == (32, 32, 3)  # whatever the training crop
 
@@ -359,6 +277,6 @@ def test_the_summary_counts_a_classifier(capsys) -> None:
     assert "16,057,802" in lines[-1]
 
 
-def test_a_batch_size_is_found(config_file: Path) -> None:
-    trainer = build_trainer(load_config(config_file, ["TRAIN.batch_size", "auto"]), CPU)
+def test_a_batch_size_is_found(classifier_config: Path) -> None:
+    trainer = build_trainer(load_config(classifier_config, ["TRAIN.batch_size", "auto"]), CPU)
     assert 2 <= trainer.loader.batch_size <= 24

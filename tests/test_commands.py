@@ -115,24 +115,6 @@ def test_split_test_needs_no_labels(
     assert not (result / "metrics.json").exists()
 
 
-@pytest.mark.slow
-def test_two_processes_test_to_the_same_figures(
-    trained_config: Path, tmp_path: Path, forked_python: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Three images, two of them together, over two processes: none lost, none counted twice."""
-    monkeypatch.setenv("PYTHON_EXEC", forked_python)  # of torchrun
-    figures = {}
-    for processes in ("1", "2"):
-        folder = tmp_path / processes
-        words = ["--config", str(trained_config), "TEST.images_together", "2"]
-        words += ["Distributed.processes", processes, "TEST.save_folder", str(folder)]
-        done = run_command("stripseg.tool.test", *words)
-        assert done.returncode == 0, done.stderr
-        figures[processes] = json.loads((folder / "metrics.json").read_text())
-        assert len(list((folder / "gray").iterdir())) == 3
-    assert figures["1"] == figures["2"]
-
-
 def test_images_of_one_name_keep_their_folders(
     trained_config: Path, small_shapes: Path, tmp_path: Path
 ) -> None:

@@ -116,3 +116,13 @@ def complaint(path: Path | str, *overrides: Any) -> str:
     with pytest.raises(ConfigError) as caught:
         load_config(path, overrides)
     return str(caught.value)
+
+
+# every option of docs/recipes.md at once
+LOSSES = "{cross_entropy: 1, dice: 0.5, lovasz: 0.5, focal: 1, boundary: 1, ohem: 1}"
+RECIPE = [
+    *("TRAIN.loss", LOSSES, "TRAIN.clip_grad_norm", "1", "TRAIN.decay_norms_and_biases", "False"),
+    *("TRAIN.layer_lr_decay", "0.8", "TRAIN.average_decay", "0.9", "TRAIN.warmup_epochs", "1"),
+    *("TRAIN.rare_class_crop", "0.5", "TRAIN.copy_paste", "0.5"),
+    *("TRAIN.color_jitter", "[0.4, 0.4, 0.4]"),
+]

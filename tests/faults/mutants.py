@@ -61,7 +61,7 @@ TESTS = """
 config_types lists metrics mixup optimizer evaluator checkpoint losses augmentation inference
 training_step config_mistakes loader weights config config_older config_files config_origins limits
 label_geometry weights_misfits precision security_paths run_log security resumed_test classification
-accumulation training reliability
+accumulation training reliability channels resume cases timm
 """.split()  # noqa: SIM905 - shorter than a list
 MEMORY = 12 << 30  # bytes that the tests of a mutant may address
 SECONDS = 60  # of the processor: the slower tests of a mutant are left out
