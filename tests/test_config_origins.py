@@ -44,6 +44,13 @@ def test_the_command_line_is_blamed_for_what_it_brings(
     assert all(line.startswith("command line: ") for line in lines)
 
 
+def test_a_later_depth_makes_the_backbone_its_own(write: Write) -> None:
+    path = write("DATA:\n  data_root: data\n  classes: 3\nTRAIN: {backbone: resnet50}\n")
+    assert load_config(path).origin("TRAIN.backbone") == str(path)
+    config = load_config(path, ["TRAIN.layers", "18"])
+    assert (config.TRAIN.backbone, config.origin("TRAIN.backbone")) == ("resnet18", "command line")
+
+
 def test_missing_files_are_those_of_who_named_them(write: Write) -> None:
     path = write("DATA:\n  data_root: data\n  classes: 3\n  train_list: a.txt\n")
     with pytest.raises(ConfigError, match=f"^{path}: DATA.data_root data is not a folder"):
