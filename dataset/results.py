@@ -21,7 +21,7 @@ import numpy as np
 
 from ..config.errors import DataError
 from ..util.distributed import process_group
-from ..util.files import atomic_write, no_links, write_lines
+from ..util.files import atomic_write, no_links, refuse_linked_folders, write_lines
 from ..util.images import read_label, write_png
 from .description import DatasetDescription
 
@@ -96,7 +96,8 @@ class PredictionFiles:
     with a `submission` the files for a benchmark's server.
 
     Raises:
-        DataError: two images would have the same file.
+        DataError: two images would have the same file, or one of these folders, or a folder in
+            them, is a link.
     """
 
     def __init__(
@@ -106,6 +107,9 @@ class PredictionFiles:
         colors: np.ndarray,
         submission: SubmissionWriter | None = None,
     ) -> None:
+        refuse_linked_folders(folder, ("gray", "color"))
+        if submission is not None:
+            refuse_linked_folders(submission.folder.parent, [submission.folder.name])
         self.gray, self.color = folder / "gray", folder / "color"
         self.colors = colors
         self.submission = submission
@@ -164,9 +168,12 @@ class ProgressJournal:
         settings: what decides the predictions (checkpoint, scales, list, ...), as plain values.
     Attributes:
         done: {name: entry} of the images that an earlier, stopped test has finished.
+    Raises:
+        DataError: the hidden folder is a link.
     """
 
     def __init__(self, folder: Path, settings: dict[str, Any]) -> None:
+        refuse_linked_folders(folder, [".journal"])
         self.folder = folder / ".journal"
         text = json.dumps({"journal": 2, **settings}, sort_keys=True, default=str)
         self.digest = hashlib.sha256(text.encode()).hexdigest()

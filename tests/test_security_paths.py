@@ -13,7 +13,12 @@ from stripseg.dataset.layout import official_pairs, read_ids
 from stripseg.dataset.lists import read_list
 from stripseg.dataset.packed.writer import pack
 from stripseg.dataset.preparation.sbd import write_train_aug
-from stripseg.dataset.results import PredictionFiles, ProgressJournal, prediction_names
+from stripseg.dataset.results import (
+    PredictionFiles,
+    ProgressJournal,
+    SubmissionWriter,
+    prediction_names,
+)
 from stripseg.util.checkpoint import folder_lock
 from stripseg.util.experiments.child_process import follow
 from stripseg.util.experiments.study import read_study
@@ -180,6 +185,26 @@ def test_a_journal_or_output_that_is_a_link_is_refused(tmp_path: Path, victim: P
     (tmp_path / "output.txt").symlink_to(victim)
     with pytest.raises(OSError, match="it is a link"):
         follow(["true"], tmp_path / "output.txt", end=lambda: False)
+    assert victim.read_text() == "precious"
+
+
+@pytest.mark.parametrize("link", [".journal", "gray", "color/sub", "submission"])
+def test_a_linked_folder_in_the_results_is_refused(link: str, tmp_path: Path, victim: Path) -> None:
+    """Nothing is removed or replaced where it leads; the result folder itself may be a link."""
+    (tmp_path / "disk").mkdir()
+    result = tmp_path / "result"
+    result.symlink_to(tmp_path / "disk")
+    names = ["sub/a.png", "a.png"]
+    PredictionFiles(result, names, COLORS).save("sub/a.png", PREDICTION)
+    if (result / link).exists():
+        (result / link).rename(tmp_path / "moved")
+    (result / link).symlink_to(victim.parent)
+    writer = SubmissionWriter(describe("cityscapes"), result / "submission")
+    first = ProgressJournal if link == ".journal" else PredictionFiles
+    arguments = ({},) if link == ".journal" else (names, COLORS, writer)
+    with pytest.raises(DataError, match=rf"{link}: is a link to .*/home, .*; remove the link"):
+        first(result, *arguments)
+    assert [path.name for path in victim.parent.iterdir()] == ["victim"]
     assert victim.read_text() == "precious"
 
 

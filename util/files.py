@@ -27,6 +27,27 @@ def no_links(path: str, flags: int) -> int:
         raise
 
 
+def refuse_linked_folders(folder: Path, names: Iterable[str]) -> None:
+    """Refuse the folders `names` of `folder`, and what lies below them, where they are links.
+
+    What is written, replaced or removed there would be a file of wherever they lead. `folder`
+    itself may be a link, and so may single files: a file takes the place of a link.
+
+    Raises:
+        DataError: one of them is a link.
+    """
+    for name in names:
+        linked = [folder / name] if (folder / name).is_symlink() else []
+        for parent, folders, _ in os.walk(folder / name):  # which enters no links
+            linked += [path for path in (Path(parent, f) for f in folders) if path.is_symlink()]
+        if linked:
+            raise DataError(
+                f"{min(linked)}: is a link to {os.readlink(min(linked))}, where files would be "
+                f"replaced or removed; remove the link. To keep results on another disk, link "
+                f"{folder} as a whole"
+            )
+
+
 def temporary_beside(path: Path) -> Path:
     """A name that cannot be guessed and that no other process, on any machine, uses."""
     return path.with_name(f".{path.name[:100]}.{secrets.token_hex(8)}.tmp")
