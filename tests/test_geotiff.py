@@ -8,7 +8,7 @@ import pytest
 import tifffile
 
 from stripseg.config.errors import DataError
-from stripseg.dataset.preparation.rasters import windows_of
+from stripseg.dataset.preparation.rasters import opened, windows_of
 from stripseg.tool import predict, prepare
 from stripseg.util.geotiff import place_of
 from stripseg.util.images import read_image, read_label
@@ -167,3 +167,38 @@ def test_a_file_that_names_others_is_no_raster(home: Path) -> None:
     )
     with pytest.raises(DataError, match=r"im/a.tif"):
         run("--windows", "100")
+
+
+VIRTUAL_MASK = (
+    f'<VRTDataset rasterXSize="{WIDTH}" rasterYSize="{HEIGHT}"><Metadata><MDI '
+    'key="INTERNAL_MASK_FLAGS_1">2</MDI></Metadata><VRTRasterBand dataType="Byte" band="1">'
+    '<SimpleSource><SourceFilename relativeToVRT="0">ma/a.tif</SourceFilename><SourceBand>1'
+    "</SourceBand></SimpleSource></VRTRasterBand></VRTDataset>"
+)
+
+
+@pytest.mark.parametrize("suffix", [".msk", ".MSK"])
+def test_files_beside_a_raster_are_not_read(suffix: str, home: Path) -> None:
+    """GDAL would open a mask beside it with any driver; it finds one in capitals, too."""
+    pytest.importorskip("rasterio")
+    Path(f"im/a.tif{suffix}").write_text(VIRTUAL_MASK)
+    if Path("im/a.tif.msk").exists():
+        with pytest.raises(DataError, match=r"a.tif.msk: says which pixels .*INTERNAL_MASK YES"):
+            opened(Path("im/a.tif"))
+    else:
+        with opened(Path("im/a.tif")) as raster:
+            assert raster.dataset_mask().all()
+
+
+def test_a_mask_in_a_raster_is_honoured_and_nodata_beside_it_asked_about(home: Path) -> None:
+    rasterio = pytest.importorskip("rasterio")
+    with rasterio.Env(GDAL_TIFF_INTERNAL_MASK="YES"), rasterio.open("im/a.tif", "r+") as raster:
+        raster.write_mask(CLASSES > 0)
+    with opened(Path("im/a.tif")) as raster:
+        assert np.array_equal(raster.dataset_mask() > 0, CLASSES > 0)
+    Path("im/a.tif.aux.xml").write_text(
+        '<PAMDataset><PAMRasterBand band="1"><NoDataValue>0</NoDataValue></PAMRasterBand>'
+        "</PAMDataset>"
+    )
+    with pytest.raises(DataError, match=r"a.tif.aux.xml: says which pixels"):
+        opened(Path("im/a.tif"))

@@ -116,10 +116,25 @@ def said_of(cut: Cut) -> str:
 
 
 def opened(path: Path) -> "DatasetReader":
-    """A raster as GeoTIFF: by itself GDAL also reads formats that name other files or hosts."""
+    """A raster as GeoTIFF alone: GDAL also reads formats that name other files or hosts.
+
+    It would read the files beside a raster in any of them: these are left alone.
+
+    Raises:
+        DataError: a file beside it says which pixels have no data.
+    """
     import rasterio
 
-    return rasterio.open(path, driver="GTiff")
+    mask, facts = (path.with_name(path.name + suffix) for suffix in (".msk", ".aux.xml"))
+    for beside in (mask, facts):
+        if beside.is_file() and (beside == mask or b"<NoDataValue" in beside.read_bytes()):
+            raise DataError(
+                f"{beside}: says which pixels of {path.name} have no data, and files beside a "
+                "raster are not read; store it in the raster (gdal_translate --config "
+                f"GDAL_TIFF_INTERNAL_MASK YES {path.name} NEW.tif), or remove {beside.name}"
+            )
+    with rasterio.Env(GDAL_DISABLE_READDIR_ON_OPEN="EMPTY_DIR"):
+        return rasterio.open(path, driver="GTiff")
 
 
 def refuse_second_meaning(pairs: Sequence[tuple[Path, Path]], cut: Cut) -> None:
