@@ -8,10 +8,11 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+import cv2
 import numpy as np
 import pytest
 import torch
-from PIL import EpsImagePlugin
+from PIL import EpsImagePlugin, Image
 from scipy.io import savemat
 
 from stripseg.config.errors import CheckpointError, DataError
@@ -28,7 +29,14 @@ from stripseg.tool import prepare, test, train
 from stripseg.util.checkpoint import read_checkpoint
 from stripseg.util.experiments.report import as_csv, latex, markdown
 from stripseg.util.files import write_text
-from stripseg.util.images import LabelFile, read_image, read_label, stored_channels, stored_pixels
+from stripseg.util.images import (
+    IMAGE_SUFFIXES,
+    LabelFile,
+    read_image,
+    read_label,
+    stored_channels,
+    stored_pixels,
+)
 
 ROOT = Path(__file__).resolve().parent.parent
 # the first versions without holes that a file of a stranger reaches
@@ -79,6 +87,26 @@ def test_a_file_of_another_format_named_png_is_refused(
     with pytest.raises(DataError, match="label.png: cannot be decoded as an? (label )?image"):
         reader(path)
     assert not ghostscript.exists()
+
+
+@pytest.mark.parametrize("suffix", [".jp2", ".hdr", ".pfm", ".ras", ".pam"])
+def test_opencv_decodes_no_format_that_nobody_asked_for(suffix: str, tmp_path: Path) -> None:
+    pixels = np.zeros((64, 80, 3), np.float32 if suffix in (".hdr", ".pfm") else np.uint8)
+    done, content = cv2.imencode(suffix, pixels)
+    assert done
+    (tmp_path / "x.png").write_bytes(content.tobytes())
+    with pytest.raises(DataError, match=r"x.png: .* it is none of JPEG, PNG"):
+        read_image(tmp_path / "x.png")
+
+
+@pytest.mark.parametrize(
+    "suffix", [*IMAGE_SUFFIXES, ".ppm", ".pgm", ".pbm"], ids=lambda suffix: suffix[1:]
+)
+def test_every_format_that_is_asked_for_is_decoded(suffix: str, tmp_path: Path) -> None:
+    kind = {".pgm": "L", ".pbm": "1"}.get(suffix, "RGB")
+    path = tmp_path / f"x{suffix}"
+    Image.fromarray(np.full((8, 9, 3), 255, np.uint8)).convert(kind).save(path)
+    assert read_image(path).min() > 250
 
 
 def test_prepare_custom_starts_no_ghostscript(tmp_path: Path, ghostscript: Path) -> None:

@@ -34,6 +34,13 @@ FILMS = (".gif", ".webp", ".png")  # formats that may hold several pictures
 DEFLATE = (8, 32946)  # TIFF's compressions that carry a checksum
 PIECE = 2**16  # compressed bytes that are checked together: what they inflate to is not kept
 TIFF_MARKS = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")  # classic and big, of either byte order
+OTHER_MARKS = (  # the first bytes of FORMATS besides TIFF and WebP
+    b"\xff\xd8\xff",
+    b"\x89PNG",
+    b"BM",
+    b"GIF8",
+    *(b"P%d" % kind for kind in range(1, 7)),
+)
 Image.MAX_IMAGE_PIXELS = (
     2**27
 )  # Pillow refuses twice this: OpenCV's limit, set in stripseg/__init__
@@ -52,10 +59,20 @@ def open_picture(source: Path | BinaryIO) -> Image.Image:
         raise OSError(f"not a picture that can be read: {', '.join(FORMATS)}") from None
 
 
+def is_known(content: bytes) -> bool:
+    """Return whether a file's first bytes are those of one of `FORMATS`.
+
+    OpenCV knows others as well (JPEG 2000, HDR, PFM, PAM, Sun raster, AVIF), each with a decoder
+    that nobody asked for.
+    """
+    webp = content[:4] == b"RIFF" and content[8:12] == b"WEBP"
+    return webp or content[:4] in TIFF_MARKS or content.startswith(OTHER_MARKS)
+
+
 def read_image(path: Path, channels: int = 3) -> np.ndarray:
     """(H, W, channels) uint8; of 16-bit files the high byte.
 
-    Three channels are RGB and one is grey, of any file OpenCV reads and turned upright as its EXIF
+    Three channels are RGB and one is grey, of any file of `FORMATS` and turned upright as its EXIF
     entry says. Other numbers must be the file's own: RGBA, or the bands of a TIFF in their order.
 
     Raises:
@@ -84,7 +101,12 @@ def decode_image(content: bytes, channels: int = 3, *, origin: Path) -> np.ndarr
 
 
 def _decode(path: Path, content: bytes, flag: int, *, what: str) -> np.ndarray:
-    """OpenCV's reading of a file's content."""
+    """OpenCV's reading of a file's content, where it is of one of `FORMATS`."""
+    if not is_known(content):
+        raise DataError(
+            f"{path}: cannot be decoded as {what}: it is none of {', '.join(FORMATS)}, whatever "
+            "its name says; replace or remove it"
+        )
     if len(content) >= LARGE_PNG:
         content = with_stored_data(content)
     try:
