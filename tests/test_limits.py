@@ -1,7 +1,10 @@
 """A few bytes do not take gigabytes, nor for ever; a limit is a message that names it."""
 
 import pickle
+import struct
 import zipfile
+import zlib
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -22,7 +25,7 @@ from stripseg.dataset.preparation.match import PIECE, moments
 from stripseg.util.checkpoint import read_checkpoint
 from stripseg.util.experiments.study import read_study
 from stripseg.util.experiments.sweep_file import Parameter
-from stripseg.util.images import read_image
+from stripseg.util.images import read_image, read_label
 
 
 @pytest.mark.parametrize(
@@ -162,3 +165,34 @@ def test_statistics_in_pieces_are_those_of_the_whole() -> None:
     image = np.random.default_rng(0).integers(0, 256, (PIECE // 300 + 50, 301, 3), np.uint8)
     pixels = image.reshape(-1, 3).astype(np.float64)
     assert np.allclose(moments(image), [pixels.mean(0), np.square(pixels).mean(0)], rtol=1e-12)
+
+
+def bomb(strips: int, inflated: int, *, step: int = 0, bands: int = 1) -> bytes:
+    """A deflate TIFF whose rows of 64 pixels are each `inflated` bytes; `step` 0: the same ones."""
+    blob = zlib.compress(bytes(inflated), 9)
+    facts = [(256, 64), (257, strips), (258, 8), (259, 8), (262, 1), (277, bands), (278, 1)]
+    places = 8 + 2 + 12 * 9 + 4
+    entries = [struct.pack("<HHII", tag, 4, 1, value) for tag, value in facts]
+    entries.insert(5, struct.pack("<HHII", 273, 4, strips, places))
+    entries.append(struct.pack("<HHII", 279, 4, strips, places + 4 * strips))
+    first, size = places + 8 * strips, len(blob)
+    starts = [first + row * step * size for row in range(strips)]
+    head = b"II*\0" + struct.pack("<IH", 8, 9) + b"".join(entries) + bytes(4)
+    numbers = struct.pack(f"<{2 * strips}I", *starts, *[size] * strips)
+    return head + numbers + blob * (1 + step * (strips - 1))
+
+
+@pytest.mark.parametrize(
+    ("step", "message"), [(0, "share bytes of the file"), (1, "hold more than its pixels")]
+)
+@pytest.mark.parametrize("channels", [0, 1, 5], ids=["label", "grey", "bands"])
+def test_a_tiff_inflates_to_its_pixels_and_no_more(
+    channels: int, step: int, message: str, tmp_path: Path
+) -> None:
+    path = tmp_path / "x.tif"
+    reader = partial(read_image, channels=channels) if channels else read_label
+    path.write_bytes(bomb(4, 1_000_000, step=step, bands=max(1, channels)))
+    with pytest.raises(DataError, match=f"x.tif: cannot be decoded.*{message}"):
+        reader(path)
+    path.write_bytes(bomb(4, 64 * max(1, channels), step=1, bands=max(1, channels)))
+    assert reader(path).shape[:2] == (4, 64)

@@ -5,6 +5,8 @@ import zlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from functools import cached_property
+from itertools import pairwise
+from math import prod
 from pathlib import Path
 from typing import BinaryIO
 
@@ -33,6 +35,7 @@ ORIENTATION = 0x0112  # of EXIF
 FILMS = (".gif", ".webp", ".png")  # formats that may hold several pictures
 DEFLATE = (8, 32946)  # TIFF's compressions that carry a checksum
 PIECE = 2**16  # compressed bytes that are checked together: what they inflate to is not kept
+INFLATED = 2**20  # bytes, at most, that are inflated at once
 TIFF_MARKS = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")  # classic and big, of either byte order
 OTHER_MARKS = (  # the first bytes of FORMATS besides TIFF and WebP
     b"\xff\xd8\xff",
@@ -136,7 +139,7 @@ def _tiff_bands(path: Path, content: bytes) -> int:
         with tifffile.TiffFile(io.BytesIO(content)) as file:
             page = file.pages[0]
             kind, bands = page.dtype, int(page.samplesperpixel)
-            _refuse_damaged_parts(page, content)
+            _refuse_damaged_parts([page], content)
     except Exception as error:  # decoders raise whatever they like on damaged bytes
         raise DataError(f"{path}: cannot be decoded as an image ({error})") from error
     if kind is not None and (kind.kind not in "ub" or kind.itemsize > 2):
@@ -147,20 +150,48 @@ def _tiff_bands(path: Path, content: bytes) -> int:
     return bands
 
 
-def _refuse_damaged_parts(page: tifffile.TiffPage, content: bytes) -> None:
+def _refuse_damaged_parts(pages: Sequence[tifffile.TiffPage], content: bytes) -> None:
     """Raises ValueError where strips or tiles lie beyond the file's end, or fail their checksum.
 
-    OpenCV and libtiff fill what they cannot read, and say so on a line of the terminal alone.
+    OpenCV and libtiff fill what they cannot read, and say so on a line of the terminal alone. Parts
+    that share bytes, or inflate to more than their pixels, would keep every decoder busy for hours.
     """
-    for start, size in zip(page.dataoffsets, page.databytecounts, strict=True):
+    parts = [
+        (start, size, page)
+        for page in pages
+        for start, size in zip(page.dataoffsets, page.databytecounts, strict=True)
+        if size  # none: sparse
+    ]
+    parts.sort(key=lambda part: part[:2])
+    if any(first[0] + first[1] > second[0] for first, second in pairwise(parts)):
+        raise ValueError("its strips or tiles share bytes of the file; save it again")
+    for page in pages:
+        if page.imagewidth * page.imagelength > PIXELS:
+            raise ValueError(f"claims to hold {page.imagewidth}x{page.imagelength} pixels")
+    for start, size, page in parts:
         if start + size > len(content):
             raise ValueError("ends early; copy it again")
-        if size and page.compression in DEFLATE:
-            inflate = zlib.decompressobj()
-            for place in range(start, start + size, PIECE):
-                inflate.decompress(content[place : min(place + PIECE, start + size)])
-            if not inflate.eof:
-                raise ValueError("ends within its compressed data; copy it again")
+        if page.compression in DEFLATE:
+            kind = max(1, (page.bitspersample + 7) // 8)
+            # twice: some writers fill the last strip up to the rows of the others
+            _refuse_damaged_deflate(content, start, start + size, 2 * kind * prod(page.chunks))
+
+
+def _refuse_damaged_deflate(content: bytes, start: int, end: int, most: int) -> None:
+    """Raises ValueError where these bytes inflate to more than `most`, or are cut or damaged."""
+    inflate = zlib.decompressobj()
+    for place in range(start, end, PIECE):
+        piece = content[place : min(place + PIECE, end)]
+        while piece and not inflate.eof:
+            most -= len(inflate.decompress(piece, INFLATED))
+            piece = inflate.unconsumed_tail
+            if most < 0:
+                raise ValueError("its compressed data hold more than its pixels; save it again")
+        if inflate.eof:
+            return
+    inflate.flush()  # what the last piece left over: less than a window
+    if not inflate.eof:
+        raise ValueError("ends within its compressed data; copy it again")
 
 
 def _read_channels(path: Path, content: bytes, channels: int | None) -> np.ndarray:
@@ -174,6 +205,9 @@ def _read_channels(path: Path, content: bytes, channels: int | None) -> np.ndarr
             with tifffile.TiffFile(io.BytesIO(content)) as file:
                 if file.series[0].size > PIXELS:
                     raise ValueError(f"claims to hold {file.series[0].size} values")
+                _refuse_damaged_parts(
+                    [page for page in file.series[0].pages if page is not None], content
+                )
                 image, axes = file.series[0].asarray(), file.series[0].axes
             # the axis that the file calls samples or channels, else the last or first that fits
             likely = [axes.find("S"), axes.find("C"), image.ndim - 1, 0]
@@ -313,7 +347,7 @@ class LabelFile:
         if self.content[:4] in TIFF_MARKS:
             with self.decoding():
                 self.tiff = tifffile.TiffFile(io.BytesIO(self.content))
-                _refuse_damaged_parts(self.tiff.pages[0], self.content)
+                _refuse_damaged_parts([self.tiff.pages[0]], self.content)
 
     @contextmanager
     def decoding(self) -> Iterator[None]:
