@@ -354,7 +354,7 @@ def explain(error: ValidationError, source: str, origins: Mapping[Key, str]) -> 
 def _sentence(key: Key, entry: Mapping[str, Any]) -> str:
     name = ".".join(key)
     if entry["type"] == "extra_forbidden":
-        return unknown_option(key[0], key[1])
+        return unknown_option(*key[:2]) if len(key) > 1 else unknown_section(name)
     if entry["type"] == "missing":
         description = SECTIONS[key[0]].model_fields[key[1]].description
         return f"{name} is missing: the {description}"

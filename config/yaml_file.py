@@ -11,11 +11,21 @@ from typing import Any
 import yaml
 from yaml.nodes import MappingNode, Node, ScalarNode
 
-from .errors import ConfigError
+from .errors import ConfigError, first_line
 from .limits import LARGEST_YAML
 
 
 class StrictLoader(yaml.SafeLoader):
+    """Attributes:
+    value: the mark of the value that was made last, or None while the text is being parsed.
+    """
+
+    value: yaml.Mark | None = None
+
+    def construct_object(self, node: Node, deep: bool = False) -> Any:
+        self.value = node.start_mark
+        return super().construct_object(node, deep)
+
     def compose_node(self, parent: Node | None, index: int) -> Node | None:
         if self.check_event(yaml.AliasEvent):
             mark = self.peek_event().start_mark
@@ -35,7 +45,8 @@ class StrictLoader(yaml.SafeLoader):
 
     def construct_mapping(self, node: MappingNode, deep: bool = False) -> dict[Any, Any]:
         seen: set[str] = set()
-        for key in (key for key, _ in node.value if isinstance(key, ScalarNode)):
+        pairs = node.value if isinstance(node, MappingNode) else []  # SafeLoader refuses others
+        for key in (key for key, _ in pairs if isinstance(key, ScalarNode)):
             if key.value in seen:
                 raise yaml.constructor.ConstructorError(
                     problem=f"{key.value} is given twice", problem_mark=key.start_mark
@@ -52,16 +63,21 @@ for kind in ("int", "float"):
 
 def parse_yaml(text: str, where: str, *, lines: bool = True) -> Any:
     """The content of a YAML text; ConfigError begins with `where` and the number of the line."""
+    loader = None
     try:
-        return yaml.load(text, StrictLoader)  # a SafeLoader: builds plain values only
+        loader = StrictLoader(text)  # a SafeLoader: builds plain values only
+        return loader.get_single_data()
     except yaml.MarkedYAMLError as error:
-        line = f":{error.problem_mark.line + 1}" if lines and error.problem_mark else ""
-        raise ConfigError(f"{where}{line}: {error.problem or error.context}") from None
+        mark, problem = error.problem_mark, error.problem or error.context
     except RecursionError:
-        raise ConfigError(f"{where}: too many brackets inside each other") from None
-    except (yaml.YAMLError, ValueError) as error:  # odd characters; a date such as 2020-13-45
-        first_line = str(error).partition("\n")[0]
-        raise ConfigError(f"{where}: not valid YAML: {first_line}") from None
+        mark, problem = None, "too many brackets inside each other"
+    except Exception as error:  # PyYAML's own types raise all kinds: 2020-13-45, !!int "", "\UFFFFFFFF"
+        mark = loader and (loader.value or loader.get_mark())
+        known = isinstance(error, yaml.YAMLError | ValueError)
+        reason = first_line(error) if known else "a value that its type does not have"
+        problem = f"not valid YAML: {reason}"
+    line = f":{mark.line + 1}" if lines and mark else ""
+    raise ConfigError(f"{where}{line}: {problem}")
 
 
 def read_yaml(path: Path) -> dict[str, Any]:

@@ -194,7 +194,7 @@ class ProgressJournal:
 
     def _read_digest(self) -> str | None:
         path = self.folder / "settings"
-        return path.read_text(encoding="ascii") if path.is_file() else None
+        return path.read_text(encoding="ascii", errors="replace") if path.is_file() else None
 
     def _read(self) -> dict[str, dict[str, Any]]:
         entries: dict[str, dict[str, Any]] = {}

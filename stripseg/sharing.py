@@ -94,7 +94,7 @@ def read_folder(folder: Path) -> dict[str, Any]:
         raise CheckpointError(
             f"{folder}: has no {CARD}; name a folder that save_pretrained wrote, or a checkpoint"
         ) from None
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise CheckpointError(f"{path}: cannot be read ({error})") from error
     if not isinstance(content, dict) or content.get("format") != "stripseg":
         raise CheckpointError(f"{path}: is not a config of stripseg")

@@ -38,6 +38,11 @@ KEYS = st.sampled_from(
     [(name, key) for name, section in SECTIONS.items() for key in section.model_fields]
     + [("TRAIN", "backbone_net"), ("TRAIN", "dataset"), ("TRAIN", "nonsense"), ("BAD", "key")]
 )
+TAGGED = st.builds(  # YAML's own types, with what they cannot hold
+    "!!{} {}".format,
+    st.sampled_from("int float bool null str binary timestamp map seq set omap pairs".split()),
+    st.sampled_from(['""', "-", "x", "1", "[1]", "{a: 1}", '"\\UFFFFFFFF"']) | st.text(max_size=4),
+)
 
 
 def loads_or_complains(path: Path, overrides: list[Any]) -> None:
@@ -50,7 +55,7 @@ def loads_or_complains(path: Path, overrides: list[Any]) -> None:
 
 
 @FUZZ
-@given(text=st.text(max_size=200))
+@given(text=st.text(max_size=200) | st.builds("{0[0]}: {{{0[1]}: {1}}}".format, KEYS, TAGGED))
 @example(text="<<: {DATA: 3}")
 @example(text="=: 3")
 @example(text="DATA: {? {a: b} : c}")
@@ -79,7 +84,7 @@ def test_any_values_in_a_good_file(write: Write, changes: list[tuple[Any, Any]])
 
 
 @FUZZ
-@given(overrides=st.lists(st.text(max_size=12) | KEYS.map(".".join) | VALUES, max_size=4))
+@given(overrides=st.lists(st.text(max_size=12) | KEYS.map(".".join) | VALUES | TAGGED, max_size=4))
 def test_any_overrides(write: Write, overrides: list[Any]) -> None:
     loads_or_complains(write(), overrides)
 

@@ -25,6 +25,7 @@ from stripseg.dataset.preparation.match import find_images, inspect, read_any_la
 from stripseg.dataset.results import ProgressJournal
 from stripseg.model.build import build_network
 from stripseg.model.pretrained import load_named_weights
+from stripseg.sharing import read_folder
 from stripseg.tool import prepare, test, train
 from stripseg.util.checkpoint import read_checkpoint
 from stripseg.util.experiments.report import as_csv, latex, markdown
@@ -244,6 +245,11 @@ def test_other_damage_is_a_documented_error(tmp_path: Path) -> None:
         savemat(tmp_path / "s.mat", {"GTcls": content})
         with pytest.raises(DataError, match="s.mat: GTcls is "):
             read_matlab_label(tmp_path / "s.mat")
+    (tmp_path / "config.json").write_text("[" * 100_000)
+    with pytest.raises(CheckpointError, match="config.json: cannot be read"):
+        read_folder(tmp_path)
+    (tmp_path / ".journal").mkdir()
+    (tmp_path / ".journal/settings").write_bytes(b"\xff\xfe")
     journal = ProgressJournal(tmp_path, {})
     journal.add([{"name": "a.png"}])
     journal._file.write('"\0\0\0\n[1]\n')
