@@ -494,6 +494,24 @@ def test_parquet_without_a_label_names_its_columns(home: Path) -> None:
         run("hub", images="hub")
 
 
+@pytest.mark.parametrize(("value", "rows"), [(2**18, 64), (2**21, 1)])
+def test_parquet_of_a_few_bytes_is_not_unpacked(
+    home: Path, monkeypatch: pytest.MonkeyPatch, value: int, rows: int
+) -> None:
+    """A value that is stored once and stands in every row, and one that is large itself."""
+    pyarrow, parquet = (pytest.importorskip(name) for name in ("pyarrow", "pyarrow.parquet"))
+    for limit in ("PARQUET_BYTES", "PARQUET_TIMES"):
+        monkeypatch.setattr(f"stripseg.dataset.annotations.metadata.{limit}", 1000)
+    for name, content in {"names": "x" * value, "pictures": b"\x89PNG" + bytes(value)}.items():
+        table = pyarrow.table({"image": [content] * rows, "label": [content] * rows})
+        parquet.write_table(table, f"{name}.parquet", compression="zstd")
+        assert Path(f"{name}.parquet").stat().st_size < 2000
+    with pytest.raises(DataError, match=r"names.parquet: holds more than \d+ bytes in a file of"):
+        parquet_rows(Path("names.parquet"))
+    with pytest.raises(DataError, match=r"pictures.parquet: holds more than \d+ bytes in a file"):
+        list(rows_of(Path("pictures.parquet")))
+
+
 def test_official_cityscapes_names_become_the_19_classes(home: Path) -> None:
     Path("im/sub/p1.jpg").unlink()
     objects = [

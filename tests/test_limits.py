@@ -125,6 +125,50 @@ def test_a_mat_file_is_measured_before_it_is_read(tmp_path: Path, monkeypatch) -
         read_matlab_label(path)
 
 
+def matlab_array(kind: int, dims: tuple[int, int], parts: bytes = b"") -> bytes:
+    """A variable S of a .mat file: kind 1 is a cell, 2 a struct, 4 a text."""
+    content = struct.pack("<IIII", 6, 8, kind, 0) + struct.pack("<IIII", 5, 8, *dims)
+    content += struct.pack("<II", 1 | 1 << 16, ord("S")) + parts
+    return struct.pack("<II", 14, len(content)) + content
+
+
+FIELD = struct.pack("<IIII", 5 | 4 << 16, 1, 1 | 1 << 16, ord("f"))  # of a struct: length, names
+
+
+@pytest.mark.parametrize("packed", [False, True])
+@pytest.mark.parametrize(
+    "array",
+    [
+        matlab_array(1, (12_000, 12_000)),
+        matlab_array(2, (12_000, 12_000), FIELD),
+        matlab_array(4, (12_000, 12_000), struct.pack("<II", 1, 0)),
+        matlab_array(1, (1, 2), matlab_array(2, (12_000, 12_000), FIELD) * 2),
+        matlab_array(1, (1, 1)) * 60_000,  # each one inside the one before it
+    ],
+    ids=["cell", "struct", "text", "inside a cell", "deep"],
+)
+def test_a_mat_file_claims_no_more_than_it_holds(
+    array: bytes, packed: bool, tmp_path: Path
+) -> None:
+    """Gigabytes that scipy would take, or calls in calls until the process crashes."""
+    if packed:
+        content = zlib.compress(array)
+        array = struct.pack("<II", 15, len(content)) + content
+    path = tmp_path / "label.mat"
+    path.write_bytes(b"MATLAB 5.0 MAT-file".ljust(124) + b"\0\1IM" + array)
+    with pytest.raises(DataError, match=r"label.mat: .*\(claims to hold"):
+        read_matlab_label(path)
+
+
+def test_a_mat_file_with_cells_and_structs_is_read(tmp_path: Path) -> None:
+    label = np.arange(6, dtype=np.uint16).reshape(2, 3)
+    names = np.array([["road", "an odd é", ""]], object)
+    others = {"names": names, "GTinst": {"a": {"b": 1.5 + 2j}, "c": names, "d": np.zeros((0, 0))}}
+    for packed in (False, True):
+        savemat(tmp_path / "s.mat", {**others, "LabelMap": label}, do_compression=packed)
+        assert np.array_equal(read_matlab_label(tmp_path / "s.mat"), label)
+
+
 @pytest.mark.parametrize(
     "content",
     [

@@ -6,11 +6,13 @@ similar name) or `objects` with COCO's polygons.
 
 import csv
 import io
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from ...config.errors import DataError
+from ...config.limits import PARQUET_BYTES, PARQUET_TIMES
 from ...util.images import IMAGE_SUFFIXES
 from .model import Annotations, Picture, Shape
 from .names import Names
@@ -35,6 +37,7 @@ MASK_COLUMNS = tuple(
 MASK_SUFFIXES = (*IMAGE_SUFFIXES, ".gif")
 CLASS_COLUMNS = ("category", "categories", "label", "labels", "class", "classes")
 HOW_TO_GET_PARQUET = "needs pyarrow: pip install pyarrow"
+ROW_BYTES = 64  # of a row beside its values
 
 
 def read_rows(path: Path) -> list[Mapping[str, Any]]:
@@ -62,25 +65,64 @@ def read_rows(path: Path) -> list[Mapping[str, Any]]:
 
 def parquet_rows(path: Path) -> list[Mapping[str, Any]]:
     """The rows of a parquet file of names; pictures inside it are refused."""
+    with opened_parquet(path) as file:
+        inside = [field.name for field in file.schema_arrow if has_bytes(field.type)]
+        if inside:
+            raise DataError(
+                f"{path}: holds its pictures itself (column {inside[0]}); write them to files "
+                "first: for each row `row['image'].save(...)` with the package datasets"
+            )
+        return list(rows_inside(path, file))
+
+
+@contextmanager
+def opened_parquet(path: Path) -> Iterator[Any]:
+    """A parquet file, as pyarrow opens it; what pyarrow raises becomes a DataError."""
     try:
         import pyarrow.parquet  # the extra `parquet`
     except ImportError:
         raise DataError(f"{path}: reading parquet {HOW_TO_GET_PARQUET}") from None
     try:
-        rows = pyarrow.parquet.read_table(path).to_pylist()
+        with pyarrow.parquet.ParquetFile(path) as file:
+            yield file
     except (pyarrow.ArrowException, OSError, ValueError) as error:
         raise DataError(f"{path}: is not parquet, or ends early ({error}); copy it again") from None
-    inside = [key for key, value in (rows[0] if rows else {}).items() if has_bytes(value)]
-    if inside:
-        raise DataError(
-            f"{path}: holds its pictures itself (column {inside[0]}); write them to files first: "
-            "for each row `row['image'].save(...)` with the package datasets"
-        )
-    return rows
 
 
-def has_bytes(value: object) -> bool:
-    return isinstance(value, bytes) or (isinstance(value, Mapping) and "bytes" in value)
+def rows_inside(
+    path: Path, file: Any, columns: Sequence[str] | None = None
+) -> Iterator[dict[str, Any]]:
+    """Rows of an open parquet file, one at a time: many may have a value that is stored once.
+
+    Raises:
+        DataError: they are far larger than the file.
+    """
+    most = max(PARQUET_BYTES, PARQUET_TIMES * path.stat().st_size)
+    groups = (file.metadata.row_group(index) for index in range(file.metadata.num_row_groups))
+    inflated = sum(
+        group.column(index).total_uncompressed_size
+        for group in groups
+        for index in range(group.num_columns)
+    )
+    too_large = DataError(
+        f"{path}: holds more than {most} bytes in a file of {path.stat().st_size}, which no table "
+        "of names or pictures does"
+    )
+    if inflated > most:
+        raise too_large
+    read = 0
+    for batch in file.iter_batches(1, columns=columns):
+        read += batch.nbytes + ROW_BYTES
+        if read > most:
+            raise too_large
+        yield from batch.to_pylist()
+
+
+def has_bytes(kind: Any) -> bool:
+    """Return whether a column of this pyarrow.DataType holds pictures."""
+    return "binary" in str(kind).partition("<")[0] or (
+        str(kind).startswith("struct<") and kind.get_field_index("bytes") >= 0
+    )
 
 
 def is_metadata(rows: Sequence[Mapping[str, Any]]) -> bool:

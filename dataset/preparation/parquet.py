@@ -8,7 +8,7 @@ from typing import Any
 from ...config.errors import DataError
 from ...util.files import write_changed
 from ...util.images import IMAGE_SUFFIXES
-from ..annotations.metadata import HOW_TO_GET_PARQUET
+from ..annotations.metadata import opened_parquet, rows_inside
 from .custom import part_of
 
 IMAGE_NAMES = ("image", "img", "picture", "photo", "pixel_values", "input")
@@ -25,7 +25,6 @@ SUFFIXES = {
     b"BM": ".bmp",
     b"GIF8": ".gif",
 }
-ROWS = 64  # that are in memory together
 
 
 def tables_with_pictures(labels: Path) -> list[Path]:
@@ -67,20 +66,11 @@ def unpack(tables: Sequence[Path], folder: Path) -> tuple[Path, Path]:
 
 def rows_of(table: Path) -> Iterator[tuple[bytes, bytes]]:
     """The image and the label of every row, as the files they were."""
-    try:
-        import pyarrow.parquet  # the extra `parquet`
-    except ImportError:
-        raise DataError(f"{table}: reading parquet {HOW_TO_GET_PARQUET}") from None
-    try:
-        with pyarrow.parquet.ParquetFile(table) as file:
-            columns = columns_of(table, file.schema_arrow)
-            for batch in file.iter_batches(ROWS, columns=list(columns)):
-                for row in batch.to_pylist():
-                    yield tuple(bytes_of(row[name], table, name) for name in columns)
-    except (pyarrow.ArrowException, OSError, ValueError) as error:
-        raise DataError(
-            f"{table}: is not parquet, or ends early ({error}); copy it again"
-        ) from None
+    with opened_parquet(table) as file:
+        columns = columns_of(table, file.schema_arrow)
+        for row in rows_inside(table, file, columns):
+            image, label = (bytes_of(row[name], table, name) for name in columns)
+            yield image, label
 
 
 def columns_of(table: Path, schema: Any) -> tuple[str, str]:
