@@ -3,6 +3,7 @@
 LARGEST_WHOLE = 2**31 - 1  # no count is larger; keeps absurd integers out of files and kernels
 LARGEST_YAML = 1_000_000  # bytes; our longest YAML has 3,000
 LONGEST_LINE = 10_000  # characters of a list's line: two paths, which systems end at 4,096
+PATH_PARTS = 64  # folders of a list's path that are looked for; data sets nest some ten deep
 
 CHANNELS = 1024  # of an image; hyperspectral cameras have some 200, and each one is a filter
 SIDE = 2**15  # of a crop, a window or a scaled image; a square of it has four times PIXELS
@@ -11,13 +12,16 @@ GRID = 1024  # cells along a side that features are pooled to, or that a mask of
 MODULES = 64  # mixed pooling modules; the paper has 2
 BOUNDARY = 64  # pixels around a boundary that weigh more; each is a pass over the labels
 WIDTH = 8.0  # factor of channels; eight times the width has 64 times the weights
+WORKERS = 1024  # loader processes, of which each takes memory; large machines have some 256 CPUs
 PROCESSES_PER_CPU = 4  # training processes on CPUs; more than one only wait for each other
 
 PIXELS = 2**28  # values of a decoded image, as stripseg/__init__.py tells OpenCV
 MATLAB_BYTES = 2**28  # content of a .mat file, inflated; an 8-bit label of PIXELS
 MATLAB_PARTS = 2**13  # in it; labels have some 100, and a cell in a cell is a call in a call
 PARQUET_BYTES = 2**28  # content of a small parquet file, as MATLAB_BYTES
-PARQUET_TIMES = 1000  # the size of a larger one; pictures pack little, repeated names some 100 times
+PARQUET_TIMES = (
+    1000  # the size of a larger one; pictures pack little, repeated names some 100 times
+)
 PICKLE_BYTES = 2**28  # of a file of CIFAR's archives; the largest has 155 MB
 PICKLE_TUPLES = 16  # in it; numpy's arrays need six, and each one may double what hashing costs
 

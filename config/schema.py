@@ -378,6 +378,7 @@ class TrainSection(NetworkOptions):
         4,
         "loader processes, shared by the training processes of a machine; at most one a CPU",
         ge=0,
+        le=limits.WORKERS,
     )
     batch_size: int | Literal["auto"] = option(
         16,
@@ -665,7 +666,7 @@ class TestSection(Section):
     channels_last: bool = option(True, "like TRAIN.channels_last")
     save_predictions: bool = option(True, "write the predictions as PNG files")
     report: bool = option(True, "write `report.html`: figures, confusions and pictures in one page")
-    workers: int = option(2, "loader processes, like those of TRAIN", ge=0)
+    workers: int = option(2, "loader processes, like those of TRAIN", ge=0, le=limits.WORKERS)
 
 
 class Config(BaseModel):

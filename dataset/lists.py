@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 from ..config.errors import DataError
-from ..config.limits import LONGEST_LINE
+from ..config.limits import LONGEST_LINE, PATH_PARTS
 
 
 @dataclass(frozen=True)
@@ -153,13 +153,16 @@ def locate(root: Path, text: str) -> Path:
     """A path of a list below `root`.
 
     An absolute one of another machine, such as the SegNet tutorial's `/SegNet/CamVid/train/x.png`,
-    means the longest end of it that is a file below `root`.
+    means the longest end of it that is a file below `root`, of at most `PATH_PARTS` names.
     """
     path = root / text
     if not PurePosixPath(text).is_absolute() or os.path.isfile(path):
         return path
     parts = PurePosixPath(text).parts
-    ends = (root.joinpath(*parts[start:]) for start in range(1, len(parts)))
+    ends = (
+        root.joinpath(*parts[start:])
+        for start in range(max(1, len(parts) - PATH_PARTS), len(parts))
+    )
     return next((end for end in ends if os.path.isfile(end)), path)
 
 
