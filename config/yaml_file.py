@@ -71,7 +71,7 @@ def parse_yaml(text: str, where: str, *, lines: bool = True) -> Any:
         mark, problem = error.problem_mark, error.problem or error.context
     except RecursionError:
         mark, problem = None, "too many brackets inside each other"
-    except Exception as error:  # PyYAML's own types raise all kinds: 2020-13-45, !!int "", "\UFFFFFFFF"
+    except Exception as error:  # of PyYAML's types: 2020-13-45, !!int "", "\UFFFFFFFF"
         mark = loader and (loader.value or loader.get_mark())
         known = isinstance(error, yaml.YAMLError | ValueError)
         reason = first_line(error) if known else "a value that its type does not have"

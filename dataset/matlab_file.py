@@ -73,7 +73,7 @@ def parts_of(content: bytes, order: str, most: int) -> int:
 
 
 def claimed(content: bytes, at: int, order: str) -> tuple[int, int, int]:
-    """(values, cells or fields that the array at `at` claims to have, its class, where they are)."""
+    """(values or fields that the array at `at` claims to have, its class, where they are)."""
     kind = struct.unpack_from(f"{order}I", content, at + 8)[0] & 0xFF
     at += 16
     if kind == OPAQUE:  # of one value; what follows are elements

@@ -29,7 +29,7 @@ from .onnx_network import OnnxNetwork
 from .trained_network import inference_config
 from .util.distributed import process_group
 from .util.distributed.slurm import slurm_step
-from .util.logger import QUIET, quiet
+from .util.logger import QUIET, for_terminal, quiet
 from .util.signals import STOPPED, Stopped
 
 INTERRUPTED = 130
@@ -76,7 +76,7 @@ def run_command(main: Main) -> None:
             print(as_json(result.figures), flush=True)
         process_group.stop()
     except StripsegError as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(for_terminal(f"error: {error}"), file=sys.stderr)
         code = error.exit_code
     except Stopped as reason:
         if process_group.is_main():
@@ -88,7 +88,7 @@ def run_command(main: Main) -> None:
     except OSError as error:
         if error.filename is None:
             raise
-        print(f"error: {error.filename}: {error.strerror}", file=sys.stderr)
+        print(for_terminal(f"error: {error.filename}: {error.strerror}"), file=sys.stderr)
         code = StripsegError.exit_code
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)

@@ -23,6 +23,7 @@ from .dataset.classification.build import class_names
 from .dataset.classification.images import TrainingImages
 from .dataset.description import default_colors
 from .dataset.segmentation import TrainingSet
+from .util.logger import visible
 
 VERSION = 1
 
@@ -78,7 +79,7 @@ class ModelCard:
             )
         if self.versions:
             lines.append("made by " + ", ".join(f"{k} {v}" for k, v in self.versions.items()))
-        return lines
+        return [visible(line) for line in lines]
 
 
 def listing(facts: Any) -> str:
@@ -162,7 +163,8 @@ def read_card(card: Mapping[str, Any], config: Mapping[str, Any], *, origin: str
             f"1 to {VERSION}; update stripseg"
         )
     try:
-        names, colors = [str(name) for name in card["names"]], np.array(card["colors"], np.uint8)
+        names = [visible(str(name)) for name in card["names"]]
+        colors = np.array(card["colors"], np.uint8)
         classes = config["DATA"]["classes"]
         if len(names) != classes or colors.shape != (classes, 3):
             raise ValueError(f"names and colours are not those of {classes} classes")

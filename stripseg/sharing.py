@@ -16,7 +16,9 @@ from .config.types import Kind, PathText, kind_of
 from .model.segmenter import Segmenter
 from .model_card import ModelCard
 from .util.checkpoint import read_checkpoint, write_weights
+from .util.experiments.report import markdown_text
 from .util.files import write_text
+from .util.logger import visible
 
 if TYPE_CHECKING:
     from .trained_network import TrainedNetwork
@@ -72,10 +74,11 @@ def takes_path(kind: Kind) -> bool:
 
 def readme(card: ModelCard, name: str) -> str:
     """The card in Markdown, with how to use it."""
-    facts = "\n".join(f"- {line}" for line in card.lines())
+    name = visible(name)
+    facts = "\n".join(f"- {markdown_text(line)}" for line in card.lines())
     return (
         "---\nlibrary_name: stripseg\npipeline_tag: image-segmentation\n---\n\n"
-        f"{MARK}\n\n# {name}\n\n{facts}\n\n```python\nimport stripseg\n\n"
+        f"{MARK}\n\n# {markdown_text(name)}\n\n{facts}\n\n```python\nimport stripseg\n\n"
         f'segmenter = stripseg.load("{name}")  # this folder, or "hf://OWNER/{name}"\n'
         'segmenter.predict("photo.jpg").overlay().save("overlay.png")\n```\n'
     )

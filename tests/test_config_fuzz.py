@@ -40,7 +40,7 @@ KEYS = st.sampled_from(
 )
 TAGGED = st.builds(  # YAML's own types, with what they cannot hold
     "!!{} {}".format,
-    st.sampled_from("int float bool null str binary timestamp map seq set omap pairs".split()),
+    st.sampled_from(["int", "float", "bool", "null", "binary", "timestamp", "set", "omap", "map"]),
     st.sampled_from(['""', "-", "x", "1", "[1]", "{a: 1}", '"\\UFFFFFFFF"']) | st.text(max_size=4),
 )
 

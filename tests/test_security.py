@@ -15,8 +15,10 @@ import torch
 from PIL import EpsImagePlugin, Image
 from scipy.io import savemat
 
+from stripseg.command_line import run_command
 from stripseg.config.errors import CheckpointError, DataError
 from stripseg.config.load import load_config
+from stripseg.dataset.classification.cifar import read_cifar, write_cifar10
 from stripseg.dataset.description import read_colors, read_names
 from stripseg.dataset.labels import read_matlab_label
 from stripseg.dataset.lists import read_list
@@ -25,7 +27,8 @@ from stripseg.dataset.preparation.match import find_images, inspect, read_any_la
 from stripseg.dataset.results import ProgressJournal
 from stripseg.model.build import build_network
 from stripseg.model.pretrained import load_named_weights
-from stripseg.sharing import read_folder
+from stripseg.model_card import read_card
+from stripseg.sharing import read_folder, readme
 from stripseg.tool import prepare, test, train
 from stripseg.util.checkpoint import read_checkpoint
 from stripseg.util.experiments.report import as_csv, latex, markdown
@@ -38,6 +41,7 @@ from stripseg.util.images import (
     stored_channels,
     stored_pixels,
 )
+from stripseg.util.logger import run_logger
 
 ROOT = Path(__file__).resolve().parent.parent
 # the first versions without holes that a file of a stranger reaches
@@ -202,10 +206,53 @@ def test_class_names_hold_no_terminal_sequences(tmp_path: Path) -> None:
         read_names(tmp_path / "names.txt")
 
 
+OWNED = "\x1b]0;owned\x07\u009b2J\r\u202e"
+ORDINARY = "Straße äöü\xa0é 日本 👩‍🚀\tx\n"
+
+
+def test_errors_and_logs_hold_no_terminal_sequences(
+    tmp_path: Path, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fails(_: object) -> None:
+        run_logger(tmp_path / "run.log").info(ORDINARY + OWNED)
+        raise DataError(ORDINARY + OWNED)
+
+    monkeypatch.setattr(sys, "argv", ["stripseg"])
+    monkeypatch.setattr("cv2.setNumThreads", lambda _: None)
+    with pytest.raises(SystemExit, match="2"):
+        run_command(fails)
+    out, error = capsys.readouterr()
+    for text in (out, error, (tmp_path / "run.log").read_text(encoding="utf-8")):
+        assert text.endswith(ORDINARY + r"\x1b]0;owned\x07\x9b2J\r\u202e" + "\n")
+
+
+def test_a_card_holds_no_terminal_sequences_nor_markdown() -> None:
+    config = load_config(ROOT / "config/shapes10/shapes10_resnet18.yaml").model_dump(mode="json")
+    stored = {
+        "version": 1,
+        "names": [f"{HOSTILE}{index}" for index in range(10)],
+        "colors": [[0, 0, 0]] * 10,
+        "versions": {HOSTILE: HOSTILE},
+    }
+    card = read_card(stored, config, origin="x.pth")
+    assert all(text.isprintable() for text in (*card.names, *card.lines()))
+    page = readme(card, HOSTILE)
+    facts = [line for line in page.splitlines() if line.startswith(("- ", "# "))]
+    assert len(facts) == 5
+    assert not re.search(r"(?<!\\)[\[\]`|]|<|\x1b", "".join(facts))
+
+
+def test_class_names_of_cifar_hold_no_terminal_sequences(tmp_path: Path) -> None:
+    split = np.zeros((10, 32, 32, 3), np.uint8), np.arange(10)
+    (tmp_path / "cifar-10-batches-py").mkdir()
+    write_cifar10(tmp_path, {"train": split, "val": split}, [f"\x1b[2J{i}" for i in range(10)])
+    assert read_cifar(tmp_path, "val", classes=10).classes[0] == " [2J0"
+
+
 # ---- documented errors instead of tracebacks
 
 
-@pytest.mark.parametrize("name", [b"caf\xe9.png", b"a\tb.png", b"a\nb.png"])
+@pytest.mark.parametrize("name", [b"caf\xe9.png", b"a\tb.png", b"a\nb.png", b"a\xc2\x9b2Jb.png"])
 def test_a_file_name_that_no_list_can_hold_is_refused(name: bytes, tmp_path: Path) -> None:
     Path(os.fsdecode(os.path.join(os.fsencode(tmp_path), name))).touch()
     with pytest.raises(DataError, match="a list cannot hold this name: .*rename it"):

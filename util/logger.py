@@ -2,6 +2,7 @@
 
 import logging
 import os
+import re
 import sys
 import time
 from collections.abc import Iterable, Iterator
@@ -14,6 +15,7 @@ from ..config.errors import TrainingError
 from .distributed import process_group
 from .files import no_links
 
+COMMANDS = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
 LINE_SECONDS = 30
 QUIET = "STRIPSEG_QUIET"
 T = TypeVar("T")
@@ -30,6 +32,21 @@ def visible(text: str) -> str:
     return "".join(sign if sign.isprintable() else " " for sign in text)
 
 
+def for_terminal(text: str) -> str:
+    """Text as it is, but for control characters and those that turn its direction: `\\x1b`.
+
+    Files of strangers would command the terminal by them. Line breaks and tabs stay.
+    """
+    return COMMANDS.sub(lambda found: found[0].encode("unicode_escape").decode(), text)
+
+
+class _Formatter(logging.Formatter):
+    """Formats lines for terminal and log file."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return for_terminal(super().format(record))
+
+
 def run_logger(log_file: Path | None = None) -> logging.Logger:
     """The logger of this process: the main one writes to the terminal and to `log_file`.
 
@@ -44,7 +61,7 @@ def run_logger(log_file: Path | None = None) -> logging.Logger:
     terminal = _AboveBar()
     if quiet():
         terminal.setLevel(logging.WARNING)
-    terminal.setFormatter(logging.Formatter("%(asctime)s %(message)s", "%H:%M:%S"))
+    terminal.setFormatter(_Formatter("%(asctime)s %(message)s", "%H:%M:%S"))
     logger.addHandler(terminal)
     if log_file is not None and process_group.is_main():
         try:
@@ -53,7 +70,7 @@ def run_logger(log_file: Path | None = None) -> logging.Logger:
         except OSError as error:
             raise TrainingError(f"{error.filename}: cannot be written: {error.strerror}") from error
         plain = _Closing(file)
-        plain.setFormatter(logging.Formatter("%(asctime)s %(message)s"))
+        plain.setFormatter(_Formatter("%(asctime)s %(message)s"))
         logger.addHandler(plain)
     return logger
 

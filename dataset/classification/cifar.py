@@ -18,6 +18,7 @@ import numpy as np
 from ...config.errors import DataError
 from ...config.limits import PICKLE_BYTES, PICKLE_TUPLES
 from ...util.files import atomic_write
+from ...util.logger import visible
 
 SIDE = 32
 FOLDERS = {"cifar10": "cifar-10-batches-py", "cifar100": "cifar-100-python"}
@@ -178,7 +179,8 @@ def read_cifar(root: Path, split: str, *, classes: int) -> CifarImages:
         files, meta = ("train" if split == "train" else "test",), "meta"
         kind = "coarse" if classes == 20 else "fine"
         key, names_key = f"{kind}_labels", f"{kind}_label_names"
-    names = [str(n) for n in _entry(folder / meta, read_archive(folder / meta), names_key, list)]
+    stored = _entry(folder / meta, read_archive(folder / meta), names_key, list)
+    names = [visible(str(name)) for name in stored]
     parts = [_read_batch(folder / file, key, len(names)) for file in files]
     images, labels, origins = zip(*parts, strict=True)
     return CifarImages(np.concatenate(images), np.concatenate(labels), names, [*chain(*origins)])

@@ -135,10 +135,11 @@ def find_images(folder: Path, suffixes: Sequence[str] = IMAGE_SUFFIXES) -> list[
     found = [path for path in files_below(folder) if path.suffix.lower() in suffixes]
     for path in found:  # a list has a line for each, and a file in UTF-8 has the list
         name = str(path)
-        if not name.isprintable() and re.search(r"[\x00-\x1f\x7f\ud800-\udfff]", name):
+        if not name.isprintable() and re.search(r"[\x00-\x1f\x7f-\x9f\ud800-\udfff]", name):
             raise DataError(
-                f"{name!a}: a list cannot hold this name: it has a tab, a line break or bytes "
-                "that are not UTF-8, as in old archives; rename it (convmv does whole folders)"
+                f"{name!a}: a list cannot hold this name: it has a tab, a line break, "
+                "another control character or bytes that are not UTF-8, as in old archives; rename "
+                "it (convmv does whole folders)"
             )
     if not found:
         for path in files_below(folder):

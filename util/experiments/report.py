@@ -73,12 +73,14 @@ def plain(value: Any) -> str:
     return visible(text)[:CELL]
 
 
+def markdown_text(text: str) -> str:
+    """Return one line of text in which Markdown finds no HTML, image, link or cell."""
+    return re.sub(r"([\\|`\[\]])", r"\\\1", html.escape(visible(text), quote=False))
+
+
 def markdown(table: Sequence[Sequence[str]]) -> str:
     """Return a table whose cells hold no HTML, image or link; the first line is the header."""
-    escaped = [
-        [re.sub(r"([\\|`\[\]])", r"\\\1", html.escape(plain(cell), quote=False)) for cell in line]
-        for line in table
-    ]
+    escaped = [[markdown_text(plain(cell)) for cell in line] for line in table]
     header, *rows = [f"| {' | '.join(cells)} |" for cells in escaped]
     return "\n".join([header, "| --- " * len(table[0]) + "|", *rows])
 
