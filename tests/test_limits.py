@@ -8,9 +8,12 @@ from functools import partial
 from pathlib import Path
 
 import numpy as np
+import onnx
+import onnxruntime
 import pytest
 import tifffile
 import torch
+from onnx import TensorProto, helper, numpy_helper
 from scipy.io import savemat
 
 from stripseg import command_line
@@ -20,8 +23,9 @@ from stripseg.config.load import load_config
 from stripseg.config.yaml_file import parse_yaml
 from stripseg.dataset.classification.cifar import read_archive
 from stripseg.dataset.labels import read_matlab_label
-from stripseg.dataset.lists import read_list
+from stripseg.dataset.lists import locate, read_list
 from stripseg.dataset.preparation.match import PIECE, moments
+from stripseg.onnx_network import OnnxNetwork
 from stripseg.util.checkpoint import read_checkpoint
 from stripseg.util.experiments.study import read_study
 from stripseg.util.experiments.sweep_file import Parameter
@@ -41,6 +45,8 @@ from stripseg.util.images import read_image, read_label
         ("TRAIN.mixed_pooling_sizes", "[2147483647, 3]", "up to 1024"),
         ("TRAIN.mask_h", "2147483647", "from 1 to 1024"),
         ("TRAIN.crop_padding", "2147483647", "from 0 to 1024"),
+        ("TRAIN.workers", "100000", "from 0 to 1024"),
+        ("TEST.workers", "100000", "from 0 to 1024"),
     ],
 )
 def test_an_option_that_takes_all_memory_is_refused(
@@ -102,6 +108,37 @@ def test_a_line_of_a_list_has_a_longest(tmp_path: Path) -> None:
     (tmp_path / "list.txt").write_text("a " * 100_000)
     with pytest.raises(DataError, match="list.txt, line 1: has 200000 characters"):
         read_list(tmp_path / "list.txt", tmp_path, split="train")
+
+
+def test_an_onnx_file_is_known_before_it_computes(tmp_path: Path, monkeypatch) -> None:
+    """The sum of ones, of which a few bytes may say how many, is left for `forward`."""
+    graph = helper.make_graph(
+        [
+            helper.make_node("ConstantOfShape", ["size"], ["constant"]),
+            helper.make_node("ReduceSum", ["constant"], ["sum"]),
+            helper.make_node("Add", ["x", "sum"], ["logits"]),
+        ],
+        "graph",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, [1])],
+        [helper.make_tensor_value_info("logits", TensorProto.FLOAT, [1])],
+        [numpy_helper.from_array(np.array([8]), "size")],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    (tmp_path / "x.onnx").write_bytes(model.SerializeToString())
+    options = onnxruntime.SessionOptions()
+    options.optimized_model_filepath = str(tmp_path / "optimised.onnx")
+    monkeypatch.setattr("onnxruntime.SessionOptions", lambda: options)
+    with pytest.raises(CheckpointError, match="x.onnx: has no metadata of stripseg"):
+        OnnxNetwork(tmp_path / "x.onnx", torch.device("cpu"))
+    nodes = onnx.load(tmp_path / "optimised.onnx").graph.node
+    assert "ConstantOfShape" in [node.op_type for node in nodes]
+
+
+def test_a_path_of_a_list_is_looked_for_in_few_places(tmp_path: Path, monkeypatch) -> None:
+    looked = []
+    monkeypatch.setattr("os.path.isfile", lambda path: looked.append(path))
+    assert locate(tmp_path, "/a" * 2400) == tmp_path / ("/a" * 2400)
+    assert len(looked) == 1 + limits.PATH_PARTS
 
 
 def test_a_checkpoint_takes_no_more_memory_than_bytes(tmp_path: Path) -> None:
