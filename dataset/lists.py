@@ -97,14 +97,17 @@ def parse_line(line: str, root: Path, *, split: str, where: str) -> Pair:
     """One line of a list as a `Pair`."""
     separator = next((mark for mark in ("\t", ",", ";") if mark in line.strip()), None)
     fields = line.split()
-    if separator == "\t" or (separator and len(fields) != 2 and line.count(separator) == 1):
+    beside = separator and any(separator in (field[0], field[-1]) for field in fields)
+    once = separator and line.count(separator) == 1 and (len(fields) != 2 or beside)
+    if separator == "\t" or once:
         fields = [f.strip().strip('"') for f in line.split(separator)]
     elif re.fullmatch(r'\s*"[^"]+"\s+"[^"]+"\s*', line):
         fields = re.findall('"([^"]+)"', line)
     fields = [field for field in fields if field]
     if not fields:
         raise DataError(f"{where}: the line is empty; remove it or name an image and its label")
-    if len(fields) > 2:
+    image_alone = split == "test" and not Path(fields[0]).suffix  # "my photo.jpg"
+    if len(fields) > 2 or image_alone:
         fields = join_blanks(fields, root)
     if split == "test":
         if len(fields) > 2:

@@ -100,9 +100,24 @@ def test_lists_of_json_objects(root: Path) -> None:
         read_list(path, root, split="train")
 
 
-@pytest.mark.parametrize("line", ["my photo.jpg\tmy label.png", "my photo.jpg my label.png"])
+@pytest.mark.parametrize(
+    "line",
+    [
+        "my photo.jpg\tmy label.png",
+        "my photo.jpg my label.png",
+        "my photo.jpg,my label.png",
+        "my photo.jpg; my label.png",
+    ],
+)
 def test_blanks_in_paths(root: Path, line: str) -> None:
     assert names(read(root, line)) == [("my photo.jpg", "my label.png")]
+    assert names(read(root, line, split="test")) == [("my photo.jpg", None)]
+    assert names(read(root, "my photo.jpg", split="test")) == [("my photo.jpg", None)]
+
+
+@pytest.mark.parametrize("line", ["a.jpg, a.png", "a.jpg ,a.png", "a.jpg; a.png", "a.jpg,a.png"])
+def test_a_comma_with_a_blank_beside_it(root: Path, line: str) -> None:
+    assert names(read(root, line)) == BOTH[:1]
 
 
 @pytest.mark.parametrize(
