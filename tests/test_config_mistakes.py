@@ -134,6 +134,10 @@ def test_a_wrong_value_gets_one_line(write: Write, key: str, value: str, words: 
         ("TRAIN.mask_h 58 TRAIN.mask_w 59", "TRAIN.mask_h must be odd, not 58"),
         ("TRAIN.batch_size 2 TRAIN.train_gpu [0,1,2]", "TRAIN.batch_size 2 leaves nothing"),
         ("TRAIN.batch_size 3 Distributed.processes 4", "some of the 4 processes"),
+        (
+            "TRAIN.batch_size auto TRAIN.accumulation_steps 2",
+            "TRAIN.accumulation_steps 2 divides a batch that is too large for the memory",
+        ),
     ],
 )
 def test_options_that_cannot_work_together(write: Write, overrides: str, words: str) -> None:
