@@ -17,7 +17,7 @@ PROCESSES_PER_CPU = 4  # training processes on CPUs; more than one only wait for
 
 PIXELS = 2**28  # values of a decoded image, as stripseg/__init__.py tells OpenCV
 MATLAB_BYTES = 2**28  # content of a .mat file, inflated; an 8-bit label of PIXELS
-MATLAB_PARTS = 2**13  # in it; labels have some 100, and a cell in a cell is a call in a call
+MATLAB_PARTS = 2**14  # in it; labels have some 100, and a cell in a cell is a call in a call
 PARQUET_BYTES = 2**28  # content of a small parquet file, as MATLAB_BYTES
 PARQUET_TIMES = (
     1000  # the size of a larger one; pictures pack little, repeated names some 100 times

@@ -5,6 +5,7 @@ exit code are those of this process. Signals are passed on, and where this proce
 command is. Imports little: it starts in no time.
 """
 
+import contextlib
 import json
 import os
 import signal
@@ -20,7 +21,14 @@ server.sendall(message[sent:])
 server.shutdown(socket.SHUT_WR)
 answers = server.makefile()
 command = int(answers.readline())
+
+
+def pass_on(number: int, _: object) -> None:
+    with contextlib.suppress(ProcessLookupError):  # it has ended: its code is on the way
+        os.kill(command, number)
+
+
 for name in ("SIGTERM", "SIGINT", "SIGHUP", "SIGQUIT", "SIGUSR1"):
-    signal.signal(getattr(signal, name), lambda number, _: os.kill(command, number))
+    signal.signal(getattr(signal, name), pass_on)
 code = int(answers.readline() or 1)
 sys.exit(code if code >= 0 else 128 - code)  # as a shell says it of signals

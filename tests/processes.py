@@ -198,13 +198,16 @@ def serve_commands() -> str:
         process.start()
         output.close()
         errors.close()
-        client.send(f"{process.pid}\n".encode())
+        with contextlib.suppress(BrokenPipeError):  # gone already: the poll tells
+            client.send(f"{process.pid}\n".encode())
         poll = select.poll()
         poll.register(process.sentinel, select.POLLIN)
         poll.register(client, 0)  # tells only that the other end is closed
         if process.sentinel not in dict(poll.poll()):
-            with contextlib.suppress(ProcessLookupError):
+            try:
                 os.killpg(process.pid, signal.SIGKILL)
+            except ProcessLookupError:  # it has no group of its own yet
+                process.kill()
         process.join()
         with contextlib.suppress(BrokenPipeError):
             client.send(f"{process.exitcode}\n".encode())

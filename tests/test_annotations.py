@@ -21,7 +21,7 @@ from pycocotools import mask as coco_mask
 from stripseg.config.errors import ConfigError, DataError
 from stripseg.config.load import load_config
 from stripseg.dataset.annotations.masks import Bitmap, Brush, brush_values, runs_of
-from stripseg.dataset.annotations.metadata import parquet_rows
+from stripseg.dataset.annotations.metadata import opened_parquet, parquet_rows, rows_inside
 from stripseg.dataset.annotations.model import Canvas, Patch, Shape
 from stripseg.dataset.annotations.names import Names
 from stripseg.dataset.annotations.parse import check_count
@@ -474,6 +474,15 @@ def packed_pictures(name: str, count: int, **columns: list) -> None:
             for key, column in held.items()}  # fmt: skip
     Path("hub/data").mkdir(parents=True, exist_ok=True)
     parquet.write_table(pyarrow.table({**rows, **columns}), f"hub/data/{name}.parquet")
+
+
+def test_names_that_parquet_stores_once_count_as_often_as_they_are_used(tmp_path: Path) -> None:
+    """Not each time with the whole dictionary: 4,000 names would be a gigabyte."""
+    pyarrow, parquet = (pytest.importorskip(name) for name in ("pyarrow", "pyarrow.parquet"))
+    names = pyarrow.array([f"images/{n:06d}.jpg" for n in range(4000)]).dictionary_encode()
+    parquet.write_table(pyarrow.table({"file_name": names}), tmp_path / "metadata.parquet")
+    with opened_parquet(tmp_path / "metadata.parquet") as file:
+        assert sum(1 for _ in rows_inside(tmp_path / "metadata.parquet", file)) == 4000
 
 
 def test_parquet_that_holds_its_pictures(home: Path) -> None:

@@ -169,12 +169,14 @@ DANGEROUS = {
 }
 MODULES = (
     "pickle _pickle marshal shelve dill cloudpickle joblib subprocess pty runpy importlib imp code "
-    "codeop builtins posix ctypes"
+    "codeop builtins posix ctypes lxml"
 )
 FUNCTIONS = {
     "yaml": "load load_all full_load full_load_all unsafe_load unsafe_load_all safe_load "
-    "safe_load_all Loader UnsafeLoader FullLoader CLoader",
-    "torch": "load hub package jit.load serialization.load export.load",
+    "safe_load_all Loader UnsafeLoader FullLoader CLoader CUnsafeLoader CFullLoader loader cyaml",
+    "torch": "load hub package jit.load serialization.load export.load utils.cpp_extension "
+    "ops.load_library",
+    "multiprocessing": "reduction",
     "numpy": "load fromregex",
     "pandas": "read_pickle",
     "PIL.Image": "open",
@@ -237,7 +239,7 @@ def dangerous_names(source: str) -> set[str]:
             continue
         options = {keyword.arg: ast.unparse(keyword.value) for keyword in node.keywords}
         called = whole_name(node.func)
-        if called == "getattr" and isinstance(node.args[1], ast.Constant):
+        if called == "getattr" and len(node.args) > 1 and isinstance(node.args[1], ast.Constant):
             found |= known_in(f"{whole_name(node.args[0])}.{node.args[1].value}")
         if called == "torch.load" and options.get("weights_only") != "True":
             found.add("torch.load without weights_only=True")
@@ -311,6 +313,9 @@ def test_every_exception_is_needed() -> None:
         "import torch\ntorch.serialization.load(p, weights_only=False)",
         "import torch\ntorch.export.load(p)",
         "import _pickle\n_pickle.loads(b)",
+        "import yaml\nyaml.CUnsafeLoader(t).get_single_data()",
+        "from yaml.loader import UnsafeLoader\nUnsafeLoader(t).get_single_data()",
+        "import torch\ntorch.ops.load_library(p)",
         "import asyncio\nasyncio.create_subprocess_shell(c)",
         "import os\nos.spawnvp(0, c, [c])",
         "import posix\nposix.system(c)",

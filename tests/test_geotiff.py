@@ -202,3 +202,22 @@ def test_a_mask_in_a_raster_is_honoured_and_nodata_beside_it_asked_about(home: P
     )
     with pytest.raises(DataError, match=r"a.tif.aux.xml: says which pixels"):
         opened(Path("im/a.tif"))
+
+
+@pytest.mark.parametrize("name", ["a.tfw", "a.tif.aux.xml"])
+def test_a_place_beside_a_raster_that_has_none_is_asked_about(name: str, home: Path) -> None:
+    """Pairs from different places would be cut as if they lay on each other."""
+    rasterio = pytest.importorskip("rasterio")
+    text = "<PAMDataset><GeoTransform>5e5,1,0,54e5,0,-1</GeoTransform></PAMDataset>"
+    Path(f"im/{name}").write_text(text if name.endswith("xml") else "1\n0\n0\n-1\n5e5\n54e5\n")
+    placed = {"transform": rasterio.Affine(1, 0, 5, 0, -1, 5), "crs": "EPSG:25832"}
+    for place in ({}, placed):
+        size = {"driver": "GTiff", "width": 8, "height": 8, "count": 1, "dtype": "uint8"}
+        with rasterio.open("im/b.tif", "w", **size, **place) as raster:
+            raster.write(np.zeros((1, 8, 8), np.uint8))
+        Path("im/b.tif").replace("im/a.tif")
+        if place:
+            opened(Path("im/a.tif")).close()  # it has one of its own
+        else:
+            with pytest.raises(DataError, match=f"{name}: says where a.tif lies"):
+                opened(Path("im/a.tif"))

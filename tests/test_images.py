@@ -252,3 +252,26 @@ def test_damaged_bands_are_named(tmp_path: Path) -> None:
 @pytest.mark.parametrize(("count", "shown"), [(1, [0, 0, 0]), (2, [0, 0, 0]), (5, [0, 1, 2])])
 def test_pictures_of_any_channels_can_be_looked_at(count: int, shown: list[int]) -> None:
     assert np.array_equal(as_rgb(bands(count)), bands(count)[..., shown])
+
+
+@pytest.mark.parametrize("name", ["a.tif", "a.ome.tif"])
+@pytest.mark.parametrize("compression", [None, "deflate"])
+def test_bands_that_are_pages(name: str, compression: str | None, tmp_path: Path) -> None:
+    bands = np.random.default_rng(0).integers(0, 256, (6, 40, 30), np.uint8)
+    options = {"photometric": "minisblack", "compression": compression}
+    tifffile.imwrite(tmp_path / name, bands, metadata={"axes": "CYX"}, **options)
+    assert np.array_equal(read_image(tmp_path / name, 6), np.moveaxis(bands, 0, -1))
+
+
+@pytest.mark.parametrize("shape", [(70, 100), (64, 96), (70, 100, 3)])
+def test_sixteen_bits_in_tiles_that_reach_beyond_the_sides(
+    shape: tuple[int, ...], tmp_path: Path
+) -> None:
+    """OpenCV 5.0 reads most of their pixels from other places."""
+    values = np.random.default_rng(0).integers(0, 65536, shape, np.uint16)
+    kind = "rgb" if len(shape) == 3 else "minisblack"
+    tifffile.imwrite(tmp_path / "a.tif", values, tile=(64, 64), photometric=kind)
+    expected = np.broadcast_to(np.atleast_3d(values >> 8), (*shape[:2], 3))
+    assert np.array_equal(read_image(tmp_path / "a.tif"), expected)
+    if len(shape) == 2:
+        assert np.array_equal(read_image(tmp_path / "a.tif", 1), expected[..., :1])

@@ -61,11 +61,14 @@ def differences(first: Any, second: Any, place: str = "") -> Iterator[str]:
 def test_a_resumed_run_is_bit_identical(
     run: str, tmp_path: Path, request: pytest.FixtureRequest
 ) -> None:
-    """Stopped twice, within and after an epoch, and continued with workers in between."""
+    """Stopped twice, within epochs or after them, and continued with workers in between."""
     name, options = RUNS[run]
     config = request.getfixturevalue(name)
     whole = trained(config, *options, "TRAIN.save_path", str(tmp_path / "whole"))
     assert whole["step"] == 6
+    assert ("training_weights" in whole) == ("TRAIN.average_decay" in options)
+    if "training_weights" in whole:
+        assert [*differences(whole["state_dict"], whole["training_weights"])]
     parts = [*options, "TRAIN.save_path", str(tmp_path / "parts")]
     assert trained(config, *parts, until=2)["step"] == 2
     trained(config, *parts, "TRAIN.workers", "2", until=4)

@@ -36,6 +36,7 @@ FILMS = (".gif", ".webp", ".png")  # formats that may hold several pictures
 DEFLATE = (8, 32946)  # TIFF's compressions that carry a checksum
 PIECE = 2**16  # compressed bytes that are checked together: what they inflate to is not kept
 INFLATED = 2**20  # bytes, at most, that are inflated at once
+FILLED_UP = 2**24  # bytes: some writers fill the last strip up to the rows that they declare
 TIFF_MARKS = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")  # classic and big, of either byte order
 OTHER_MARKS = (  # the first bytes of FORMATS besides TIFF and WebP
     b"\xff\xd8\xff",
@@ -73,7 +74,7 @@ def is_known(content: bytes) -> bool:
 
 
 def read_image(path: Path, channels: int = 3) -> np.ndarray:
-    """(H, W, channels) uint8; of 16-bit files the high byte.
+    """(H, W, channels) uint8; of 16-bit files the high byte, which OpenCV may round.
 
     Three channels are RGB and one is grey, of any file of `FORMATS` and turned upright as its EXIF
     entry says. Other numbers must be the file's own: RGBA, or the bands of a TIFF in their order.
@@ -91,9 +92,17 @@ def decode_image(content: bytes, channels: int = 3, *, origin: Path) -> np.ndarr
         _refuse_inks(path, content)
     if channels not in (1, 3):
         return _read_channels(path, content, channels)
-    if content[:4] in TIFF_MARKS and _tiff_bands(path, content) > 3:
-        # OpenCV takes a fourth band for alpha and multiplies the others by it
-        return np.ascontiguousarray(_read_channels(path, content, None)[..., :channels])
+    if content[:4] in TIFF_MARKS:
+        bands, ragged = _tiff_bands(path, content)
+        if bands > 3:  # OpenCV takes a fourth band for alpha and multiplies the others by it
+            return np.ascontiguousarray(_read_channels(path, content, None)[..., :channels])
+        if ragged:
+            image = _read_channels(path, content, None)
+            if bands == channels:
+                return image
+            if bands == 3:
+                return cv2.cvtColor(image, cv2.COLOR_RGB2GRAY)[..., None]
+            return np.repeat(image[..., :1], channels, axis=2)
     direct = DECODES_TO_RGB and content.startswith((b"\x89PNG", b"\xff\xd8"))
     color = cv2.IMREAD_COLOR_RGB if direct else cv2.IMREAD_COLOR
     flag = color if channels == 3 else cv2.IMREAD_GRAYSCALE
@@ -134,11 +143,18 @@ def _refuse_inks(path: Path, content: bytes) -> None:
         raise DataError(f"{path}: holds CMYK, inks for print; save it as RGB")
 
 
-def _tiff_bands(path: Path, content: bytes) -> int:
+def _tiff_bands(path: Path, content: bytes) -> tuple[int, bool]:
+    """The bands of a TIFF, and whether it has 16 bits and tiles that reach beyond its sides.
+
+    Of such tiles OpenCV 5.0 reads pixels of other places.
+    """
     try:
         with tifffile.TiffFile(io.BytesIO(content)) as file:
             page = file.pages[0]
             kind, bands = page.dtype, int(page.samplesperpixel)
+            ragged = page.is_tiled and bool(
+                page.imagelength % page.tilelength or page.imagewidth % page.tilewidth
+            )
             _refuse_damaged_parts([page], content)
     except Exception as error:  # decoders raise whatever they like on damaged bytes
         raise DataError(f"{path}: cannot be decoded as an image ({error})") from error
@@ -147,17 +163,19 @@ def _tiff_bands(path: Path, content: bytes) -> int:
             f"{path}: holds numbers of type {kind}, whose range is not known; scale them to 8 or "
             "16 bits without sign"
         )
-    return bands
+    return bands, ragged and kind is not None and kind.itemsize == 2
 
 
-def _refuse_damaged_parts(pages: Sequence[tifffile.TiffPage], content: bytes) -> None:
+def _refuse_damaged_parts(
+    pages: Sequence[tifffile.TiffPage | tifffile.TiffFrame], content: bytes
+) -> None:
     """Raises ValueError where strips or tiles lie beyond the file's end, or fail their checksum.
 
     OpenCV and libtiff fill what they cannot read, and say so on a line of the terminal alone. Parts
     that share bytes, or inflate to more than their pixels, would keep every decoder busy for hours.
     """
     parts = [
-        (start, size, page)
+        (start, size, page.keyframe)  # which has the tags that a frame shares with it
         for page in pages
         for start, size in zip(page.dataoffsets, page.databytecounts, strict=True)
         if size  # none: sparse
@@ -165,16 +183,15 @@ def _refuse_damaged_parts(pages: Sequence[tifffile.TiffPage], content: bytes) ->
     parts.sort(key=lambda part: part[:2])
     if any(first[0] + first[1] > second[0] for first, second in pairwise(parts)):
         raise ValueError("its strips or tiles share bytes of the file; save it again")
-    for page in pages:
+    for page in {page.keyframe for page in pages}:
         if page.imagewidth * page.imagelength > PIXELS:
             raise ValueError(f"claims to hold {page.imagewidth}x{page.imagelength} pixels")
     for start, size, page in parts:
         if start + size > len(content):
             raise ValueError("ends early; copy it again")
         if page.compression in DEFLATE:
-            kind = max(1, (page.bitspersample + 7) // 8)
-            # twice: some writers fill the last strip up to the rows of the others
-            _refuse_damaged_deflate(content, start, start + size, 2 * kind * prod(page.chunks))
+            pixels = prod(page.chunks) * max(1, (page.bitspersample + 7) // 8)
+            _refuse_damaged_deflate(content, start, start + size, max(2 * pixels, FILLED_UP))
 
 
 def _refuse_damaged_deflate(content: bytes, start: int, end: int, most: int) -> None:
@@ -199,7 +216,7 @@ def _read_channels(path: Path, content: bytes, channels: int | None) -> np.ndarr
 
     `channels` None takes those that the file has.
     """
-    channels = _tiff_bands(path, content) if channels is None else channels
+    channels = _tiff_bands(path, content)[0] if channels is None else channels
     try:
         if content[:4] in TIFF_MARKS:
             with tifffile.TiffFile(io.BytesIO(content)) as file:
@@ -209,6 +226,8 @@ def _read_channels(path: Path, content: bytes, channels: int | None) -> np.ndarr
                     [page for page in file.series[0].pages if page is not None], content
                 )
                 image, axes = file.series[0].asarray(), file.series[0].axes
+            if channels == 1 and image.ndim == 2:
+                image = image[..., None]
             # the axis that the file calls samples or channels, else the last or first that fits
             likely = [axes.find("S"), axes.find("C"), image.ndim - 1, 0]
             fitting = [a for a in likely if a >= 0 and image.shape[a] == channels]

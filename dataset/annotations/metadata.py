@@ -38,6 +38,7 @@ MASK_SUFFIXES = (*IMAGE_SUFFIXES, ".gif")
 CLASS_COLUMNS = ("category", "categories", "label", "labels", "class", "classes")
 HOW_TO_GET_PARQUET = "needs pyarrow: pip install pyarrow"
 ROW_BYTES = 64  # of a row beside its values
+MOST_ROWS = 1024  # read at once
 
 
 def read_rows(path: Path) -> list[Mapping[str, Any]]:
@@ -92,30 +93,40 @@ def opened_parquet(path: Path) -> Iterator[Any]:
 def rows_inside(
     path: Path, file: Any, columns: Sequence[str] | None = None
 ) -> Iterator[dict[str, Any]]:
-    """Rows of an open parquet file, one at a time: many may have a value that is stored once.
+    """Rows of an open parquet file: many may have a value that is stored once.
+
+    So many are read at once as have room in `PARQUET_BYTES`, were each the largest value there can
+    be.
 
     Raises:
         DataError: they are far larger than the file.
     """
     most = max(PARQUET_BYTES, PARQUET_TIMES * path.stat().st_size)
     groups = (file.metadata.row_group(index) for index in range(file.metadata.num_row_groups))
-    inflated = sum(
+    inflated = [
         group.column(index).total_uncompressed_size
         for group in groups
         for index in range(group.num_columns)
-    )
+    ]
     too_large = DataError(
         f"{path}: holds more than {most} bytes in a file of {path.stat().st_size}, which no table "
         "of names or pictures does"
     )
-    if inflated > most:
+    if sum(inflated) > most:
         raise too_large
+    together = min(max(PARQUET_BYTES // max(inflated, default=1), 1), MOST_ROWS)
     read = 0
-    for batch in file.iter_batches(1, columns=columns):
-        read += batch.nbytes + ROW_BYTES
+    for batch in file.iter_batches(together, columns=columns):
+        read += batch.num_rows * ROW_BYTES + sum(map(decoded_bytes, batch.columns))
         if read > most:
             raise too_large
         yield from batch.to_pylist()
+
+
+def decoded_bytes(column: Any) -> int:
+    """Bytes of a pyarrow.Array; of one with a dictionary, those of the values that it uses."""
+    decode = getattr(column, "dictionary_decode", None)
+    return (decode() if decode else column).nbytes
 
 
 def has_bytes(kind: Any) -> bool:

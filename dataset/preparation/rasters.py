@@ -14,6 +14,7 @@ from ...util.files import write_changed
 if TYPE_CHECKING:
     from rasterio.io import DatasetReader
 
+WORLD_FILES = (".tfw", ".tifw", ".wld", ".TFW")  # where a raster lies, in six numbers
 HOW_TO_GET_RASTERIO = "cutting rasters needs rasterio: pip install 'stripseg[geo]'"
 
 
@@ -121,7 +122,8 @@ def opened(path: Path) -> "DatasetReader":
     It would read the files beside a raster in any of them: these are left alone.
 
     Raises:
-        DataError: a file beside it says which pixels have no data.
+        DataError: a file beside it says which pixels have no data, or where it lies if it does not
+            say so itself.
     """
     import rasterio
 
@@ -134,7 +136,19 @@ def opened(path: Path) -> "DatasetReader":
                 f"GDAL_TIFF_INTERNAL_MASK YES {path.name} NEW.tif), or remove {beside.name}"
             )
     with rasterio.Env(GDAL_DISABLE_READDIR_ON_OPEN="EMPTY_DIR"):
-        return rasterio.open(path, driver="GTiff")
+        raster = rasterio.open(path, driver="GTiff")
+    if raster.transform.is_identity:
+        worlds = [path.with_suffix(suffix) for suffix in WORLD_FILES]
+        places = [facts] * (facts.is_file() and b"<GeoTransform" in facts.read_bytes())
+        places += [world for world in worlds if world.is_file()]
+        if places:
+            raster.close()
+            raise DataError(
+                f"{places[0]}: says where {path.name} lies, and files beside a raster are not "
+                f"read; store it in the raster (gdal_translate {path.name} NEW.tif), or remove "
+                f"{places[0].name}"
+            )
+    return raster
 
 
 def refuse_second_meaning(pairs: Sequence[tuple[Path, Path]], cut: Cut) -> None:
