@@ -26,6 +26,7 @@ from stripseg.dataset.labels import read_matlab_label
 from stripseg.dataset.lists import locate, read_list
 from stripseg.dataset.preparation.match import PIECE, moments
 from stripseg.onnx_network import OnnxNetwork
+from stripseg.util import images
 from stripseg.util.checkpoint import read_checkpoint
 from stripseg.util.experiments.study import read_study
 from stripseg.util.experiments.sweep_file import Parameter
@@ -268,12 +269,15 @@ def bomb(strips: int, inflated: int, *, step: int = 0, bands: int = 1) -> bytes:
 )
 @pytest.mark.parametrize("channels", [0, 1, 5], ids=["label", "grey", "bands"])
 def test_a_tiff_inflates_to_its_pixels_and_no_more(
-    channels: int, step: int, message: str, tmp_path: Path
+    channels: int, step: int, message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """But for the megabytes that a last strip may be filled up to."""
+    monkeypatch.setattr(images, "FILLED_UP", 100_000)
     path = tmp_path / "x.tif"
     reader = partial(read_image, channels=channels) if channels else read_label
     path.write_bytes(bomb(4, 1_000_000, step=step, bands=max(1, channels)))
     with pytest.raises(DataError, match=f"x.tif: cannot be decoded.*{message}"):
         reader(path)
-    path.write_bytes(bomb(4, 64 * max(1, channels), step=1, bands=max(1, channels)))
-    assert reader(path).shape[:2] == (4, 64)
+    for rows in (1, 100):
+        path.write_bytes(bomb(4, rows * 64 * max(1, channels), step=1, bands=max(1, channels)))
+        assert reader(path).shape[:2] == (4, 64)
