@@ -29,7 +29,7 @@ OPTIONS = {
     "class weights": WEIGHTS,
     "ohem": {**OHEM, "ohem_threshold": 0.3, "ohem_min_kept": 40},
     "ohem, few hard": {**OHEM, "ohem_threshold": 0.01, "ohem_min_kept": 25},
-    "ohem, one pixel": {**OHEM, "ohem_threshold": 0.001, "ohem_min_kept": 1},
+    "ohem, one pixel": {**OHEM, "ohem_threshold": 1e-9, "ohem_min_kept": 1},
     "ohem, threshold alone": {**OHEM, "ohem_threshold": 0.2, "ohem_min_kept": 0},
     "ohem, weights": {**OHEM, **WEIGHTS, "ohem_threshold": 0.2, "ohem_min_kept": 30},
     "focal": {"terms": {"focal": 1}},
