@@ -19,9 +19,7 @@ PIXELS = 2**28  # values of a decoded image, as stripseg/__init__.py tells OpenC
 MATLAB_BYTES = 2**28  # content of a .mat file, inflated; an 8-bit label of PIXELS
 MATLAB_PARTS = 2**14  # in it; labels have some 100, and a cell in a cell is a call in a call
 PARQUET_BYTES = 2**28  # content of a small parquet file, as MATLAB_BYTES
-PARQUET_TIMES = (
-    1000  # the size of a larger one; pictures pack little, repeated names some 100 times
-)
+PARQUET_TIMES = 1000  # the size of a larger one; pictures pack little, repeated names 100 times
 PICKLE_BYTES = 2**28  # of a file of CIFAR's archives; the largest has 155 MB
 PICKLE_TUPLES = 16  # in it; numpy's arrays need six, and each one may double what hashing costs
 

@@ -36,13 +36,15 @@ def after_steps(path: str, *overrides: str, steps: int = 2) -> tuple[dict[str, T
     return weights, torch.stack(counts).sum(0)
 
 
-def assert_close(first: dict[str, Tensor], second: dict[str, Tensor]) -> None:
+def assert_close(
+    first: dict[str, Tensor], second: dict[str, Tensor], *, rtol: float = 1e-5, atol: float = 1e-5
+) -> None:
     for key, value in first.items():
         torch.testing.assert_close(
             torch.as_tensor(second[key]),
             value,
-            rtol=1e-5,
-            atol=1e-5,
+            rtol=rtol,
+            atol=atol,
             msg=lambda text, key=key: f"{key}: {text}",
         )
 

@@ -173,11 +173,4 @@ def test_two_processes_take_the_steps_of_one(small_config: Path) -> None:
     arguments = (str(small_config), shares)
     for weights, global_losses in run_processes(2, training_steps, *arguments):
         assert global_losses == pytest.approx(losses, rel=1e-6)
-        for key, value in expected.items():
-            torch.testing.assert_close(
-                torch.as_tensor(weights[key]),
-                value,
-                rtol=1e-6,
-                atol=1e-9,
-                msg=lambda text, key=key: f"{key}: {text}",
-            )
+        assert_close(expected, weights, rtol=1e-6, atol=1e-9)

@@ -95,9 +95,9 @@ def decode_image(content: bytes, channels: int = 3, *, origin: Path) -> np.ndarr
     if content[:4] in TIFF_MARKS:
         bands, ragged = _tiff_bands(path, content)
         if bands > 3:  # OpenCV takes a fourth band for alpha and multiplies the others by it
-            return np.ascontiguousarray(_read_channels(path, content, None)[..., :channels])
+            return np.ascontiguousarray(_read_channels(path, content, bands)[..., :channels])
         if ragged:
-            image = _read_channels(path, content, None)
+            image = _read_channels(path, content, bands)
             if bands == channels:
                 return image
             if bands == 3:
@@ -211,12 +211,8 @@ def _refuse_damaged_deflate(content: bytes, start: int, end: int, most: int) -> 
         raise ValueError("ends within its compressed data; copy it again")
 
 
-def _read_channels(path: Path, content: bytes, channels: int | None) -> np.ndarray:
-    """(H, W, channels) uint8 of a TIFF with its bands, planar or interleaved, or of RGBA.
-
-    `channels` None takes those that the file has.
-    """
-    channels = _tiff_bands(path, content)[0] if channels is None else channels
+def _read_channels(path: Path, content: bytes, channels: int) -> np.ndarray:
+    """(H, W, channels) uint8 of a TIFF with its bands, planar or interleaved, or of RGBA."""
     try:
         if content[:4] in TIFF_MARKS:
             with tifffile.TiffFile(io.BytesIO(content)) as file:
