@@ -13,6 +13,7 @@ ADDED = {
     "spm_control": False,
     "spm_stages": [],
     "mixed_pooling_branches": "both",
+    "align_corners": True,
 }
 
 

@@ -170,6 +170,11 @@ class NetworkOptions(Section):
         "what stands behind the head: `deeplabv3plus` joins its features with those of the first "
         "stage and classifies at stride 4, for thin and small things",
     )
+    align_corners: bool = option(
+        True,
+        "how logits, and the features that a `decoder` takes, are enlarged: True as semseg does, "
+        "exact for sizes of 8 n + 1; False for crops and windows that the strides divide",
+    )
     spm_on: bool = option(True, "strip pooling modules in SPNet's backbone", arch="spnet")
     spm_blocks: list[Literal["none", "last", "all"] | list[int]] = option(
         ["last", "last", "last", "all"],

@@ -243,6 +243,7 @@ def _classification(config: Config) -> Iterator[Problem]:
         ("TRAIN", "rare_class_crop", 0, "it looks for pixels of a class"),
         ("TRAIN", "copy_paste", 0, "it pastes pixels of a class"),
         ("TRAIN", "decoder", "none", "it makes maps finer"),
+        ("TRAIN", "align_corners", True, "it enlarges no maps"),
         ("TRAIN", "color_jitter", [0, 0, 0], "its augmentation is the one of its papers"),
         ("DATA", "packed", None, "packing is for images with label maps"),
         ("TEST", "has_prediction", False, "a classifier saves no images of labels"),

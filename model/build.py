@@ -116,7 +116,8 @@ def build_segmenter(config: Config) -> Segmenter:
         if train.decoder != "none":
             check_early_stage(backbone, train.backbone)
             channels = take_off_classifier(head)
-            decoder = Decoder(channels, backbone.channels[0], classes, **options)
+            aligned = {"align_corners": train.align_corners}
+            decoder = Decoder(channels, backbone.channels[0], classes, **options, **aligned)
     except ValueError as error:
         raise ConfigError(f"{config.source}: TRAIN: {error}") from error
     auxiliary = None
@@ -129,6 +130,7 @@ def build_segmenter(config: Config) -> Segmenter:
         decoder=decoder,
         strip_pooling=stage_modules(config, backbone.channels),
         zoom_factor=train.zoom_factor,
+        align_corners=train.align_corners,
     )
     freeze_unused(network, image_shape(config))
     return network

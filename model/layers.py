@@ -43,14 +43,14 @@ def conv_norm(
     return nn.Sequential(*layers)
 
 
-def resize(x: Tensor, size: Sequence[int]) -> Tensor:
-    """Bilinear with aligned corners, as in semseg and SPNet: (N,C,h,w) -> (N,C,*size).
+def resize(x: Tensor, size: Sequence[int], *, align_corners: bool = True) -> Tensor:
+    """Bilinear, as in semseg and SPNet with aligned corners: (N,C,h,w) -> (N,C,*size).
 
     One row or one column becomes a plain repetition, which is what a strip needs.
     """
     if not torch.compiler.is_exporting() and tuple(x.shape[-2:]) == tuple(size):
         return x  # an export would be valid for this size alone, or for all others
-    return F.interpolate(x, size=tuple(size), mode="bilinear", align_corners=True)
+    return F.interpolate(x, size=tuple(size), mode="bilinear", align_corners=align_corners)
 
 
 def bin_masks(

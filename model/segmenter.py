@@ -31,6 +31,11 @@ class Segmenter(nn.Module):
         zoom_factor: 8 gives logits of the input's size. 2 and 4 give the smaller
             (size - 1) // 8 * zoom_factor + 1 of semseg's networks, to save memory in training; 1
             leaves the logits as head or decoder give them.
+        align_corners: how logits are enlarged. True is semseg's way: the first and the last logit
+            lie on the outermost pixels, where those of a ResNet lie if sizes are 8 n + 1. False:
+            each logit lies in the middle of stride x stride pixels, which is right where the
+            stride divides the size; the sizes of `zoom_factor` 2 and 4 are then a quarter and half
+            of the image's.
     """
 
     def __init__(
@@ -42,6 +47,7 @@ class Segmenter(nn.Module):
         decoder: nn.Module | None = None,
         strip_pooling: Mapping[str, nn.Module] | nn.ModuleDict | None = None,
         zoom_factor: int = 8,
+        align_corners: bool = True,
     ) -> None:
         super().__init__()
         if zoom_factor not in (1, 2, 4, 8):
@@ -52,13 +58,14 @@ class Segmenter(nn.Module):
         self.decoder = decoder
         self.strip_pooling = nn.ModuleDict(strip_pooling)
         self.zoom_factor = zoom_factor
+        self.align_corners = align_corners
 
     def forward(self, image: Tensor) -> SegmenterOutput:
         features = self.features(image)
         logits = self.zoom(self.decode(features), image.shape[-2:])
         auxiliary = None
         if self.training and self.auxiliary_head is not None:
-            auxiliary = resize(self.auxiliary_head(features), logits.shape[-2:])
+            auxiliary = self.resize(self.auxiliary_head(features), logits.shape[-2:])
         return SegmenterOutput(logits, auxiliary)
 
     def features(self, image: Tensor) -> list[Tensor]:
@@ -86,8 +93,15 @@ class Segmenter(nn.Module):
         if self.zoom_factor == 1:
             return logits
         if self.zoom_factor == 8:
-            return resize(logits, size)
-        return resize(logits, [(side - 1) // 8 * self.zoom_factor + 1 for side in size])
+            return self.resize(logits, size)
+        if self.align_corners:
+            return self.resize(logits, [(side - 1) // 8 * self.zoom_factor + 1 for side in size])
+        # without negative numbers, whose quotient ONNX rounds otherwise
+        return self.resize(logits, [(side * self.zoom_factor + 7) // 8 for side in size])
+
+    def resize(self, logits: Tensor, size: Sequence[int]) -> Tensor:
+        """Bilinear, between corners or pixels as `align_corners` says."""
+        return resize(logits, size, align_corners=self.align_corners)
 
     def inference_parts(self) -> dict[str, Any]:
         """The arguments of another `Segmenter` that computes the same from the same weights."""
@@ -96,6 +110,7 @@ class Segmenter(nn.Module):
             "head": self.head,
             "decoder": self.decoder,
             "strip_pooling": self.strip_pooling,
+            "align_corners": self.align_corners,
         }
 
     def new_layers(self) -> list[nn.Module]:

@@ -24,7 +24,6 @@ from torch import Tensor, nn
 from .config.errors import ExportError, first_line
 from .dataset.generated.shapes import render_scene
 from .model.folding import fold_batch_norm
-from .model.layers import resize
 from .model.segmenter import Segmenter
 from .onnx_network import CLASS_MAP, KEY, LOGITS, NORMALISED, PIXELS
 from .util.images import Normalization
@@ -109,7 +108,7 @@ class Deployed(nn.Module):
             image = (image.permute(0, 3, 1, 2).float() - self.mean) / self.std
         logits = self.network(image).logits
         if self.network.zoom_factor != 8:  # as the engine brings smaller logits to the window
-            logits = resize(logits, image.shape[-2:])
+            logits = self.network.resize(logits, image.shape[-2:])
         return logits.argmax(1).to(torch.uint8) if self.class_map else logits
 
 

@@ -18,6 +18,7 @@ from torch.nn import functional as F
 
 from stripseg.config.load import load_config
 from stripseg.engine import build_engine
+from stripseg.model.segmenter import Segmenter
 from stripseg.util.inference import sliding_window as inference
 from stripseg.util.inference.score_map import (
     _ScaleSums,
@@ -49,6 +50,20 @@ class Network(nn.Module):
         position = torch.linspace(0, 1, x.shape[-1], dtype=x.dtype)
         logits = logits + position * torch.arange(CLASSES, dtype=x.dtype).view(1, -1, 1, 1)
         return logits[..., :: self.stride, :: self.stride]
+
+
+class Stages(Network):
+    """The same as a backbone of one stage, of stride 8."""
+
+    def forward(self, x: Tensor) -> list[Tensor]:
+        return [super().forward(x)[..., ::8, ::8]]
+
+
+class Last(nn.Module):
+    """A head that returns the last stage as it is."""
+
+    def forward(self, features: Sequence[Tensor]) -> Tensor:
+        return features[-1]
 
 
 def resized(array: np.ndarray, height: int, width: int) -> np.ndarray:
@@ -376,12 +391,29 @@ def test_rows_are_mixed_on_gpus_as_on_the_cpu(source: int, target: int) -> None:
 
 
 @pytest.mark.parametrize("low", [(5, 7), (33, 40), (1, 1)])
-def test_windows_are_resized_on_gpus_as_on_the_cpu(low: tuple[int, int]) -> None:
+@pytest.mark.parametrize("aligned", [True, False])
+def test_windows_are_resized_on_gpus_as_on_the_cpu(low: tuple[int, int], aligned: bool) -> None:
     """GPUs interpolate both sides at once, the CPU one after the other and some rows at a time."""
     logits, size = torch.randn(2, 6, *low), (33, 40)
     chunks = [(0, 10), (10, 32), (32, 33)]
-    in_parts = torch.cat(list(resized_rows(logits, size, chunks)), dim=1)
-    torch.testing.assert_close(resized_window(logits, size), in_parts, rtol=1e-5, atol=1e-5)
+    rows = resized_rows(logits, size, chunks, align_corners=aligned)
+    at_once = resized_window(logits, size, align_corners=aligned)
+    torch.testing.assert_close(at_once, torch.cat(list(rows), dim=1), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("aligned", [True, False])
+def test_the_engine_enlarges_logits_as_the_network_does(aligned: bool) -> None:
+    """`coarse_logits` are enlarged by the engine, the others by the network."""
+    torch.manual_seed(0)
+    whole = Segmenter(Stages(), Last(), align_corners=aligned).eval()
+    complete = nn.Identity().eval()
+    complete.forward = lambda x: whole(x).logits
+    settings = InferenceSettings(classes=CLASSES, base_size=48, window=(32, 48))
+    picture = np.random.default_rng(0).integers(0, 256, (32, 48, 3), dtype=np.uint8)
+    found, expected = (
+        SlidingWindow(network, settings).probabilities(picture) for network in (whole, complete)
+    )
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-5)
 
 
 @pytest.mark.parametrize(

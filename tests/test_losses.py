@@ -227,6 +227,15 @@ def test_labels_are_subsampled_at_aligned_corners():
     assert torch.equal(subsample_label(label, (17, 9)), label)
 
 
+def test_labels_are_subsampled_between_pixels():
+    """Each in the middle of the pixels that a logit stands for, or beside it."""
+    label = torch.arange(16 * 12).view(1, 16, 12)
+    half = subsample_label(label, (8, 6), align_corners=False)
+    assert torch.equal(half, label[:, 1::2, 1::2])
+    third = subsample_label(label, (16, 4), align_corners=False)
+    assert torch.equal(third, label[:, :, 1::3])
+
+
 def test_subsampling_invents_no_label():
     label = torch.tensor([[[0, 0, 3, 3, 255, 255]]])
     assert set(subsample_label(label, (1, 4)).flatten().tolist()) <= {0, 3, 255}

@@ -431,12 +431,18 @@ def test_a_checkpoint_knows_the_options_that_its_tensors_do_not_show(
             command(["--config", str(small_config), key, value])
 
 
-def test_a_checkpoint_from_before_an_option_had_its_default(small_config: Path) -> None:
+@pytest.mark.parametrize(
+    ("key", "before", "now"),
+    [("strip_pooling", "average", "max"), ("align_corners", "True", "False")],
+)
+def test_a_checkpoint_from_before_an_option_had_its_default(
+    small_config: Path, key: str, before: str, now: str
+) -> None:
     """Strips that average and those that take the maximum have the same tensors."""
-    config = load_config(small_config, ["TRAIN.strip_pooling", "max"])
+    config = load_config(small_config, [f"TRAIN.{key}", now])
     content = {"config": config.model_dump(mode="json")}
-    del content["config"]["TRAIN"]["strip_pooling"]
-    with pytest.raises(CheckpointError, match="with TRAIN.strip_pooling average, and now it is m"):
+    del content["config"]["TRAIN"][key]
+    with pytest.raises(CheckpointError, match=f"with TRAIN.{key} {before}, and now it is {now}"):
         check_same_network(content, config, origin="old.pth")
     check_same_network(content, load_config(small_config), origin="old.pth")
 

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 from reference import fcn, fill_at_random, spnet
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from stripseg.model.layers import group_norm
@@ -57,6 +57,39 @@ def test_zoom_factor_decides_the_size(zoom_factor: int, expected: tuple[int, int
     network.zoom_factor = zoom_factor
     output = network(images())
     assert output.logits.shape == output.auxiliary.shape == (2, 5, *expected)
+
+
+@pytest.mark.parametrize(
+    ("zoom_factor", "expected"), [(1, (4, 6)), (2, (8, 12)), (4, (16, 24)), (8, (32, 48))]
+)
+def test_without_aligned_corners_sizes_are_multiples(zoom_factor: int, expected: tuple[int, int]):
+    network = fcn()
+    network.align_corners, network.zoom_factor = False, zoom_factor
+    output = network(images(height=32, width=48))
+    assert output.logits.shape == output.auxiliary.shape == (2, 5, *expected)
+
+
+@pytest.mark.parametrize(
+    ("align_corners", "coarse", "size"),
+    [(True, lambda x: x[..., ::8, ::8], (41, 57)), (False, nn.AvgPool2d(8), (48, 64))],
+)
+def test_a_logit_lies_on_the_pixels_that_it_was_computed_from(
+    align_corners: bool, coarse: Callable[[Tensor], Tensor], size: tuple[int, int]
+):
+    """A brightness that grows evenly comes back: no pixel's logits are those of its neighbours.
+
+    Features at the pixels 0, 8, 16, ..., or of 8 x 8 pixels each.
+    """
+    rows, columns = (torch.arange(side).float() for side in size)
+    image = (3 * rows[:, None] + 5 * columns).expand(1, 1, *size)
+    network = Segmenter(
+        nn.Identity(), lambda features: coarse(features[0][None]), align_corners=align_corners
+    ).eval()
+    found = network(image).logits
+    inner = (..., slice(4, -4), slice(4, -4))
+    torch.testing.assert_close(found[inner], image[inner], rtol=0, atol=1e-3)
+    network.align_corners = not align_corners
+    assert (network(image).logits - image)[inner].abs().max() > 10  # more than two pixels away
 
 
 def test_zoom_factor_1_does_not_resize(network: Segmenter):

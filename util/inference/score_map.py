@@ -294,44 +294,60 @@ def half_pixel_resize(x: Tensor, size: Sequence[int]) -> Tensor:
     return F.interpolate(x, size=tuple(size), mode="bilinear", align_corners=False)
 
 
-def resized_window(logits: Tensor, size: tuple[int, int]) -> Tensor:
-    """Logits (n, K, h', w') of a window -> (n, *size, K): both sides at once, for GPUs."""
+def resized_window(logits: Tensor, size: tuple[int, int], *, align_corners: bool = True) -> Tensor:
+    """Logits (n, K, h', w') of a window -> (n, *size, K): both sides at once, for GPUs.
+
+    Args:
+        align_corners: the network's.
+    """
     logits = logits.contiguous(memory_format=torch.channels_last)
     if tuple(logits.shape[-2:]) != tuple(size):
-        logits = F.interpolate(logits, size=tuple(size), mode="bilinear", align_corners=True)
+        logits = F.interpolate(
+            logits, size=tuple(size), mode="bilinear", align_corners=align_corners
+        )
     return logits.permute(0, 2, 3, 1)
 
 
-def window_scores(logits: Tensor, size: tuple[int, int]) -> Tensor:
+def window_scores(logits: Tensor, size: tuple[int, int], *, align_corners: bool = True) -> Tensor:
     """Logits (n, K, h', w') of a window and its mirror image -> (*size, K), summed softmax."""
-    softmax = resized_window(logits, size).softmax(dim=3)
+    softmax = resized_window(logits, size, align_corners=align_corners).softmax(dim=3)
     total = softmax[0]
     for mirrored in softmax[1:]:
         total += mirrored
     return total
 
 
-def fusible_window_scores(logits: Tensor, size: tuple[int, int]) -> Tensor:
+def fusible_window_scores(
+    logits: Tensor, size: tuple[int, int], *, align_corners: bool = True
+) -> Tensor:
     """`window_scores` for a compiler: parts of one shape, (*size, K), become a single kernel."""
-    parts = [resized_window(one[None], size)[0].softmax(dim=2) for one in logits]
+    parts = [
+        resized_window(one[None], size, align_corners=align_corners)[0].softmax(dim=2)
+        for one in logits
+    ]
     return sum(parts[1:], start=parts[0])
 
 
 def resized_rows(
-    logits: Tensor, size: tuple[int, int], chunks: Iterable[tuple[int, int]]
+    logits: Tensor,
+    size: tuple[int, int],
+    chunks: Iterable[tuple[int, int]],
+    *,
+    align_corners: bool = True,
 ) -> Iterator[Tensor]:
     """`resized_window`, some rows at a time: columns by interpolation, rows by a product.
 
     Args:
         chunks: (first, last + 1) of each range.
+        align_corners: the network's.
     """
     (height, width), (low_height, low_width) = size, logits.shape[-2:]
     logits = logits.contiguous(memory_format=torch.channels_last)
     if low_width != width:
         columns = (low_height, width)
-        logits = F.interpolate(logits, size=columns, mode="bilinear", align_corners=True)
+        logits = F.interpolate(logits, size=columns, mode="bilinear", align_corners=align_corners)
     rows = logits.permute(0, 2, 3, 1).flatten(2)  # (n, h', width K)
-    mixing = resampling(low_height, height, aligned=True)
+    mixing = resampling(low_height, height, aligned=align_corners)
     for first, end in chunks:
         if low_height == height:
             mixed = rows[:, first:end]

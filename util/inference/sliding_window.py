@@ -171,8 +171,9 @@ class SlidingWindow:
     half as many pixels; smaller ones get the usual settings.
 
     The network may be any module that maps (N,C,h,w) to logits (N,K,h',w') or to a tuple that
-    begins with them; smaller logits are resized to the window before the softmax. One that has
-    `coarse_logits` is asked for logits at the network's own resolution.
+    begins with them; smaller logits are resized to the window before the softmax, with aligned
+    corners unless the network says otherwise (`align_corners`). One that has `coarse_logits` is
+    asked for logits at the network's own resolution.
     """
 
     def __init__(
@@ -187,13 +188,14 @@ class SlidingWindow:
     ) -> None:
         self.network = network
         self.logits = getattr(network, "coarse_logits", network)
+        self.align_corners = bool(getattr(network, "align_corners", True))
         self.settings = settings
         self.device = torch.device(device)
         self.dtype = dtype
         self.memory_format = torch.channels_last if channels_last else torch.contiguous_format
         self.normalize = Normalization(settings.mean, settings.std, self.device)
         self.warn = warn or logging.getLogger("stripseg").warning
-        self.window_scores: Callable[[Tensor, tuple[int, int]], Tensor] = window_scores
+        self.window_scores: Callable[..., Tensor] = window_scores
         windows = max(1, settings.batch_size // (1 + settings.flip))
         self.all_portions = ever_smaller_portions(windows, self.device)
         self.portions = self.all_portions[0]
@@ -353,14 +355,15 @@ class SlidingWindow:
         """Resize the logits (1 or 2, K, h', w') of a window to it, and add their softmax."""
         height, width = self.settings.window
         chunks = list(self._chunks(0, height, 2 * width, logits.device))
-        work = self.window_scores
+        work, aligned = self.window_scores, self.align_corners
         compiled = isinstance(work, CompiledOrPlain) and not work.failed
         compiled &= logits.device == self.device
         if compiled or (logits.is_cuda and len(chunks) == 1):
             logits = logits.contiguous(memory_format=torch.channels_last)
-            scores.add(window, self.window_scores(logits, self.settings.window))
+            size = self.settings.window
+            scores.add(window, self.window_scores(logits, size, align_corners=aligned))
             return
-        parts = resized_rows(logits, self.settings.window, chunks)
+        parts = resized_rows(logits, self.settings.window, chunks, align_corners=aligned)
         for (first, _), part in zip(chunks, parts, strict=True):
             softmax = part.softmax(dim=3)
             total = softmax[0]

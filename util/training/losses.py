@@ -60,6 +60,7 @@ class SegmentationLoss:
         focal_gamma: exponent of the focal loss.
         boundary_weight: extra weight of a pixel beside another class.
         boundary_width: pixels of the logits within which that fades.
+        align_corners: the network's, for labels larger than the logits.
     """
 
     def __init__(
@@ -75,6 +76,7 @@ class SegmentationLoss:
         focal_gamma: float = 2.0,
         boundary_weight: float = 4.0,
         boundary_width: int = 5,
+        align_corners: bool = True,
     ) -> None:
         known = {
             "cross_entropy": self._cross_entropy,
@@ -95,6 +97,7 @@ class SegmentationLoss:
         self.focal_gamma = focal_gamma
         self.boundary_weight = boundary_weight
         self.boundary_width = boundary_width
+        self.align_corners = align_corners
 
     def __call__(
         self,
@@ -108,7 +111,7 @@ class SegmentationLoss:
         """(N,K,h,w), the same or None, (N,H,W) -> total, main and auxiliary loss (scalars).
 
         Or (N,K), None, (N,) where whole images are classified, by cross entropy.
-        Labels larger than the logits are subsampled at aligned corners, never blended.
+        Labels larger than the logits are subsampled, never blended.
         A batch without any labelled pixel gives zero, and zero gradients.
 
         Args:
@@ -118,9 +121,10 @@ class SegmentationLoss:
                 all parts together, and Dice compares the regions of each part; both weigh a part
                 by its labelled pixels.
         """
-        label = subsample_label(label, logits.shape[2:]).long()
+        size, aligned = logits.shape[2:], self.align_corners
+        label = subsample_label(label, size, align_corners=aligned).long()
         if whole is not None:
-            whole = subsample_label(whole, logits.shape[2:]).long()
+            whole = subsample_label(whole, size, align_corners=aligned).long()
         truth = self._truth(label, label if whole is None else whole, logits, parts)
         main = self.single(logits, truth)
         if auxiliary is None:
@@ -274,6 +278,7 @@ def loss_of(config: Config, class_weights: Tensor | None = None) -> Segmentation
         focal_gamma=train.focal_gamma,
         boundary_weight=train.boundary_weight,
         boundary_width=train.boundary_width,
+        align_corners=train.align_corners,
     )
 
 
@@ -395,15 +400,27 @@ def global_kth_smallest(values: Tensor, valid: Tensor, k: int) -> Tensor:
     return torch.where(total > k, kth, infinity)
 
 
-def subsample_label(label: Tensor, size: torch.Size) -> Tensor:
-    """Nearest labels on a smaller grid with aligned corners: (N,H,W) -> (N,*size); (N,) stays."""
+def subsample_label(label: Tensor, size: torch.Size, *, align_corners: bool = True) -> Tensor:
+    """Nearest labels on a smaller grid: (N,H,W) -> (N,*size); (N,) stays.
+
+    The grid lies on the labels as the network's `align_corners` lays logits on the image.
+    """
     if tuple(label.shape[1:]) == tuple(size):
         return label
     rows, columns = (
-        torch.linspace(0, old - 1, new, device=label.device).round().long()
+        nearest_labels(old, new, align_corners=align_corners, device=label.device)
         for old, new in zip(label.shape[-2:], size, strict=True)
     )
     return label[:, rows][:, :, columns]
+
+
+def nearest_labels(old: int, new: int, *, align_corners: bool, device: torch.device) -> Tensor:
+    """(new,) int64: for each place of a smaller grid the nearest of `old` places."""
+    if align_corners:
+        return torch.linspace(0, old - 1, new, device=device).round().long()
+    return torch.div(
+        (2 * torch.arange(new, device=device) + 1) * old, 2 * new, rounding_mode="floor"
+    )
 
 
 def balanced_class_weights(pixels: Tensor) -> Tensor:
