@@ -1,6 +1,6 @@
 """Weights of a backbone by a word: `TRAIN.pretrained auto` (on this machine) and `timm` (fetched).
 
-    load_named_weights(network, "timm/tf_efficientnet_lite0", "auto", in_channels=3)
+    load_named_weights(network, "timm/tf_efficientnet_lite0", "auto")
 
 `config/validate.py` derives DATA.mean and DATA.std from the same word.
 """
@@ -18,7 +18,7 @@ from torch import nn
 from ..config.errors import CheckpointError, first_line
 from ..config.schema import AUTO
 from ..util.checkpoint import read_checkpoint
-from .weights import load_weights
+from .weights import has_timm_backbone, load_weights, translate
 
 FOLDER = Path("pretrained")
 SUFFIXES = (".pth", ".pt", ".bin", ".safetensors")
@@ -53,7 +53,7 @@ PACKAGES = {
 }
 
 
-def load_named_weights(network: nn.Module, backbone: str, word: str, *, in_channels: int) -> str:
+def load_named_weights(network: nn.Module, backbone: str, word: str) -> str:
     """Fill the backbone of `network` and return what was taken, in words.
 
     Args:
@@ -62,21 +62,39 @@ def load_named_weights(network: nn.Module, backbone: str, word: str, *, in_chann
         word: "auto" takes the first that fits of the files in `pretrained/` (those named like the
             backbone first), an installed package's, and what timm has fetched before; "timm" lets
             timm fetch its own.
-        in_channels: of the image.
     Raises:
         CheckpointError: nothing fits, or timm's weights cannot be had.
     """
     name = backbone.removeprefix("timm/")
     if word != AUTO:
-        content = timm_weights(name, in_channels=in_channels)
+        content = timm_weights(name)
         return str(load_weights(network, content, origin=f"timm's {name}", exact=False))
     passed_over = []
-    for origin, read in on_this_machine(backbone, in_channels):
+    for origin, read in on_this_machine(backbone):
         try:
-            return f"{origin}: {load_weights(network, read(), origin=origin, exact=False)}"
+            content = read()
+            refuse_whole_network(content, network, origin=origin)
+            taken = f"{origin}: {load_weights(network, content, origin=origin, exact=False)}"
         except CheckpointError as error:
             passed_over.append(str(error))
+        else:
+            return taken + "".join(f"; passed over: {reason}" for reason in passed_over)
     raise CheckpointError(nothing_found(backbone, passed_over))
+
+
+def refuse_whole_network(content: Mapping[str, Any], network: nn.Module, *, origin: str) -> None:
+    """`auto` is for backbones: a trained network has a head, and its own mean and std.
+
+    Raises:
+        CheckpointError: it is one, or of no known family.
+    """
+    target = network.state_dict()
+    for_timm = has_timm_backbone(target)
+    family, _, _ = translate(content, origin=origin, for_timm=for_timm, target=target)
+    if family.whole:
+        raise CheckpointError(
+            f"{origin}: is a whole trained network; to start from it, name it in TRAIN.weight"
+        )
 
 
 def nothing_found(backbone: str, passed_over: list[str]) -> str:
@@ -100,7 +118,7 @@ def nothing_found(backbone: str, passed_over: list[str]) -> str:
     )
 
 
-def on_this_machine(backbone: str, in_channels: int) -> Iterator[Candidate]:
+def on_this_machine(backbone: str) -> Iterator[Candidate]:
     """Yield the weights that may be of `backbone`, the likeliest first."""
     name = backbone.removeprefix("timm/")
     files = sorted(p for p in FOLDER.glob("*") if p.suffix.lower() in SUFFIXES and p.is_file())
@@ -115,7 +133,7 @@ def on_this_machine(backbone: str, in_channels: int) -> Iterator[Candidate]:
             lambda: read_checked(path, package.sha256),
         )
     if (path := fetched_before(name)) is not None:
-        yield str(path), lambda: timm_weights(name, in_channels=in_channels, file=path)
+        yield str(path), lambda: timm_weights(name, file=path)
 
 
 def file_of(package: Package) -> Path | None:
@@ -158,10 +176,8 @@ def fetched_before(name: str) -> Path | None:
     return path if path.is_file() else None
 
 
-def timm_weights(
-    name: str, *, in_channels: int, file: str | Path | None = None
-) -> Mapping[str, Any]:
-    """The pretrained weights of timm's model `name`, under timm's names.
+def timm_weights(name: str, *, file: str | Path | None = None) -> Mapping[str, Any]:
+    """The pretrained weights of timm's model `name`, for RGB images, under timm's names.
 
     Args:
         file: where they are; None fetches them, or takes what timm has fetched before.
@@ -172,7 +188,7 @@ def timm_weights(
 
     source = {"pretrained_cfg_overlay": {"file": str(file)}} if file else {}
     try:
-        donor = timm.create_model(name, pretrained=True, in_chans=in_channels, **source)
+        donor = timm.create_model(name, pretrained=True, **source)
     except Exception as error:  # networks, hubs and caches fail in many ways
         raise CheckpointError(
             f"timm's weights of {name} cannot be had: {first_line(error)}"

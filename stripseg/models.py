@@ -90,7 +90,7 @@ def create_model(
     network = LogitsSegmenter(**build_segmenter(config).inference_parts())
     network.config = config
     if named:
-        load_named_weights(network, backbone, named, in_channels=in_channels)
+        load_named_weights(network, backbone, named)
     elif pretrained:
         content = read_checkpoint(str(pretrained))
         load_weights(network, content, origin=str(pretrained), exact=False)

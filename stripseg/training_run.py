@@ -357,9 +357,7 @@ def load_by_word(config: Config, segmenter: nn.Module, log: logging.Logger) -> b
     """
     train, data = config.TRAIN, config.DATA
     try:
-        taken = load_named_weights(
-            segmenter, train.backbone, str(train.pretrained), in_channels=data.in_channels
-        )
+        taken = load_named_weights(segmenter, train.backbone, str(train.pretrained))
     except CheckpointError as error:
         if not train.pretrained_optional:
             raise

@@ -45,6 +45,17 @@ def assert_same(first: dict[str, Tensor], second: dict[str, Tensor]) -> None:
     assert all(torch.equal(first[key], second[key]) for key in first)
 
 
+@pytest.mark.parametrize(("arch", "family"), [("spnet", "spnet"), ("psp", "semseg-pspnet")])
+def test_logits_between_pixels_are_not_written_for_a_program_that_aligns_corners(
+    tmp_path: Path, arch: str, family: str
+) -> None:
+    path = tmp_path / "half.pth"
+    config = {"TRAIN": {"arch": arch, "align_corners": False}}
+    torch.save({"state_dict": NETWORKS[family]().state_dict(), "config": config}, path)
+    with pytest.raises(CheckpointError, match="align_corners False, and that program aligns"):
+        main([str(path), str(tmp_path / "theirs.pth"), "--to", family])
+
+
 def test_maxima_are_not_written_for_a_program_that_averages(tmp_path: Path) -> None:
     network, path = NETWORKS["spnet"](), tmp_path / "max.pth"
     train = {"arch": "spnet", "strip_pooling": "max"}

@@ -1,6 +1,7 @@
 """Explanations tell what the modules compute, and the page shows it without asking for anything."""
 
 import html.parser
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +13,7 @@ from stripseg.config.errors import CheckpointError, ConfigError, DataError
 from stripseg.config.load import config_from
 from stripseg.model.build import build_network
 from stripseg.model.layers import group_norm
-from stripseg.model.segmenter import SegmenterOutput
+from stripseg.model.segmenter import Segmenter
 from stripseg.model.strip_pooling import MixedPoolingModule, StripPoolingModule
 from stripseg.model_card import ModelCard
 from stripseg.report import explain as module
@@ -34,15 +35,22 @@ SIZE = 64, 80
 NAMES = ["road", "<b>sky</b>", "tree"]
 
 
-class Fake(nn.Module):
-    """Layers in the place of a segmenter."""
+class Head(nn.Sequential):
+    """Layers upon the last stage."""
 
-    def __init__(self, *layers: nn.Module) -> None:
-        super().__init__()
-        self.layers = nn.Sequential(*layers)
+    def forward(self, features: Sequence[Tensor]) -> Tensor:
+        return super().forward(features[-1])
 
-    def forward(self, image: Tensor) -> SegmenterOutput:
-        return SegmenterOutput(self.layers(image), None)
+
+class Image(nn.Module):
+    """A backbone whose only stage is the image."""
+
+    def forward(self, image: Tensor) -> list[Tensor]:
+        return [image]
+
+
+def segmenter(*layers: nn.Module) -> Segmenter:
+    return Segmenter(Image(), Head(*layers))
 
 
 def trained(**train) -> TrainedNetwork:
@@ -88,7 +96,7 @@ def test_attention_is_what_the_module_multiplies_by() -> None:
     pooling = StripPoolingModule(8).eval()
     randomize_norms(pooling)
     x = torch.randn(1, 8, 12, 10)
-    with torch.no_grad(), watched(Fake(pooling)) as (attention, branches):
+    with torch.no_grad(), watched(segmenter(pooling)) as (attention, branches):
         factor = pooling(x) / x
     assert branches == []
     assert np.allclose(attention[0].mean, factor[0].mean(0), atol=1e-5)
@@ -107,7 +115,7 @@ def test_the_parts_of_mixed_pooling_add_up(norm_layer) -> None:
     x = torch.randn(2, 16, 9, 11, dtype=torch.float64)
     parts = mixed_pooling_parts(pooling, x)
     assert torch.allclose(sum(parts.values()).relu(), pooling(x))
-    with torch.no_grad(), watched(Fake(pooling)) as (_, branches):
+    with torch.no_grad(), watched(segmenter(pooling)) as (_, branches):
         pooling(x[:1])
         parts = mixed_pooling_parts(pooling, x[:1])
     for part in ("identity", "pyramid", "strips"):
@@ -116,7 +124,7 @@ def test_the_parts_of_mixed_pooling_add_up(norm_layer) -> None:
 
 def test_the_field_of_a_convolution_is_its_weights() -> None:
     convolution = nn.Conv2d(3, 2, 3, padding=1)
-    field = receptive_field(Fake(convolution), torch.randn(1, 3, 9, 11), (4, 6), 1)
+    field = receptive_field(segmenter(convolution), torch.randn(1, 3, 9, 11), (4, 6), 1)
     expected = np.zeros((9, 11), np.float32)
     expected[3:6, 5:8] = convolution.weight[1].detach().abs().sum(0)
     assert np.allclose(field, expected)
@@ -124,7 +132,7 @@ def test_the_field_of_a_convolution_is_its_weights() -> None:
 
 def test_two_convolutions_see_five_pixels_a_side() -> None:
     layers = [nn.Conv2d(width, 2, 3, padding=1) for width in (3, 2)]
-    field = receptive_field(Fake(*layers), torch.randn(1, 3, 15, 15), (7, 7), 0)
+    field = receptive_field(segmenter(*layers), torch.randn(1, 3, 15, 15), (7, 7), 0)
     assert (field[5:10, 5:10] > 0).all()
     field[5:10, 5:10] = 0
     assert not field.any()
@@ -135,7 +143,7 @@ def test_strips_light_the_row_and_the_column() -> None:
     torch.manual_seed(0)
     pooling = StripPoolingModule(4).eval()
     nn.init.constant_(pooling.rows[1].bias, 3.0)  # no dead ReLU
-    network = Fake(nn.Conv2d(3, 4, 1), pooling)
+    network = segmenter(nn.Conv2d(3, 4, 1), pooling)
     image = torch.randn(1, 3, 15, 17)
     field = receptive_field(network, image, (7, 5), 0)
     cross = np.zeros((15, 17), bool)

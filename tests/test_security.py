@@ -340,4 +340,4 @@ def test_weights_are_looked_for_on_this_machine_alone(
     words = ["TRAIN.backbone", backbone, "TRAIN.width", "1"]
     network = build_network(load_config(small_config, words))
     with pytest.raises(CheckpointError, match="TRAIN.pretrained auto: no weights of timm/test_"):
-        load_named_weights(network, backbone, "auto", in_channels=3)
+        load_named_weights(network, backbone, "auto")

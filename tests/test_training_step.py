@@ -1,6 +1,7 @@
 """One step: a verdict that all processes share, a fixed loss scale, few operations, no traces."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -22,13 +23,13 @@ CPU = torch.device("cpu")
 
 
 class Tiny(nn.Module):
-    """(N, 3, H, W) -> logits of 4 classes; batch norm with running statistics."""
+    """(N, 3, H, W) -> logits of 4 classes; batch norm with running statistics, or another norm."""
 
-    def __init__(self) -> None:
+    def __init__(self, norm: nn.Module | None = None) -> None:
         super().__init__()
         generator = torch.Generator().manual_seed(0)
         self.layer = nn.Conv2d(3, 4, 1)
-        self.norm = nn.BatchNorm2d(4)
+        self.norm = norm or nn.BatchNorm2d(4)
         with torch.no_grad():
             self.layer.weight.normal_(generator=generator)
             self.layer.bias.zero_()
@@ -62,11 +63,14 @@ class SpoiltLoss(SegmentationLoss):
         return total, main, second
 
 
-def three_steps() -> list[tuple[float, dict[str, Tensor]]]:
+FP16 = {"dtype": torch.float16, "loss_scale": 128.0}
+
+
+def three_steps(options: dict[str, Any]) -> list[tuple[float, dict[str, Tensor]]]:
     """(skipped, weights after it) of each step."""
     torch.manual_seed(0)
     network = Tiny()
-    step = training_step(DistributedDataParallel(network), SpoiltLoss())
+    step = training_step(DistributedDataParallel(network), SpoiltLoss(), **options)
     results = []
     for index in range(3):
         skipped = step(batch(index)).skipped.item()
@@ -74,8 +78,9 @@ def three_steps() -> list[tuple[float, dict[str, Tensor]]]:
     return results
 
 
-def test_one_bad_loss_skips_the_step_of_every_process() -> None:
-    first, second = run_processes(2, three_steps)
+@pytest.mark.parametrize("options", [{}, FP16, {**FP16, "clip_grad_norm": 1.0}])
+def test_one_bad_loss_skips_the_step_of_every_process(options: dict[str, Any]) -> None:
+    first, second = run_processes(2, three_steps, options)
     assert [skipped for skipped, _ in first] == [skipped for skipped, _ in second] == [0, 1, 0]
     for (_, one), (_, other) in zip(first, second, strict=True):
         for key in ("layer.weight", "norm.weight", "norm.bias"):
@@ -192,6 +197,22 @@ def test_a_gradient_that_is_not_finite_is_skipped_not_shortened(dtype: torch.dty
     # fp16's scaler halves its factor, which is no mishap
     assert figures.skipped == (dtype == torch.float32)
     assert step.scaler.is_enabled() == (dtype == torch.float16)
+
+
+@pytest.mark.parametrize("options", [{}, FP16])
+def test_the_gradient_of_all_parts_is_shortened(options: dict[str, Any]) -> None:
+    """Group norm sees single images: two parts give what the whole batch gives."""
+    weights = []
+    for parts in (1, 2):
+        network = Tiny(nn.GroupNorm(2, 4))
+        step = training_step(
+            network, SegmentationLoss(), accumulation_steps=parts, clip_grad_norm=0.05, **options
+        )
+        norm = step(batch()).gradient_norm
+        weights.append((norm, *network.parameters()))
+    for whole, divided in zip(*weights, strict=True):
+        torch.testing.assert_close(divided, whole, rtol=2e-3, atol=1e-5)
+    assert weights[0][0] > 0.06
 
 
 def clipped_steps() -> dict[str, Tensor]:

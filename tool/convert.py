@@ -72,7 +72,14 @@ def check_means_the_same(content: Mapping[str, Any], target: Family, *, origin: 
         CheckpointError: an option that leaves no trace in the tensors is unknown to that program.
     """
     config = content.get("config")
-    if not isinstance(config, Mapping) or stored_option(config, "TRAIN", "arch") != "spnet":
+    if not isinstance(config, Mapping):
+        return
+    if not stored_option(config, "TRAIN", "align_corners"):
+        raise CheckpointError(
+            f"{origin}: cannot be written for {target.name}: the network was trained with "
+            "TRAIN.align_corners False, and that program aligns corners"
+        )
+    if stored_option(config, "TRAIN", "arch") != "spnet":
         return
     pooling = stored_option(config, "TRAIN", "strip_pooling")
     if pooling != ADDED["strip_pooling"]:

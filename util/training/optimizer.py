@@ -2,7 +2,7 @@
 
 import math
 from bisect import bisect_right
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -40,6 +40,7 @@ def optimizer_of(config: Config, segmenter: nn.Module) -> torch.optim.Optimizer:
         weight_decay=train.weight_decay,
         name=train.optimizer,
         decay_norms_and_biases=train.decay_norms_and_biases,
+        undecayed=getattr(segmenter.backbone, "undecayed", list)(),
         layers=layers,
         layer_lr_decay=train.layer_lr_decay,
     )
@@ -55,6 +56,7 @@ def build_optimizer(
     weight_decay: float,
     name: str = "sgd",
     decay_norms_and_biases: bool = True,
+    undecayed: Iterable[nn.Parameter] = (),
     layers: Sequence[Sequence[nn.Parameter]] = (),
     layer_lr_decay: float = 1.0,
 ) -> torch.optim.Optimizer:
@@ -67,6 +69,8 @@ def build_optimizer(
     Args:
         decay_norms_and_biases: False divides the groups by whether their parameters have one
             dimension at most: these have no weight decay (He et al., CVPR 2019, Sec. 3.1).
+        undecayed: parameters of more dimensions that then have none either, such as position
+            embeddings.
         layers: of the backbone, the first one first. With `layer_lr_decay` below 1 each is a group
             that learns at that factor times the rate of the next one, and the last at `base_lr`
             (Clark et al., ELECTRA, ICLR 2020).
@@ -77,11 +81,13 @@ def build_optimizer(
         for number, layer in enumerate(layers, start=1)
         for p in layer
     }
+    without = {id(p) for p in undecayed}
     parameters = [p for p in network.parameters() if p.requires_grad]
     grouped: dict[tuple[bool, float, float], list[nn.Parameter]] = {}
     for p in parameters:
         factor = head_lr_factor if id(p) in new else factors.get(id(p), 1.0)
-        decay = weight_decay if decay_norms_and_biases or p.dim() > 1 else 0.0
+        decays = decay_norms_and_biases or (p.dim() > 1 and id(p) not in without)
+        decay = weight_decay if decays else 0.0
         grouped.setdefault((id(p) in new, factor, decay), []).append(p)
     groups = [
         {"params": grouped[key], "lr_factor": key[1], "weight_decay": key[2]}

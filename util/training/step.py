@@ -109,8 +109,16 @@ class TrainingStep:
             del logits, auxiliary, total, main, second  # before the next part needs the memory
         losses = torch.stack(losses).sum(0)
 
-        norm = self._gradient_norm()
-        skipped = self._not_finite(losses[0], norm)
+        if self.scaler.is_enabled():
+            # it skips steps whose gradients are not finite, as a matter of course; a loss that is
+            # not may have finite ones
+            skipped = self._not_finite(losses[0])
+            gradient = next(p.grad for p in self.parameters if p.grad is not None)
+            gradient.masked_fill_(skipped.bool(), torch.inf)
+            norm = self._gradient_norm()
+        else:
+            norm = self._gradient_norm()
+            skipped = self._not_finite(losses[0], norm)
         if self.clip_grad_norm is not None:
             clip_grads_with_norm_(self.parameters, self.clip_grad_norm, norm)
         if self.scaler.is_enabled():
@@ -132,13 +140,8 @@ class TrainingStep:
             self.scaler.unscale_(self.optimizer)
         return get_total_norm([p.grad for p in self.parameters if p.grad is not None])
 
-    def _not_finite(self, loss: Tensor, gradient_norm: Tensor | None) -> Tensor:
-        """1.0 where the loss or the gradient of any process is not finite: one decision for all.
-
-        With fp16 only the loss counts: the gradient scaler skips steps as a matter of course.
-        """
-        counts = gradient_norm is not None and not self.scaler.is_enabled()
-        numbers = [loss, gradient_norm] if counts else [loss]
+    def _not_finite(self, *numbers: Tensor) -> Tensor:
+        """1.0 where a number of any process is not finite, else 0.0: one decision for all."""
         found = ~torch.stack(numbers).isfinite().all()
         return process_group.all_reduce_max(found.float())
 
