@@ -378,6 +378,34 @@ def test_dice_is_segmentation_models_pytorchs() -> None:
     assert ours.item() == pytest.approx(theirs.item(), rel=1e-5)
 
 
+def test_lovasz_is_segmentation_models_pytorchs() -> None:
+    """Value and gradient, of each image over the classes in it: the last one is nowhere."""
+    losses = pytest.importorskip("segmentation_models_pytorch.losses")
+    logits, _, label = batch()
+    label[label == logits.shape[1] - 1] = 0
+    theirs = logits.clone().requires_grad_()
+    expected = losses.LovaszLoss("multiclass", per_image=True, ignore_index=255)(theirs, label)
+    expected.backward()
+    ours = logits.clone().requires_grad_()
+    found = SegmentationLoss({"lovasz": 1})(ours, None, label)[0]
+    found.backward()
+    assert found.item() == pytest.approx(expected.item(), rel=1e-5)
+    torch.testing.assert_close(ours.grad, theirs.grad, rtol=1e-3, atol=1e-6)
+
+
+@pytest.mark.parametrize("name", ["cross_entropy", "ohem"])
+def test_smoothed_labels_with_class_weights_are_pytorchs(name: str) -> None:
+    """OHEM takes all pixels here."""
+    logits, _, label = batch()
+    weights = torch.linspace(0.5, 2, logits.shape[1])
+    loss = SegmentationLoss(
+        {name: 1}, class_weights=weights, label_smoothing=0.1, ohem_min_kept=label.numel()
+    )
+    options = {"ignore_index": 255, "label_smoothing": 0.1}
+    expected = F.cross_entropy(logits, label, weights, **options)
+    assert loss(logits, None, label)[0].item() == pytest.approx(expected.item(), rel=1e-5)
+
+
 def test_lovasz_keeps_little_for_the_backward_pass() -> None:
     """Not a sorted copy of every class: twice the probabilities, as they and their slopes take."""
     logits = torch.randn(1, 12, 40, 40, requires_grad=True)
