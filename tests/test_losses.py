@@ -18,6 +18,7 @@ from stripseg.util.training.losses import (
     SegmentationLoss,
     balanced_class_weights,
     boundary_nearness,
+    jaccard_slopes,
     loss_of,
     subsample_label,
 )
@@ -391,6 +392,14 @@ def test_lovasz_is_segmentation_models_pytorchs() -> None:
     found.backward()
     assert found.item() == pytest.approx(expected.item(), rel=1e-5)
     torch.testing.assert_close(ours.grad, theirs.grad, rtol=1e-3, atol=1e-6)
+
+
+def test_lovasz_slopes_of_many_pixels_keep_their_digits() -> None:
+    """As in float64, of a class of half of 200,000 pixels."""
+    truth = torch.rand(1, 200_000, generator=torch.Generator().manual_seed(1)) < 0.5
+    slopes = [jaccard_slopes(truth, dtype).double() for dtype in (torch.float32, torch.float64)]
+    torch.testing.assert_close(*slopes, rtol=1e-6, atol=0)
+    assert slopes[1].sum().item() == pytest.approx(1)  # all wrong: the whole loss
 
 
 @pytest.mark.parametrize("name", ["cross_entropy", "ohem"])
