@@ -173,7 +173,8 @@ class NetworkOptions(Section):
     align_corners: bool = option(
         True,
         "how logits, and the features that a `decoder` takes, are enlarged: True as semseg does, "
-        "exact for sizes of 8 n + 1; False for crops and windows that the strides divide",
+        "exact for a ResNet and sizes of `output_stride` n + 1; False for crops and windows that "
+        "the largest stride divides",
     )
     spm_on: bool = option(True, "strip pooling modules in SPNet's backbone", arch="spnet")
     spm_blocks: list[Literal["none", "last", "all"] | list[int]] = option(
@@ -459,7 +460,8 @@ class TrainSection(NetworkOptions):
     )
     decay_norms_and_biases: bool = option(
         True,
-        "weight decay also on parameters of one dimension, norms and biases; as in the papers",
+        "weight decay also on parameters of one dimension, norms and biases, and on tokens and "
+        "positions of transformers; as in the papers",
     )
     clip_grad_norm: float | None = option(
         None,

@@ -356,13 +356,6 @@ def _crops(train: TrainSection, test: TestSection) -> Iterator[Problem]:
                 ((section, key), ("TRAIN", "output_stride")),
                 f"{section}.{key} {side} must not be smaller than TRAIN.output_stride {stride}",
             )
-        elif not train.align_corners and side % stride and not follows:
-            below = side // stride * stride
-            yield (
-                ((section, key), *_of("TRAIN", "align_corners", "output_stride")),
-                f"{section}.{key} {side} must be a multiple of TRAIN.output_stride {stride} with "
-                f"TRAIN.align_corners False, such as {below} or {below + stride}",
-            )
 
 
 def _numerics(train: TrainSection) -> Iterator[Problem]:

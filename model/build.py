@@ -75,9 +75,35 @@ def build_network(config: Config) -> Segmenter | ImageClassifier:
     """The network that `TRAIN` describes, a segmenter or a classifier, with fresh weights.
 
     Raises:
-        ConfigError: a backbone that does not exist, or impossible blocks.
+        ConfigError: a backbone that does not exist, impossible blocks, or sizes that do not go
+            with `TRAIN.align_corners`.
     """
-    return build_classifier(config) if config.classifies else build_segmenter(config)
+    if config.classifies:
+        return build_classifier(config)
+    network = build_segmenter(config)
+    check_sizes(config, network.backbone)
+    return network
+
+
+def check_sizes(config: Config, backbone: nn.Module) -> None:
+    """Check that the strides divide crop and window where logits are not enlarged by corners.
+
+    Raises:
+        ConfigError: they do not, and logits would lie beside the pixels that they belong to.
+    """
+    if config.TRAIN.align_corners:
+        return
+    stride = getattr(backbone, "multiple", config.TRAIN.output_stride)
+    for key in ("TRAIN.train_h", "TRAIN.train_w", "TEST.test_h", "TEST.test_w"):
+        section, name = key.split(".")
+        if (side := getattr(getattr(config, section), name)) % stride:
+            below = side // stride * stride
+            sizes = f"{below} or {below + stride}" if below else f"{stride}"
+            raise ConfigError(
+                f"{config.origin(key)}: {key} {side} must be a multiple of {stride}, the largest "
+                f"stride of {config.TRAIN.backbone}, with TRAIN.align_corners False: take {sizes}, "
+                "or TRAIN.align_corners True"
+            )
 
 
 def build_classifier(config: Config) -> ImageClassifier:
@@ -116,8 +142,7 @@ def build_segmenter(config: Config) -> Segmenter:
         if train.decoder != "none":
             check_early_stage(backbone, train.backbone)
             channels = take_off_classifier(head)
-            aligned = {"align_corners": train.align_corners}
-            decoder = Decoder(channels, backbone.channels[0], classes, **options, **aligned)
+            decoder = Decoder(channels, backbone.channels[0], classes, **options)
     except ValueError as error:
         raise ConfigError(f"{config.source}: TRAIN: {error}") from error
     auxiliary = None

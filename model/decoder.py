@@ -17,7 +17,7 @@ class Decoder(nn.Module):
 
     A 1x1 convolution takes the early stage to 48 channels (E if it has fewer), so that it does not
     outweigh the resized features beside it; two 3x3 convolutions of 256 channels (C if there are
-    fewer) and the classifier follow. `align_corners` is that of the `Segmenter`.
+    fewer) and the classifier follow.
     """
 
     def __init__(
@@ -28,10 +28,8 @@ class Decoder(nn.Module):
         *,
         dropout: float = 0.1,
         norm_layer: NormLayer = nn.BatchNorm2d,
-        align_corners: bool = True,
     ) -> None:
         super().__init__()
-        self.align_corners = align_corners
         reduced, inner = min(EARLY_CHANNELS, early_channels), min(CHANNELS, channels)
         self.reduce = conv_norm(early_channels, reduced, 1, norm_layer)
         self.fuse = nn.Sequential(
@@ -41,8 +39,8 @@ class Decoder(nn.Module):
         self.dropout = nn.Dropout2d(dropout)
         self.classifier = nn.Conv2d(inner, classes, 1)
 
-    def forward(self, features: Tensor, early: Tensor) -> Tensor:
-        enlarged = resize(features, early.shape[-2:], align_corners=self.align_corners)
+    def forward(self, features: Tensor, early: Tensor, *, align_corners: bool = True) -> Tensor:
+        enlarged = resize(features, early.shape[-2:], align_corners=align_corners)
         both = torch.cat([enlarged, self.reduce(early)], dim=1)
         return self.classifier(self.dropout(self.fuse(both)))
 

@@ -69,7 +69,7 @@ def load_named_weights(network: nn.Module, backbone: str, word: str) -> str:
     if word != AUTO:
         content = timm_weights(name)
         return str(load_weights(network, content, origin=f"timm's {name}", exact=False))
-    passed_over = []
+    passed_over, told = [], ""
     for origin, read in on_this_machine(backbone):
         try:
             content = read()
@@ -77,8 +77,10 @@ def load_named_weights(network: nn.Module, backbone: str, word: str) -> str:
             taken = f"{origin}: {load_weights(network, content, origin=origin, exact=False)}"
         except CheckpointError as error:
             passed_over.append(str(error))
+            if Path(origin).name.startswith(name):  # others may be of other networks
+                told += f"; passed over: {error}"
         else:
-            return taken + "".join(f"; passed over: {reason}" for reason in passed_over)
+            return taken + told
     raise CheckpointError(nothing_found(backbone, passed_over))
 
 

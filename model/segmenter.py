@@ -31,11 +31,11 @@ class Segmenter(nn.Module):
         zoom_factor: 8 gives logits of the input's size. 2 and 4 give the smaller
             (size - 1) // 8 * zoom_factor + 1 of semseg's networks, to save memory in training; 1
             leaves the logits as head or decoder give them.
-        align_corners: how logits are enlarged. True is semseg's way: the first and the last logit
-            lie on the outermost pixels, where those of a ResNet lie if sizes are 8 n + 1. False:
-            each logit lies in the middle of stride x stride pixels, which is right where the
-            stride divides the size; the sizes of `zoom_factor` 2 and 4 are then a quarter and half
-            of the image's.
+        align_corners: how logits, and a decoder's features, are enlarged. True is semseg's way: the
+            first and the last lie on the outermost pixels, exact for a ResNet and sizes of
+            stride n + 1. False: each lies in the middle of stride x stride pixels; where the
+            stride divides the size, all are then off by the same shift at most. The sizes of
+            `zoom_factor` 2 and 4 are then a quarter and half of the image's.
     """
 
     def __init__(
@@ -78,7 +78,9 @@ class Segmenter(nn.Module):
     def decode(self, features: Sequence[Tensor]) -> Tensor:
         """The features of the stages -> logits (N, K, h, w) of the head's or decoder's size."""
         output = self.head(features)
-        return output if self.decoder is None else self.decoder(output, features[0])
+        if self.decoder is None:
+            return output
+        return self.decoder(output, features[0], align_corners=self.align_corners)
 
     def coarse_logits(self, image: Tensor) -> Tensor:
         """Logits at the head's or decoder's stride, (N, K, h, w), without the final upsampling.
@@ -100,7 +102,7 @@ class Segmenter(nn.Module):
         return self.resize(logits, [(side * self.zoom_factor + 7) // 8 for side in size])
 
     def resize(self, logits: Tensor, size: Sequence[int]) -> Tensor:
-        """Bilinear, between corners or pixels as `align_corners` says."""
+        """Bilinear, as `align_corners` says."""
         return resize(logits, size, align_corners=self.align_corners)
 
     def inference_parts(self) -> dict[str, Any]:

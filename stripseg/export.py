@@ -186,6 +186,13 @@ def check_exportable(trained: "TrainedNetwork", path: Path, window: tuple[int, i
     sound = isinstance(window, tuple | list) and len(window) == 2
     if window is not None and not (sound and all(type(s) is int and s > 0 for s in window)):
         raise ExportError(f"window {window}: expected (height, width), both above 0")
+    if window is not None and not trained.network.align_corners:
+        stride = getattr(trained.network.backbone, "multiple", trained.config.TRAIN.output_stride)
+        if any(side % stride for side in window):
+            raise ExportError(
+                f"window {window}: with TRAIN.align_corners False height and width must be "
+                f"multiples of {stride}, the network's largest stride"
+            )
 
 
 def refuse_difference(comparisons: Sequence[Comparison], path: Path) -> None:

