@@ -407,7 +407,7 @@ def settings(
         "train_h": "the median image, from 65 to 385; 8 n + 1, so that logits lie on their pixels",
         "scale_min": f"images are {'' if large else 'not '}much larger than the crop",
         "class_weights": f"the largest class has {present.max() / present.min():.0f} times the "
-        "pixels of the smallest; from 50 times on the smallest is hardly learned without weights",
+        "pixels of the smallest; weighted from 50 times on",
         "optimizer": "one rate for backbone and head: sound on small data, from scratch as well",
         "batch_size": "batch norm needs two; small crops leave memory for 16",
         "epochs": "some 4000 steps, but each image 20 to 400 times",
