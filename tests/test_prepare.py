@@ -79,7 +79,7 @@ def test_two_commands_lead_to_a_training_run(home: Path, capsys) -> None:
     check_labels(8)
     words = ["TRAIN.batch_size", "2", "TRAIN.workers", "0", "TRAIN.evaluate", "False"]
     config = load_config("config/mine/mine_spnet18.yaml", words)
-    assert (config.DATA.classes, config.TRAIN.train_h, config.TRAIN.train_w) == (3, 64, 64)
+    assert (config.DATA.classes, config.TRAIN.train_h, config.TRAIN.train_w) == (3, 65, 65)
     trainer = build_trainer(config, torch.device("cpu"))
     trainer.fit(until=1)
     assert trainer.step == 1
