@@ -93,7 +93,7 @@ def check_sizes(config: Config, backbone: nn.Module) -> None:
     """
     if config.TRAIN.align_corners:
         return
-    stride = getattr(backbone, "multiple", config.TRAIN.output_stride)
+    stride = largest_stride(config, backbone)
     for key in ("TRAIN.train_h", "TRAIN.train_w", "TEST.test_h", "TEST.test_w"):
         section, name = key.split(".")
         if (side := getattr(getattr(config, section), name)) % stride:
@@ -104,6 +104,11 @@ def check_sizes(config: Config, backbone: nn.Module) -> None:
                 f"stride of {config.TRAIN.backbone}, with TRAIN.align_corners False: take {sizes}, "
                 "or TRAIN.align_corners True"
             )
+
+
+def largest_stride(config: Config, backbone: nn.Module) -> int:
+    """What sizes must be multiples of where logits are not enlarged by corners."""
+    return int(getattr(backbone, "multiple", config.TRAIN.output_stride))
 
 
 def build_classifier(config: Config) -> ImageClassifier:

@@ -18,7 +18,7 @@ from torch import nn
 from ..config.errors import CheckpointError, first_line
 from ..config.schema import AUTO
 from ..util.checkpoint import read_checkpoint
-from .weights import has_timm_backbone, load_weights, translate
+from .weights import load_weights
 
 FOLDER = Path("pretrained")
 SUFFIXES = (".pth", ".pt", ".bin", ".safetensors")
@@ -72,31 +72,14 @@ def load_named_weights(network: nn.Module, backbone: str, word: str) -> str:
     passed_over, told = [], ""
     for origin, read in on_this_machine(backbone):
         try:
-            content = read()
-            refuse_whole_network(content, network, origin=origin)
-            taken = f"{origin}: {load_weights(network, content, origin=origin, exact=False)}"
+            report = load_weights(network, read(), origin=origin, exact=False, backbone_only=True)
         except CheckpointError as error:
             passed_over.append(str(error))
             if Path(origin).name.startswith(name):  # others may be of other networks
                 told += f"; passed over: {error}"
         else:
-            return taken + told
+            return f"{origin}: {report}{told}"
     raise CheckpointError(nothing_found(backbone, passed_over))
-
-
-def refuse_whole_network(content: Mapping[str, Any], network: nn.Module, *, origin: str) -> None:
-    """`auto` is for backbones: a trained network has a head, and its own mean and std.
-
-    Raises:
-        CheckpointError: it is one, or of no known family.
-    """
-    target = network.state_dict()
-    for_timm = has_timm_backbone(target)
-    family, _, _ = translate(content, origin=origin, for_timm=for_timm, target=target)
-    if family.whole:
-        raise CheckpointError(
-            f"{origin}: is a whole trained network; to start from it, name it in TRAIN.weight"
-        )
 
 
 def nothing_found(backbone: str, passed_over: list[str]) -> str:

@@ -58,7 +58,14 @@ class LoadReport:
         return text
 
 
-def load_weights(network: nn.Module, content: Mapping, *, origin: str, exact: bool) -> LoadReport:
+def load_weights(
+    network: nn.Module,
+    content: Mapping,
+    *,
+    origin: str,
+    exact: bool,
+    backbone_only: bool = False,
+) -> LoadReport:
     """Fill `network` from the content of a weights file, or leave it as it was and say why.
 
     Args:
@@ -71,6 +78,7 @@ def load_weights(network: nn.Module, content: Mapping, *, origin: str, exact: bo
             or a decoder of which the file has nothing, and a classifier of another class count,
             stay new; the first convolution adapts to the image's channels (`adapt_channels`).
             Either way an auxiliary head, which testing does not use, may be absent on one side.
+        backbone_only: refuse a whole trained network, which has a head, and its own mean and std.
     Raises:
         CheckpointError: the file is of no known family or a tensor that should match does not.
     """
@@ -81,6 +89,10 @@ def load_weights(network: nn.Module, content: Mapping, *, origin: str, exact: bo
     if exact and not family.whole and HEAD in prefixes_of(target):
         raise CheckpointError(
             f"{origin}: holds only a backbone ({family.name}); a whole trained model is needed"
+        )
+    if backbone_only and family.whole:
+        raise CheckpointError(
+            f"{origin}: is a whole trained network; to start from it, name it in TRAIN.weight"
         )
     check_stem(family, state, target, origin)
     missing = [k for k in target if k not in state and not k.endswith("num_batches_tracked")]

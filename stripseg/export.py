@@ -23,6 +23,7 @@ from torch import Tensor, nn
 
 from .config.errors import ExportError, first_line
 from .dataset.generated.shapes import render_scene
+from .model.build import largest_stride
 from .model.folding import fold_batch_norm
 from .model.segmenter import Segmenter
 from .onnx_network import CLASS_MAP, KEY, LOGITS, NORMALISED, PIXELS
@@ -187,7 +188,7 @@ def check_exportable(trained: "TrainedNetwork", path: Path, window: tuple[int, i
     if window is not None and not (sound and all(type(s) is int and s > 0 for s in window)):
         raise ExportError(f"window {window}: expected (height, width), both above 0")
     if window is not None and not trained.network.align_corners:
-        stride = getattr(trained.network.backbone, "multiple", trained.config.TRAIN.output_stride)
+        stride = largest_stride(trained.config, trained.network.backbone)
         if any(side % stride for side in window):
             raise ExportError(
                 f"window {window}: with TRAIN.align_corners False height and width must be "
